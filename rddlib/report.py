@@ -48,7 +48,7 @@ def arm(experiment: dict[str, Any]) -> str:
 
 
 def frame(records: Iterable[Record], tests: Sequence[str] = TESTS) -> pd.DataFrame:
-    """x"""
+    """One row a record, evaluation and test: columns arm, dataset, ipc, seed, evaluation, test, value (per cent), key."""
     rows = [
         {"arm": arm(r.experiment), "dataset": r.experiment["dataset"], "ipc": r.experiment["ipc"],
          "seed": r.experiment["seed"], "evaluation": i, "test": test, "value": value, "key": r.key}

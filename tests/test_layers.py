@@ -17,12 +17,13 @@ LIBRARY = Path(__file__).resolve().parent.parent / "rddlib"
 # `experiment`.
 # fmt: off
 ORDER = (
-    "base", "risk", "stats", "dro", "toy", "theory", "zeroth", "readers", "data", "augment", "nets", "groups",
-    "synthetic", "match", "distill", "evaluate", "provenance", "store", "experiment", "report",
+    "base", "risk", "stats", "dro", "toy", "theory", "zeroth", "readers", "data", "corrupt", "augment", "fused", "archs",
+    "nets", "groups", "synthetic", "prior", "match", "kernels", "kip", "distill", "evaluate", "provenance", "store",
+    "experiment", "grid", "archive", "report",
 )
 # fmt: on
 ENTRY_POINTS = ("__init__", "__main__")
-THIRD_PARTY = {"torch", "numpy", "scipy", "pandas", "sklearn", "matplotlib", "mpl_toolkits", "PIL", "tqdm"}
+THIRD_PARTY = {"torch", "numpy", "scipy", "pandas", "sklearn", "matplotlib", "mpl_toolkits", "PIL", "tqdm", "safetensors"}
 THIRD_PARTY |= {"cycler"}  # a part of Matplotlib under its own name
 LAZY_ONLY = {"torchvision": ("readers", "data")}  # inside a function, and only there
 
