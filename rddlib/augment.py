@@ -50,12 +50,20 @@ def operations(strategy: str) -> tuple[str, ...]:
     return names
 
 
-def draw(strategy: str, n: int, size: int, generator: torch.Generator) -> Draw:
+RULES = ("idc", "one")
+
+
+def draw(strategy: str, n: int, size: int, generator: torch.Generator, rule: str = "idc") -> Draw:
     """Draw parameters for `n` images of `size` px (n = 1: one draw to be shared).
 
-    Colour, flip and cutout always act where named; of crop, scale and rotate one is chosen a call (IDC's rule).
+    rule "idc": colour, flip and cutout always act where named; of crop, scale and rotate one is chosen a call.
+    rule "one": of all operations named, one is chosen a call, as in DSA's published evaluation and matching.
     """
     names = operations(strategy)
+    if rule not in RULES:
+        raise SettingError("rule", rule, f"one of {', '.join(RULES)}")
+    if rule == "one" and names:
+        names = (names[int(torch.randint(len(names), (1,), generator=generator))],)
     # Every stream is drawn whether used or not, so that strategies differ only in what they apply.
     u = torch.rand(n, 8, generator=generator)
     pick = int(torch.randint(6, (1,), generator=generator))

@@ -121,3 +121,21 @@ def test_cutmix_share_is_the_share_of_pixels_kept() -> None:
 def test_unknown_operation() -> None:
     with pytest.raises(SettingError, match="strategy = 'color_sparkle'"):
         augment.draw("color_sparkle", 1, 8, generator(0))
+
+
+def test_rule_one_chooses_one_operation_a_call_all_of_them_equally_often() -> None:
+    stream, seen = generator(0, "one"), dict.fromkeys(augment.OPERATIONS, 0)
+    for _ in range(600):
+        drawn = augment.draw("color_crop_cutout_flip_scale_rotate", 1, 32, stream, rule="one")
+        acting = [n for n in ("flip", "color", "crop", "affine", "cutout") if getattr(drawn, n) is not None]
+        assert len(acting) == 1
+        name = acting[0]
+        if name == "affine":
+            name = "rotate" if drawn.affine[0, 0, 1] != 0 else "scale"
+        seen[name] += 1
+    assert min(seen.values()) > 70 and max(seen.values()) < 130  # 100 expected, standard deviation 9
+
+
+def test_unknown_rule_is_refused() -> None:
+    with pytest.raises(SettingError, match="rule = 'two'"):
+        augment.draw("color", 1, 32, generator(0), rule="two")
