@@ -10,17 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import augment, nets
-from .base import SettingError, check_settings, derive_seed, generator, setting
+from .base import check_settings, derive_seed, generator, setting
+from .corrupt import SHIFTS, shifted
 from .data import DataSet
 from .groups import kmeans_groups
 
-SHIFTS = ("noise", "blur", "invert")
 Metrics = dict[str, Any]
 
 
@@ -95,27 +94,6 @@ def predict(net: nn.Module, images: Tensor, data: DataSet, batch: int = 500) -> 
 
 
 # --- tests ------------------------------------------------------------------------------------------------
-
-
-def shifted(images: Tensor, kind: str, seed: int = 0, sigma: float = 0.005**0.5, radius: float = 2.0) -> Tensor:
-    """Test images under one of the paper's shifts, with the released parameters: uint8 (N, C, H, W) -> the same.
-
-    noise: Gaussian of variance 0.005 on [0, 1] (32 px sets), clipped, seeded here; blur: Pillow's GaussianBlur of
-    radius 2 px; invert: 255 - x. Source: data_processing.ipynb of the released code.
-    """
-    if kind == "invert":
-        return 255 - images
-    if kind == "noise":
-        noise = torch.randn(images.shape, generator=generator(seed, "noise")).to(images.device)
-        return ((images.float() / 255 + sigma * noise).clamp(0, 1) * 255).round().to(torch.uint8)
-    if kind == "blur":
-        from PIL import Image, ImageFilter
-
-        soft = ImageFilter.GaussianBlur(radius)
-        planes = images.cpu().numpy().reshape(-1, *images.shape[2:])  # channels are blurred one by one
-        blurred = np.stack([np.asarray(Image.fromarray(p).filter(soft)) for p in planes])
-        return torch.from_numpy(blurred).view(images.shape).to(images.device)
-    raise SettingError("kind", kind, f"one of {', '.join(SHIFTS)}")
 
 
 def group_accuracy(correct: Tensor, groups: Tensor, k: int) -> tuple[list[float], list[int]]:
