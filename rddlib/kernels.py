@@ -43,7 +43,7 @@ def relu_moments(c: Tensor, q: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
     cosine = c / scale
     apart = cosine.abs() < 1 - 16 * torch.finfo(c.dtype).eps
     angle = torch.where(apart, cosine, 0.0).acos()
-    angle = torch.where(apart, angle, math.pi * (cosine < 0))
+    angle = torch.where(apart, angle, math.pi * (cosine < 0).to(c.dtype))
     fixed = angle.detach()
     product = (scale * fixed.sin() + c * (math.pi - fixed)) / (2 * math.pi)
     return product, (math.pi - angle) / (2 * math.pi)

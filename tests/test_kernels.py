@@ -50,7 +50,7 @@ def test_arc_cosine_forms_at_equal_and_opposite_points() -> None:
     q = torch.tensor([2.0, 2.0], dtype=torch.float64)
     product, both = kernels.relu_moments(torch.tensor([2.0, -2.0], dtype=torch.float64), q, q)
     assert product.tolist() == pytest.approx([1.0, 0.0], abs=1e-15)
-    assert both.tolist() == [0.5, 0.0]
+    assert both.tolist() == pytest.approx([0.5, 0.0], abs=1e-15)
 
 
 def test_gradients_of_the_forms() -> None:
