@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
-from rddlib import nets
+from rddlib import archs, nets
 from rddlib.base import SettingError, generator
 
 
@@ -53,8 +57,140 @@ def test_norm_is_per_image_and_channel() -> None:
     assert torch.allclose(net(x)[:2], net(x[:2]))
 
 
-def test_refusals() -> None:
-    with pytest.raises(SettingError, match="network = 'resnet'"):
-        nets.build("resnet", (3, 32, 32), 10, generator=generator(0))
-    with pytest.raises(SettingError, match="depth = 4.*at most 3"):
-        make(size=8, depth=4)
+def test_convnet_draws_weights_then_biases_in_order() -> None:
+    """Keys of records lean on this order: a network of a seed stays the same network."""
+    net, stream = make(size=8, channels=1, depth=2, width=4), generator(0, "net")
+    for module in [m for m in net.modules() if isinstance(m, nn.Conv2d | nn.Linear)]:
+        bound = 1 / math.sqrt(module.weight[0].numel())
+        for drawn in (module.weight, module.bias):
+            assert torch.equal(drawn, torch.empty_like(drawn).uniform_(-bound, bound, generator=stream))
+
+
+# --- all networks -----------------------------------------------------------------------------------------
+
+
+def draw(name: str, seed: int = 0, size: int = 32, width: int = 8) -> nn.Module:
+    return nets.build(name, (3, size, size), 10, width=width, generator=generator(seed, "net"))
+
+
+@pytest.mark.parametrize("name", nets.NETWORKS)
+def test_every_network_comes_from_its_generator_alone(name: str) -> None:
+    x, before = torch.randn(2, 3, 32, 32, generator=generator(0)), torch.random.get_rng_state()
+    one = draw(name)
+    logits = one(x)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    torch.manual_seed(99)
+    assert torch.equal(draw(name)(x), logits) and not torch.equal(draw(name, 1)(x), logits)
+    assert not any(t.is_meta for t in (*one.parameters(), *one.buffers())) and logits.isfinite().all()
+
+
+def test_he_initialisation_of_residual_networks() -> None:
+    """Normal with variance 2 / (k * k * outputs); norms and the linear layer as everywhere."""
+    net = draw("resnetap10", width=32)
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d) and module.weight.numel() > 5000:
+            expected = math.sqrt(2 / (module.kernel_size[0] ** 2 * module.out_channels))
+            assert module.weight.std().item() == pytest.approx(expected, rel=0.05)
+            assert module.weight.abs().max().item() > 3 * expected  # no uniform law reaches that
+        elif isinstance(module, nn.GroupNorm):
+            assert (module.weight == 1).all() and (module.bias == 0).all()
+    assert net.classifier.weight.abs().max().item() == pytest.approx(1 / math.sqrt(256), rel=0.05)
+
+
+def test_tokens_are_standard_normal() -> None:
+    tokens = draw("vit", width=128).tokens
+    assert tokens.position.std().item() == pytest.approx(1, rel=0.05)
+    assert tokens.readout.std().item() == pytest.approx(1, rel=0.25)
+
+
+class Scale(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.empty(3))
+
+
+class Offset(nn.Linear):
+    def __init__(self) -> None:
+        super().__init__(2, 2)
+        self.register_buffer("offset", torch.zeros(2))
+
+
+@pytest.mark.parametrize(
+    ("module", "said"), [(Scale(), "1 .Scale.*factor"), (Offset(), "1 .Offset.*no rule for offset")]
+)
+def test_what_has_no_rule_is_not_left_uninitialised(module: nn.Module, said: str) -> None:
+    with pytest.raises(TypeError, match=said):
+        nets.initialise(nn.Sequential(nn.ReLU(), module), generator(0))
+
+
+def test_batch_norm_starts_from_constants() -> None:
+    with torch.device("meta"):
+        net = archs.ResNet(width=4, norm="batch")
+    nets.initialise(net.to_empty(device="cpu"), generator(0))
+    norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert len(norms) == 12
+    for norm in norms:
+        assert (norm.running_mean == 0).all() and (norm.running_var == 1).all() and norm.num_batches_tracked == 0
+        assert (norm.weight == 1).all() and (norm.bias == 0).all()
+
+
+# --- refusals ---------------------------------------------------------------------------------------------
+
+REFUSED = [
+    (("resnet", (3, 32, 32), 3, 8), "network = 'resnet'.*resnetap10"),
+    (("convnet", (1, 8, 8), 4, 8), "depth = 4.*at most 3 for 8 px"),
+    (("convnet", (1, 8, 8), 0, 8), "depth = 0.*at least 1"),
+    (("convnet", (3, 32, 32), 3, 0), "width = 0.*at least 1"),
+    (("resnet18", (3, 32, 24), 3, 8), "size = '32 x 24'.*square"),
+    (("resnetap10", (3, 1, 1), 3, 8), "size = 1.*at least 2 px"),
+    (("vgg11", (3, 1, 1), 3, 8), "size = 1.*at least 2 px"),
+    (("vit", (3, 33, 33), 3, 8), "size = 33.*multiple of .* 4 px"),
+    (("vit", (3, 72, 72), 3, 8), "size = 72.*multiple of 16 px"),
+    (("vit", (3, 2, 2), 3, 8), "size = 2.*4, 6"),
+    (("vit", (3, 32, 32), 3, 12), "width = 12.*multiple of 8"),
+]
+
+
+@pytest.mark.parametrize(("case", "said"), REFUSED)
+def test_refusals(case: tuple, said: str) -> None:
+    name, shape, depth, width = case
+    with pytest.raises(SettingError, match=said):
+        nets.check_fit(name, shape, depth, width)
+    with pytest.raises(SettingError, match=said):
+        nets.build(name, shape, 10, depth=depth, width=width, generator=generator(0))
+
+
+def test_refusals_name_the_setting_of_the_caller() -> None:
+    for case, name in (REFUSED[0], "eval_network"), (REFUSED[1], "eval_depth"), (REFUSED[10], "eval_width"):
+        with pytest.raises(SettingError) as caught:
+            nets.check_fit(*case[0], prefix="eval_")
+        assert caught.value.name == name
+    with pytest.raises(SettingError, match="^size = 33"):  # a setting of the data, not of the network
+        nets.check_fit(*REFUSED[7][0], prefix="eval_")
+
+
+@settings(deadline=None, derandomize=True, max_examples=60)
+@given(st.sampled_from(nets.NETWORKS), st.integers(1, 80), st.integers(1, 7), st.sampled_from([1, 4, 8]))
+def test_what_fits_can_be_built_and_used(name: str, size: int, depth: int, width: int) -> None:
+    shape = (1, size, size)
+    try:
+        nets.check_fit(name, shape, depth, width)
+    except SettingError as refusal:
+        with pytest.raises(SettingError, match=f"^{refusal.name} = "):
+            nets.build(name, shape, 3, depth=depth, width=width, generator=generator(0))
+    else:
+        net = nets.build(name, shape, 3, depth=depth, width=width, generator=generator(0))
+        logits = net(torch.randn(2, *shape, generator=generator(1)))
+        assert logits.shape == (2, 3) and logits.isfinite().all()
+
+
+def test_depth_is_that_of_the_name() -> None:
+    for name in nets.FIXED_DEPTH:
+        one, two = (nets.build(name, (3, 32, 32), 10, depth=d, width=8, generator=generator(0)) for d in (1, 8))
+        assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+
+
+def test_every_network_has_a_width_of_the_paper() -> None:
+    assert set(nets.PAPER_WIDTH) == set(nets.NETWORKS)
+    for name, width in nets.PAPER_WIDTH.items():
+        nets.check_fit(name, (3, 128, 128), 5, width)
