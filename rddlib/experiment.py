@@ -22,15 +22,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from . import data as datasets
-from . import distill, evaluate, provenance, synthetic
+from . import distill, evaluate, methods, presets, provenance, synthetic
 from .base import SettingError, allowed_values, digest, generator, repository_root, setting, write_atomic
 from .data import DataSet
-from .distill import DistillSettings
 from .evaluate import EvaluateSettings, Metrics
+from .kip import KipSettings
+from .methods import DistillSettings
+from .presets import SCALES
 from .provenance import Clock
 from .store import Record, Store, StoreError, plain_name
 
-SCALES = ("smoke", "laptop", "gpu", "paper")
 MODES = ("load", "run", "live")
 Progress = Callable[[str, int, int, dict[str, Any]], None]  # part, done, of, last figures
 
@@ -62,64 +63,41 @@ class Experiment(DistillSettings, EvaluateSettings):
 
     def idle(self) -> set[str]:
         """Settings without effect on this run: alpha under control, the loop where nothing is distilled."""
-        if self.method == "idc":
-            return {"alpha", "average", "worst", "scope", "space", "max_centres"} if self.risk == "control" else set()
+        of_kip = {f.name for f in dataclasses.fields(KipSettings)}
+        if self.method in methods.LOOPED:
+            return of_kip | self._idle_in_loop()
         used = {"method", "seed"} | ({"ipc"} if self.method != "full" else set())
         used |= {"factor"} if self.method == "mix" else set()
+        used |= of_kip if self.method == "kip" else set()
         return {f.name for f in dataclasses.fields(DistillSettings)} - used
+
+    def _idle_in_loop(self) -> set[str]:
+        found = {name for name in methods.OVERRIDES if not self.differs(name)}
+        if self.risk == "control":
+            found |= {"where", "alpha", "average", "worst", "scope", "space", "max_centres", "centre_choice"}
+        if self.ipc <= self.max_centres:
+            found.add("centre_choice")
+        if self.parts().prior == "none":
+            found.add("prior_layer")
+        return found
 
     @classmethod
     def preset(cls, scale: str = "smoke", **chosen: Any) -> Experiment:
         """The settings of a scale for a data set, with any field set by hand.
 
-        smoke: digits, seconds on two cores. laptop: minutes on two cores. gpu: the paper's networks with a shortened
-        outer loop. paper: the full protocol. Raises SettingError for an unknown field or a value out of range.
+        `presets` says what a scale means. Raises SettingError for an unknown field or a value out of range.
         """
         if scale not in SCALES:
             raise SettingError("scale", scale, f"one of {', '.join(SCALES)}")
         names = {f.name for f in dataclasses.fields(cls)}
         if unknown := sorted(set(chosen) - names):
             raise SettingError("field", unknown[0], f"a field of Experiment: {', '.join(sorted(names))}")
-        base = _for_data(chosen.get("dataset", "digits" if scale == "smoke" else "cifar10"), scale)
-        return cls(**(base | _for_scale(scale, base | chosen) | chosen), scale=scale)
+        return cls(**(presets.numbers(scale, chosen) | chosen), scale=scale)
 
 
 def fields() -> list[tuple[str, str, Any, str]]:
     """Name, meaning, default and allowed values of every setting of an Experiment: for help texts and pages."""
     return [(f.name, f.metadata["meaning"], f.default, allowed_values(f)) for f in dataclasses.fields(Experiment)]
-
-
-# --- presets ----------------------------------------------------------------------------------------------
-
-
-def _for_data(name: str, scale: str) -> dict[str, Any]:
-    """What depends on the data set: image size, depth, augmentation. Figures that can be read are not mirrored."""
-    found: dict[str, Any] = {"dataset": name}
-    if name == "digits":
-        found |= {"depth": 2, "eval_depth": 2}
-    if name.startswith("imagenet"):
-        found |= {"size": 64, "depth": 4, "eval_depth": 4} if scale == "laptop" else {"depth": 5, "eval_depth": 5}
-    if name == "digits" or name.startswith("svhn"):
-        found |= {"eval_augment": "color_crop_scale_rotate"}
-    return found
-
-
-def _for_scale(scale: str, known: dict[str, Any]) -> dict[str, Any]:
-    """Loop lengths, widths and rates of a scale; `known` holds what was chosen by hand."""
-    if scale == "smoke":
-        return {"width": 32, "eval_width": 32, "outer_steps": 3, "inner_steps": 10, "batch_real": 32, "net_steps": 1,
-                "net_batch": 128, "lr_image": 0.02, "factor": 1, "ipc": 1, "eval_steps": 120,
-                "eval_seeds": 2}  # fmt: skip
-    if scale == "laptop":
-        return {"width": 32, "eval_width": 32, "outer_steps": 6, "inner_steps": 20, "batch_real": 32, "net_steps": 1,
-                "lr_image": 0.3, "eval_steps": 1000, "eval_seeds": 3}  # fmt: skip
-    ipc, factor = known.get("ipc", 10), known.get("factor", 2)
-    tiles = factor**2 if known.get("method", "idc") in ("idc", "mix") else 1
-    batches_a_pass = -(-10 * ipc * tiles // 64)
-    found = {"lr_image": 5e-3 * ipc / 10, "eval_steps": 1000 * batches_a_pass, "eval_seeds": 5}
-    if known["dataset"].startswith("svhn"):
-        found |= {"net_steps": 2}  # IDC trains on 500 images there, on 2,000 for CIFAR-10
-    return found | ({"outer_steps": 40} if scale == "gpu" else {})
 
 
 # --- running ----------------------------------------------------------------------------------------------
@@ -146,7 +124,7 @@ def run(
     group = plain_name(group or f"{experiment.dataset.split(':')[0]}_{experiment.scale}")
     store.check_writable()
     data = load_data(experiment, device, data_root, download)
-    distill.check_fit(data, experiment)
+    methods.check_fit(data, experiment)
     if data.shape[1] >> experiment.eval_depth < 1:  # known now; the network itself would say so after distilling
         raise SettingError("eval_depth", experiment.eval_depth, f"so that {data.shape[1]} px can be halved that often")
     if experiment.eval_groups > len(data.test_labels):
@@ -199,7 +177,10 @@ def load_data(
 
 def _make(experiment: Experiment, data: DataSet, store: Store, progress: Progress) -> Record:
     on_gpu = data.train_images.is_cuda
-    clock, origin = Clock(store.work(experiment.key) / "clock.json"), provenance.of_now(on_gpu)
+    clock, origin = (
+        Clock(store.work(experiment.key) / "clock.json"),
+        provenance.of_now(dataclasses.asdict(experiment), on_gpu),
+    )
     with clock.part("distill"):
         images, labels, history = _small_set(experiment, data, store, clock, progress)
     with clock.part("evaluate"):
@@ -230,7 +211,8 @@ def _small_set(
         clock.save()
         progress("distill", done, e.outer_steps, entry)
 
-    made, history = distill.distill(data, e, store.work(e.key) / "state.pt", on_step=note)
+    every = max(1, e.outer_steps // 50)  # a checkpoint costs a write to disk, DM has thousands of short steps
+    made, history = distill.distill(data, e, store.work(e.key) / "state.pt", every, note)
     made = synthetic.quantised(made)
     synthetic.save(store.distilled(e.key), made, key=e.key, dataset=e.dataset)
     return *made.decoded(), history

@@ -1,6 +1,7 @@
-"""What is matched between a real and a synthetic batch: the gradients of one network.
+"""What is matched between a real and a synthetic batch: a statistic of one network, and its distance.
 
-IDC compares convolution weights by a sum of squares; DC compares weights row by row by cosine.
+The statistic is the gradient of the loss (DC, DSA, IDC, GLaD) or the mean feature of a class (DM); both come as a list
+of tensors, so that one loop serves them. The kernel objective of KIP has no network and lives in `kip`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from .base import SettingError
 
+OBJECTIVES = ("gradient", "mean")
 METRICS = ("idc", "dc")
 
 
@@ -32,10 +34,15 @@ def gradients(loss: Tensor, parameters: Sequence[nn.Parameter], create_graph: bo
     return found if create_graph else [g.detach() for g in found]
 
 
-def distance(real: Sequence[Tensor], synthetic: Sequence[Tensor], metric: str = "idc") -> Tensor:
-    """Distance of two lists of gradients, a scalar >= 0.
+def feature_mean(net: nn.Module, x: Tensor) -> list[Tensor]:
+    """Mean feature of a batch, one tensor (D,): images (N, C, H, W). DM, Zhao & Bilen 2023, Eq. 5."""
+    return [net.embed(x).mean(0)]  # type: ignore[operator]
 
-    idc: sum over weights of the squared differences (IDC section 3, released `mse`).
+
+def distance(real: Sequence[Tensor], synthetic: Sequence[Tensor], metric: str = "idc") -> Tensor:
+    """Distance of two statistics, a scalar >= 0.
+
+    idc: sum over tensors of the squared differences (IDC section 3, released `mse`; for feature means DM's distance).
     dc: sum over layers and rows of 1 - cosine, a row being the weights into one output (DC, Zhao et al. 2021, Eq. 10).
     """
     if metric not in METRICS:

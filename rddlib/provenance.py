@@ -11,7 +11,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,7 +21,10 @@ import torch
 
 from .base import digest, repository_root, write_atomic
 
-MAKERS = ("base", "risk", "readers", "data", "augment", "nets", "groups", "synthetic", "match", "distill", "evaluate")
+# The modules that make every result, and those that only some runs use.
+MAKERS = ("base", "readers", "data", "corrupt", "augment", "fused", "nets", "groups", "synthetic", "evaluate")
+LOOP_MAKERS = ("risk", "match", "methods", "loop", "distill")
+KIP_MAKERS = ("kernels", "kip", "distill")
 
 
 class Clock:
@@ -55,9 +58,10 @@ class Clock:
         return {k: round(v, 1) for k, v in self.spent[kind].items()}
 
 
-def of_now(on_gpu: bool) -> dict[str, Any]:
+def of_now(experiment: Mapping[str, Any], on_gpu: bool) -> dict[str, Any]:
     """The fields of a Record that say where it is made. Taken when a run begins: its code may change on disk later."""
-    return {"device": describe_device(on_gpu), "versions": versions(), "commit": commit(), "source_hash": source_hash()}
+    return {"device": describe_device(on_gpu), "versions": versions(), "commit": commit(),
+            "source_hash": source_hash(makers(experiment))}  # fmt: skip
 
 
 def peak_memory_mb(on_gpu: bool) -> float:
@@ -100,20 +104,44 @@ def commit() -> str:
         return ""
 
 
+def makers(experiment: Mapping[str, Any]) -> tuple[str, ...]:
+    """The modules that can change the result of these settings. A run without a prior is not made by `prior`."""
+    e, found = experiment, list(MAKERS)
+    if e["method"] == "kip":
+        found += KIP_MAKERS
+    elif e["method"] in ("idc", "dc", "dsa", "dm", "glad"):
+        found += LOOP_MAKERS
+        found += ["generator", "prior"] if e["method"] == "glad" or e.get("prior") not in (None, "none") else []
+    found += ["archs"] if {e["network"], e["eval_network"]} != {"convnet"} else []
+    return tuple(found)
+
+
 @functools.cache
-def source_hash() -> str:
-    """Hash of the code that makes results: its syntax trees without docstrings, so a comment makes nothing stale."""
+def source_hash(modules: tuple[str, ...] = MAKERS + LOOP_MAKERS) -> str:
+    """Hash of the code that makes results: the syntax trees of its modules.
+
+    Docstrings are left out, so a comment makes nothing stale, and so are the declarations of settings (classes named
+    ...Settings): a record holds all its settings itself.
+    """
     folder = Path(__file__).parent
-    return digest(*(json.dumps(_tree(ast.parse((folder / f"{m}.py").read_text()))) for m in MAKERS))[:16]
+    texts = [file.read_text() for m in sorted(set(modules)) if (file := folder / f"{m}.py").is_file()]
+    return digest(*(json.dumps(_tree(ast.parse(text))) for text in texts))[:16]
 
 
 def _tree(node: Any) -> Any:
     """A syntax tree as plain lists: empty fields and docstrings dropped, so that all Python versions agree."""
     if isinstance(node, list):
-        return [_tree(n) for n in node if not (isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant))]
+        return [_tree(n) for n in node if not _declares(n)]
     if not isinstance(node, ast.AST):
         return repr(node)
     parts = [
         (k, v) for k, v in ast.iter_fields(node) if v not in (None, []) and k not in ("ctx", "kind", "type_comment")
     ]
     return [type(node).__name__, *[[k, _tree(v)] for k, v in parts]]
+
+
+def _declares(node: Any) -> bool:
+    """A docstring, or a class of settings."""
+    if isinstance(node, ast.ClassDef):
+        return node.name.endswith("Settings")
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .base import SettingError
-from .provenance import source_hash
+from .provenance import makers, source_hash
 from .stats import Interval, mean_interval, minimum_null, paired_difference
 from .store import Record
 
@@ -48,7 +48,7 @@ def arm(experiment: dict[str, Any]) -> str:
 
 
 def frame(records: Iterable[Record], tests: Sequence[str] = TESTS) -> pd.DataFrame:
-    """One row a record, evaluation and test: columns arm, dataset, ipc, seed, evaluation, test, value (per cent), key."""
+    """One row a record, evaluation and test: arm, dataset, ipc, seed, evaluation, test, value (per cent), key."""
     rows = [
         {"arm": arm(r.experiment), "dataset": r.experiment["dataset"], "ipc": r.experiment["ipc"],
          "seed": r.experiment["seed"], "evaluation": i, "test": test, "value": value, "key": r.key}
@@ -95,12 +95,11 @@ def nulls(records: Sequence[Record], name: str) -> Interval:
 
 def provenance(records: Sequence[Record]) -> pd.DataFrame:
     """One row a record: key, arm, seed, price, device, versions, commit, and whether its code has changed since."""
-    now = source_hash()
     return pd.DataFrame([
         {"key": r.key, "arm": arm(r.experiment), "seed": r.experiment["seed"],
          "seconds": round(sum(r.seconds.values())), "cpu s": round(sum(r.cpu_seconds.values())),
          "MB": round(r.peak_memory_mb), "device": r.device, "torch": r.versions["torch"], "commit": r.commit,
-         "code": "current" if r.source_hash == now else "stale"}
+         "code": "current" if r.source_hash == source_hash(makers(r.experiment)) else "stale"}
         for r in records
     ])  # fmt: skip
 

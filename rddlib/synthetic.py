@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import groups
 from .base import SettingError, write_atomic
 from .data import DataSet
 from .readers import DataError
@@ -27,11 +28,13 @@ class SyntheticSet:
     """Distilled images (n_classes * ipc, C, H, W) in [0, 1], class by class, and how they are decoded.
 
     `factor` f: each stored image holds f x f tiles, each enlarged to full size: f**2 training images from one.
+    `targets` (n_classes * ipc, n_classes) float: learned labels, where the method has them (KIP).
     """
 
     images: Tensor
     ipc: int
     factor: int = 1
+    targets: Tensor | None = None
 
     @property
     def labels(self) -> Tensor:
@@ -72,6 +75,33 @@ def encode(tiles: Tensor, factor: int) -> Tensor:
     return small.permute(0, 3, 1, 4, 2, 5).reshape(-1, c, th * factor, tw * factor)[:, :, :h, :w].contiguous()
 
 
+CHOICES = ("random", "greedy")
+
+
+def choose_centres(synthetic: SyntheticSet, most: int, how: str, generator: torch.Generator) -> Tensor:
+    """Indices of the stored images that act as cluster centres: all, or `most` a class where ipc is larger.
+
+    random: section 4.1 of the paper (10 random synthetic samples where IPC exceeds 10). greedy: as released, the first
+    image, then always the one farthest, in pixels, from the one chosen last (new_strategy.py of the released code).
+    """
+    if how not in CHOICES:
+        raise SettingError("centre_choice", how, f"one of {', '.join(CHOICES)}")
+    n_classes = len(synthetic.images) // synthetic.ipc
+    if how == "random" or synthetic.ipc <= most:
+        return groups.choose_centres(n_classes, synthetic.ipc, most, generator)
+    return torch.cat([_farthest(synthetic.of_class(c), most) + c * synthetic.ipc for c in range(n_classes)])
+
+
+def _farthest(images: Tensor, most: int) -> Tensor:
+    flat, chosen = images.flatten(1), [0]
+    free = torch.ones(len(images), dtype=torch.bool, device=images.device)
+    for _ in range(most - 1):
+        free[chosen[-1]] = False
+        gap = (flat - flat[chosen[-1]]).square().sum(1).masked_fill(~free, -1)
+        chosen.append(int(gap.argmax()))
+    return torch.tensor(chosen)
+
+
 def draw_real(data: DataSet, ipc: int, generator: torch.Generator | None) -> Tensor:
     """Indices (n_classes * ipc,) of training images, `ipc` a class, without repetition.
 
@@ -92,22 +122,26 @@ def draw_real(data: DataSet, ipc: int, generator: torch.Generator | None) -> Ten
 def start(data: DataSet, ipc: int, factor: int, generator: torch.Generator) -> SyntheticSet:
     """The initial set from random real images: whole ones (factor 1) or, IDC's 'mix', one real image a tile."""
     index = draw_real(data, ipc * factor**2, generator)
-    tiles = data.train_images[index.to(data.train_images.device)].float() / 255
+    tiles = data.train_images[index.to(data.train_images.device)]
+    tiles = tiles.float() / 255 if tiles.dtype == torch.uint8 else tiles
     return SyntheticSet(encode(tiles, factor), ipc, factor)
 
 
 def quantised(synthetic: SyntheticSet) -> SyntheticSet:
     """The set as it is stored: rounded to 256 levels."""
-    return SyntheticSet((synthetic.images.detach() * 255).round().clamp(0, 255) / 255, synthetic.ipc, synthetic.factor)
+    return replace(synthetic, images=(synthetic.images.detach() * 255).round().clamp(0, 255) / 255)
 
 
 def save(path: str | Path, synthetic: SyntheticSet, **about: str) -> Path:
-    """Write a set to .npz: images uint8 (N, C, H, W), labels, ipc, factor, and text entries `about` it. Atomic."""
+    """Write a set to .npz: images uint8 (N, C, H, W), labels, ipc, factor, learned labels if it has them, and text
+    entries `about` it. Atomic."""
     pixels = (synthetic.images.detach().cpu() * 255).round().clamp(0, 255).to(torch.uint8).numpy()
     buffer = io.BytesIO()
-    texts: dict[str, Any] = {k: np.array(v) for k, v in about.items()}
+    more: dict[str, Any] = {k: np.array(v) for k, v in about.items()}
+    if synthetic.targets is not None:
+        more["targets"] = synthetic.targets.detach().cpu().float().numpy()
     np.savez_compressed(buffer, images=pixels, labels=synthetic.labels.cpu().numpy(), ipc=synthetic.ipc,
-                        factor=synthetic.factor, **texts)  # fmt: skip
+                        factor=synthetic.factor, **more)  # fmt: skip
     return write_atomic(path, buffer.getvalue())
 
 
@@ -116,8 +150,11 @@ def read(path: str | Path) -> SyntheticSet:
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as pack:
             images, ipc, factor = pack["images"], int(pack["ipc"]), int(pack["factor"])
+            targets = torch.from_numpy(pack["targets"]) if "targets" in pack else None
     except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
         raise DataError(f"{path}: cannot be read as a distilled set ({error})") from error
     if images.dtype != np.uint8 or images.ndim != 4 or ipc < 1 or factor < 1 or len(images) % ipc:
         raise DataError(f"{path}: images {images.dtype} {images.shape}, ipc {ipc}, factor {factor} do not fit together")
-    return SyntheticSet(torch.from_numpy(images).float() / 255, ipc, factor)
+    if targets is not None and targets.shape != (len(images), len(images) // ipc):
+        raise DataError(f"{path}: learned labels {tuple(targets.shape)} do not fit {len(images)} images, ipc {ipc}")
+    return SyntheticSet(torch.from_numpy(images).float() / 255, ipc, factor, targets)

@@ -9,10 +9,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from rddlib import augment, data, distill, groups, match, nets, risk, synthetic
+from rddlib import augment, data, distill, groups, match, nets, prior, risk, synthetic
 from rddlib.base import SettingError, generator
 from rddlib.data import DataSet
-from rddlib.distill import DistillSettings, State
+from rddlib.loop import Loop, State
+from rddlib.methods import DistillSettings
 from rddlib.readers import DataError
 
 SMALL = DistillSettings(
@@ -32,6 +33,18 @@ SMALL = DistillSettings(
 @pytest.fixture(scope="module")
 def digits() -> DataSet:
     return data.load("digits", train_limit=200, test_limit=100)
+
+
+def begun(d: DataSet, s: DistillSettings) -> State:
+    return distill.begin(d, s, prior.load("none", d, 1))
+
+
+def loop_of(d: DataSet, s: DistillSettings) -> Loop:
+    return Loop(d, s, begun(d, s), prior.load("none", d, 1))
+
+
+def pixels(loop: Loop) -> torch.Tensor:
+    return loop.codes["pixels"].clone()
 
 
 def plain_outer_step(d: DataSet, s: DistillSettings, images: torch.Tensor, momentum: dict, outer: int) -> torch.Tensor:
@@ -104,16 +117,16 @@ def test_loop_equals_the_plain_one(digits: DataSet, variant: str, factor: int) -
 
 
 def test_shared_momentum_carries_other_classes_along(digits: DataSet) -> None:
-    loop = distill._Loop(digits, SMALL, distill._begin(digits, SMALL))
-    before = loop.images.clone()
-    loop.image_step(0)
-    assert torch.equal(loop.images[SMALL.ipc :], before[SMALL.ipc :])  # no velocity yet
-    middle = loop.images.clone()
-    loop.image_step(1)
+    loop = loop_of(digits, SMALL)
+    before = pixels(loop)
+    loop._move({0: loop.matching_gradient(0)[1]})
+    assert torch.equal(pixels(loop)[SMALL.ipc :], before[SMALL.ipc :])  # no velocity yet
+    middle = pixels(loop)
+    loop._move({1: loop.matching_gradient(1)[1]})
     expected = (
         middle[: SMALL.ipc] - SMALL.lr_image * SMALL.momentum_image * (before - middle)[: SMALL.ipc] / SMALL.lr_image
     )
-    assert torch.allclose(loop.images[: SMALL.ipc], expected, atol=1e-6)
+    assert torch.allclose(pixels(loop)[: SMALL.ipc], expected, atol=1e-6)
 
 
 def test_variants_share_every_random_draw(digits: DataSet) -> None:
@@ -160,7 +173,7 @@ def test_resumed_run_equals_the_uninterrupted_one(digits: DataSet, tmp_path: Pat
     whole, history = distill.distill(digits, s)
     with pytest.raises(Stop):
         distill.distill(digits, s, tmp_path / "state.pt", on_step=stop_after(2))
-    assert distill.load_state(tmp_path / "state.pt", distill._begin(digits, s)).outer == 2
+    assert distill.load_state(tmp_path / "state.pt", begun(digits, s)).outer == 2
     resumed, again = distill.distill(digits, s, tmp_path / "state.pt")
     assert torch.equal(whole.images, resumed.images) and history == again
 
@@ -172,7 +185,7 @@ def test_interruption_keeps_what_is_done(digits: DataSet, tmp_path: Path) -> Non
 
     with pytest.raises(KeyboardInterrupt):
         distill.distill(digits, SMALL, tmp_path / "state.pt", every=100, on_step=interrupt)
-    assert distill.load_state(tmp_path / "state.pt", distill._begin(digits, SMALL)).outer == 1
+    assert distill.load_state(tmp_path / "state.pt", begun(digits, SMALL)).outer == 1
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 cut off"])
@@ -186,7 +199,7 @@ def test_damaged_checkpoint_is_refused_and_left(digits: DataSet, tmp_path: Path,
 
 def test_checkpoint_of_other_shape_is_refused(digits: DataSet, tmp_path: Path) -> None:
     zeros = torch.zeros(10, 1, 8, 8)
-    distill.save_state(tmp_path / "state.pt", State(zeros, zeros))
+    distill.save_state(tmp_path / "state.pt", State({"pixels": zeros}, {"pixels": zeros}))
     with pytest.raises(DataError, match="expected"):
         distill.distill(digits, SMALL, tmp_path / "state.pt")
 
@@ -234,17 +247,18 @@ def test_batched_classes_are_not_the_published_step() -> None:
 
 def test_more_images_than_centres_use_some(digits: DataSet) -> None:
     s = dataclasses.replace(SMALL, ipc=3, max_centres=2, risk="upper")
-    loop = distill._Loop(digits, s, distill._begin(digits, s))
+    loop = loop_of(digits, s)
     assert len(loop.centres) == 20 and len(set(loop.centres.tolist())) == 20
     assert torch.equal(loop.centres // 3, torch.arange(10).repeat_interleave(2))
-    found, n = loop._groups(digits.normalise(digits.train_images[:50]), digits.train_labels[:50])
+    x = digits.normalise(digits.train_images[:50])
+    found, n = loop._groups(x, digits.train_labels[:50], loop._centre_places())
     assert n == 20 and int(found.max()) < 20
 
 
 def test_class_scope_keeps_images_with_their_own(digits: DataSet) -> None:
     s = dataclasses.replace(SMALL, risk="upper", scope="class", space="pixel", factor=2)
-    loop = distill._Loop(digits, s, distill._begin(digits, s))
+    loop = loop_of(digits, s)
     y = digits.train_labels[:64]
-    found, _ = loop._groups(digits.normalise(digits.train_images[:64]), y)
+    found, _ = loop._groups(digits.normalise(digits.train_images[:64]), y, loop._centre_places())
     assert torch.equal(found // s.ipc, y)
     assert groups.SCOPES == ("all", "class") and match.METRICS == ("idc", "dc")

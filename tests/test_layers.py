@@ -17,9 +17,10 @@ LIBRARY = Path(__file__).resolve().parent.parent / "rddlib"
 # `experiment`.
 # fmt: off
 ORDER = (
-    "base", "risk", "stats", "dro", "toy", "theory", "zeroth", "readers", "data", "corrupt", "augment", "fused", "archs",
-    "nets", "groups", "synthetic", "prior", "match", "kernels", "kip", "distill", "evaluate", "provenance", "store",
-    "experiment", "grid", "archive", "report",
+    "base", "risk", "stats", "dro", "toy", "theory", "zeroth", "readers", "data", "corruptions", "corrupt", "augment",
+    "fused", "archs", "nets", "recipes", "groups", "synthetic", "generator", "gentrain", "prior", "match", "kernels", "kip",
+    "methods", "loop", "distill", "evaluate", "presets", "provenance", "store", "experiment", "grid", "schedule",
+    "archive", "report",
 )
 # fmt: on
 ENTRY_POINTS = ("__init__", "__main__")

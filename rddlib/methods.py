@@ -1,0 +1,156 @@
+"""What a distillation method is: the settings that shape it, and the parts in which methods differ.
+
+One loop serves all of them. A method is a row of `PARTS`: what is matched, on which data the network is trained
+between the image steps, how the images move. Each part can be overridden by the setting of its name, so that one
+difference between two methods can be studied alone. Sources: IDC (Kim et al. 2022), DC (Zhao et al. 2021), DSA (Zhao &
+Bilen 2021), DM (Zhao & Bilen 2023), GLaD (Cazenavette et al. 2023), as their released code runs them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from . import augment, groups, match, nets, synthetic
+from .base import SettingError, check_settings, setting
+from .data import DataSet
+from .kip import KipSettings
+from .risk import RiskTerm
+
+RISKS = ("control", "released", "lower", "upper", "literal")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts of the loop that a method fixes."""
+
+    objective: str = "gradient"  # what is matched: gradients of the network, or class means of its features
+    metric: str = "idc"  # distance of gradients
+    net_data: str = "real"  # images on which the network is trained between the image steps
+    image_step: str = "class"  # one step of the images after each class, or one for the sum over classes
+    coordinates: str = "pixel"  # images move as [0, 1] pixels, clamped each outer step, or as normalised ones
+    augment_rule: str = "idc"  # how many operations of a strategy act in one call
+    prior: str = "none"  # what the images are made of: pixels, or codes of a generator
+    momentum_net: float = 0.9
+    decay_net: float = 5e-4
+    train_last: bool = True  # the network is trained after the last image step of an outer step too
+
+
+_DC = Parts(metric="dc", net_data="synthetic", image_step="sum", coordinates="normalised", augment_rule="one",
+            momentum_net=0.0, decay_net=0.0, train_last=False)  # fmt: skip
+PARTS = {
+    "idc": Parts(),
+    "dc": _DC,
+    "dsa": _DC,
+    "dm": Parts(objective="mean", image_step="sum", coordinates="normalised", augment_rule="one", train_last=False),
+    "glad": Parts(metric="dc", image_step="sum", augment_rule="one", prior="generator", momentum_net=0.0,
+                  decay_net=0.0, train_last=False),
+}  # fmt: skip
+LOOPED = tuple(PARTS)  # distilled by the loop
+DISTILLED = (*LOOPED, "kip")
+METHODS = (*DISTILLED, "mix", "random", "first_n", "full")
+OVERRIDES = ("objective", "metric", "net_data", "image_step", "coordinates", "augment_rule", "prior")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillSettings(KipSettings):
+    """Everything that shapes a distilled set. Defaults are IDC's for CIFAR-10 at 10 images a class."""
+
+    method: str = setting(
+        "idc",
+        "how the set is made: distilled (idc, dc, dsa, dm, glad, kip), the start of idc, drawn images, the first of "
+        "each class, or all data",
+        choices=METHODS,
+    )
+    risk: str = setting("control", "loss of the network step; control is cross-entropy alone", choices=RISKS)
+    where: str = setting(
+        "network", "what the risk term enters: the network's training, or the gradient that is matched",
+        choices=("network", "matching"),
+    )  # fmt: skip
+    alpha: float = setting(0.8, "tail mass of the CVaR", above=0, high=1)
+    average: float = setting(1.0, "weight of the average of the groups' CVaR", low=0)
+    worst: float = setting(1.0, "weight of the largest of the groups' CVaR", low=0)
+    scope: str = setting(
+        "all", "which synthetic images a real one may join: of all classes, or of its own", choices=groups.SCOPES
+    )
+    space: str = setting("feature", "where the nearest synthetic image is sought", choices=groups.SPACES)
+    max_centres: int = setting(10, "clusters a class at most; a choice of the synthetic images beyond", low=1)
+    centre_choice: str = setting(
+        "random", "how the centres are chosen where there are more: as the paper says, or as released",
+        choices=synthetic.CHOICES,
+    )  # fmt: skip
+    ipc: int = setting(10, "stored images per class", low=1)
+    factor: int = setting(2, "tiles a side in one stored image (multi-formation)", choices=(1, 2, 3))
+    network: str = setting("convnet", "network that is trained and matched", choices=nets.NETWORKS)
+    depth: int = setting(3, "blocks of the network", low=1, high=8)
+    width: int = setting(128, "channels of the network", low=1)
+    outer_steps: int = setting(2000, "random networks, one after the other", low=1)
+    inner_steps: int = setting(100, "steps of images and network with one network", low=1)
+    objective: str | None = setting(
+        None, "what is matched; default: as the method has it, so too the next six", choices=match.OBJECTIVES
+    )
+    metric: str | None = setting(None, "distance of gradients", choices=match.METRICS)
+    net_data: str | None = setting(None, "images of the network step", choices=("real", "synthetic"))
+    image_step: str | None = setting(
+        None, "one step of the images after each class, or one for all", choices=("class", "sum")
+    )
+    coordinates: str | None = setting(
+        None, "images move as clamped pixels or as normalised values", choices=("pixel", "normalised")
+    )
+    augment_rule: str | None = setting(
+        None, "operations of a strategy in one call: IDC's choice, or one", choices=augment.RULES
+    )
+    prior: str | None = setting(None, "what images are made of: none (pixels), generator, or stylegan:NAME")
+    prior_layer: int = setting(1, "layer after which the feature map of a prior is optimised", low=0, high=30)
+    lr_image: float = setting(5e-3, "learning rate of the images, as used (after IDC's scaling by ipc and size)", low=0)
+    momentum_image: float = setting(0.5, "momentum of the images", low=0, high=0.999)
+    batch_real: int = setting(64, "real images of a class in one matching step", low=1)
+    batch_synthetic: int = setting(128, "decoded images of a class in one matching step, at most", low=1)
+    net_steps: int = setting(8, "network updates after each image step", low=0)
+    net_batch: int = setting(256, "images in one network update (the paper's 256)", low=1)
+    lr_net: float = setting(0.01, "learning rate of the network", above=0)
+    match_augment: str = setting("color_crop_cutout", "augmentation shared by real and synthetic images")
+    net_augment: str = setting("color_crop", "augmentation of the network step")
+    cutmix: float = setting(0.5, "probability of CutMix in the network step", low=0, high=1)
+    seed: int = setting(0, "distillation seed: the unit of replication", low=0)
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        augment.operations(self.match_augment)
+        augment.operations(self.net_augment)
+        if self.method in LOOPED and self.where == "matching" and self.parts().objective != "gradient":
+            raise SettingError("where", self.where, "'network' where feature means are matched: they have no loss")
+
+    def parts(self) -> Parts:
+        """The parts of this method, with the settings that override them."""
+        own = PARTS.get(self.method, PARTS["idc"])
+        chosen: dict[str, Any] = {n: v for n in OVERRIDES if (v := getattr(self, n)) is not None}
+        return Parts(**{**vars(own), **chosen})
+
+    def differs(self, name: str) -> bool:
+        """Whether an overriding setting says something else than the method itself."""
+        return bool(getattr(self.parts(), name) != getattr(PARTS.get(self.method, PARTS["idc"]), name))
+
+    def risk_term(self) -> RiskTerm:
+        """The risk term these settings name. `average` and `worst` have no meaning under control."""
+        if self.risk == "control":
+            return RiskTerm.preset("control")
+        return RiskTerm.preset(self.risk, alpha=self.alpha, average=self.average, worst=self.worst)
+
+
+def check_fit(data: DataSet, settings: DistillSettings) -> None:
+    """Refuse settings that the data cannot serve, before any work."""
+    smallest = int(data.train_labels.bincount(minlength=data.n_classes).min())
+    tiles = settings.factor**2 if settings.method in (*LOOPED, "mix") else 1
+    if settings.method != "full" and (needed := settings.ipc * tiles) > smallest:
+        raise SettingError(
+            "ipc", settings.ipc, f"what a class can start from: {needed} real images are more than {smallest}"
+        )
+    if settings.method not in LOOPED:
+        return
+    if settings.batch_real > smallest:
+        raise SettingError("batch_real", settings.batch_real, f"at most {smallest}, the smallest class")
+    if settings.parts().net_data == "real" and settings.net_batch > len(data.train_labels):
+        raise SettingError("net_batch", settings.net_batch, f"at most {len(data.train_labels)}, the training set")
+    if data.shape[1] >> settings.depth < 1:
+        raise SettingError("depth", settings.depth, f"so that {data.shape[1]} px can be halved that often")
