@@ -63,11 +63,12 @@ class DataSet:
         return replace(self, **{n: getattr(self, n).to(device) for n in names})
 
     def normalise(self, images: Tensor) -> Tensor:
-        """uint8 or [0, 1] float images (N, C, H, W) -> float32, zero mean and unit scale per channel."""
+        """uint8 or [0, 1] float images (N, C, H, W) -> float32 (float64 stays it): zero mean, unit scale a channel."""
         scale = 255.0 if images.dtype == torch.uint8 else 1.0
-        mean = torch.tensor(self.mean, device=images.device).view(-1, 1, 1)
-        std = torch.tensor(self.std, device=images.device).view(-1, 1, 1)
-        return (images.float() / scale - mean) / std
+        floats = images.to(torch.promote_types(images.dtype, torch.float32))
+        mean = torch.tensor(self.mean, device=images.device, dtype=floats.dtype).view(-1, 1, 1)
+        std = torch.tensor(self.std, device=images.device, dtype=floats.dtype).view(-1, 1, 1)
+        return (floats / scale - mean) / std
 
     def validation(self, share: float = 0.1, seed: int = 0) -> DataSet:
         """The train part split in two, the test part dropped: settings are chosen here, never on test data."""
@@ -108,9 +109,12 @@ def load(
     limits = {"train": train_limit, "test": test_limit}
     parts: dict[str, Tensor] = {}
     for part, limit in limits.items():
-        images, labels = arrays[f"{part}_images"], arrays[f"{part}_labels"].astype(np.int64)
+        images, labels = arrays.pop(f"{part}_images"), arrays[f"{part}_labels"].astype(np.int64)
         keep = _balanced(labels, limit, part)
-        parts[f"{part}_images"] = _resized(torch.from_numpy(images[keep]).permute(0, 3, 1, 2).contiguous(), size)
+        if len(keep) < len(labels):
+            images = images[keep]
+        parts[f"{part}_images"] = resized(torch.from_numpy(images).permute(0, 3, 1, 2), size)
+        del images  # a large set is not kept twice
         parts[f"{part}_labels"] = torch.from_numpy(labels[keep])
     mean, std = _statistics(name, parts["train_images"])
     classes = tuple(str(c) for c in arrays["classes"])
@@ -137,16 +141,20 @@ def _balanced(labels: NDArray[np.int64], limit: int | None, part: str) -> NDArra
     return np.sort(order[np.argsort(rank[order], kind="stable")[:limit]])
 
 
-def _resized(images: Tensor, size: int | None) -> Tensor:
+def resized(images: Tensor, size: int | None) -> Tensor:
+    """Resize uint8 (N, C, H, W) to squares of `size` px, bilinear and antialiased; no size leaves them as they are."""
     if size is None or images.shape[-1] == size:
-        return images
+        return images.contiguous()
     # Sixteen-image batches would do; one thousand keeps the float copy of a large set small.
-    parts = [F.interpolate(b.float(), size=(size, size), mode="bilinear", antialias=True) for b in images.split(1000)]
-    return torch.cat([p.round().clamp(0, 255).to(torch.uint8) for p in parts])
+    parts = [
+        F.interpolate(b.contiguous().float(), size=(size, size), mode="bilinear", antialias=True)
+        .round().clamp(0, 255).to(torch.uint8) for b in images.split(1000)
+    ]  # fmt: skip
+    return torch.cat(parts)
 
 
 def _statistics(name: str, images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    key = "imagenet" if name.startswith("imagenet") else name
+    key = next((k for k in STATISTICS if name.startswith(k)), "")  # also cifar10_small, svhn_mini, imagenette128
     if key in STATISTICS and images.shape[1] == 3:
         return STATISTICS[key]
     mean = torch.stack([images[:, c].double().mean() / 255 for c in range(images.shape[1])])
