@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageFilter
 
-from rddlib import augment, data, evaluate, nets
+from rddlib import audit, augment, bench, corrupt, data, evaluate, nets, recipes
 from rddlib.base import SettingError, generator
 from rddlib.data import DataSet
-from rddlib.evaluate import EvaluateSettings, TestBench
+from rddlib.bench import TestBench
+from rddlib.evaluate import EvaluateSettings
 
 SMALL = EvaluateSettings(eval_depth=2, eval_width=8, eval_steps=12, eval_batch=16, eval_seeds=2, eval_groups=4)
 
@@ -49,14 +50,14 @@ def test_training_equals_a_plain_loop(digits: DataSet) -> None:
 
 
 def test_batches_are_reshuffled_passes() -> None:
-    found = evaluate.batches(10, 4, 7, generator(0))
+    found = recipes.batches(10, 4, 7, generator(0))
     assert [len(b) for b in found] == [4, 4, 2, 4, 4, 2, 4]
     assert sorted(torch.cat(found[:3]).tolist()) == sorted(torch.cat(found[3:6]).tolist()) == list(range(10))
     assert torch.cat(found[:3]).tolist() != torch.cat(found[3:6]).tolist()
 
 
 def test_every_set_gets_the_same_number_of_updates(digits: DataSet) -> None:
-    assert len(evaluate.batches(3, 64, 20, generator(0))) == len(evaluate.batches(1000, 64, 20, generator(0))) == 20
+    assert len(recipes.batches(3, 64, 20, generator(0))) == len(recipes.batches(1000, 64, 20, generator(0))) == 20
 
 
 def test_evaluation_learns_and_seeds_differ(digits: DataSet) -> None:
@@ -84,15 +85,15 @@ def test_finished_trainings_are_not_repeated(digits: DataSet) -> None:
 
 def test_group_accuracy_by_hand() -> None:
     correct = torch.tensor([True, False, True, True, False])
-    found, sizes = evaluate.group_accuracy(correct, torch.tensor([0, 0, 1, 1, 1]), 3)
+    found, sizes = bench.group_accuracy(correct, torch.tensor([0, 0, 1, 1, 1]), 3)
     assert found == pytest.approx([50, 200 / 3, 0]) and sizes == [2, 3, 0]
 
 
 def test_scores_are_consistent(digits: DataSet) -> None:
-    bench = TestBench.of(digits, SMALL)
+    tests = TestBench.of(digits, k=4)
     net = evaluate.train(digits.train_images, digits.train_labels, digits, SMALL, 0)
-    found = bench.score(net, digits)
-    sizes = bench.groups.bincount(minlength=4)
+    found = tests.score(net, digits)
+    sizes = tests.partitions["cluster"].sizes
     assert np.average(found["cluster_accuracy"], weights=sizes) == pytest.approx(found["accuracy"])
     assert found["cluster_min"] == min(found["cluster_accuracy"]) <= found["accuracy"]
     assert np.average(found["class_accuracy"], weights=digits.test_labels.bincount()) == pytest.approx(
@@ -104,27 +105,27 @@ def test_scores_are_consistent(digits: DataSet) -> None:
 
 def test_noise_has_the_released_variance_and_a_seed() -> None:
     grey = torch.full((20, 3, 32, 32), 128, dtype=torch.uint8)
-    noisy = evaluate.shifted(grey, "noise")
+    noisy = corrupt.shifted(grey, "noise")
     assert ((noisy.double() - 128) / 255).var().item() == pytest.approx(0.005, rel=0.03)
-    assert torch.equal(noisy, evaluate.shifted(grey, "noise")) and not torch.equal(
-        noisy, evaluate.shifted(grey, "noise", seed=1)
+    assert torch.equal(noisy, corrupt.shifted(grey, "noise")) and not torch.equal(
+        noisy, corrupt.shifted(grey, "noise", seed=1)
     )
-    assert evaluate.shifted(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), "noise").min() == 0  # clipped, not wrapped
+    assert corrupt.shifted(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), "noise").min() == 0  # clipped, not wrapped
 
 
 def test_blur_is_pillows_on_the_colour_image() -> None:
     image = torch.randint(0, 256, (2, 3, 16, 16), generator=generator(0), dtype=torch.uint8)
-    for x, soft in zip(image, evaluate.shifted(image, "blur"), strict=True):
+    for x, soft in zip(image, corrupt.shifted(image, "blur"), strict=True):
         whole = Image.fromarray(x.permute(1, 2, 0).numpy()).filter(ImageFilter.GaussianBlur(radius=2))
         assert torch.equal(soft.permute(1, 2, 0), torch.from_numpy(np.array(whole)))
 
 
 def test_invert_twice_is_nothing() -> None:
     image = torch.randint(0, 256, (2, 1, 8, 8), generator=generator(0), dtype=torch.uint8)
-    assert torch.equal(evaluate.shifted(evaluate.shifted(image, "invert"), "invert"), image)
-    assert (evaluate.shifted(image, "invert").int() + image.int() == 255).all()
+    assert torch.equal(corrupt.shifted(corrupt.shifted(image, "invert"), "invert"), image)
+    assert (corrupt.shifted(image, "invert").int() + image.int() == 255).all()
     with pytest.raises(SettingError, match="kind = 'fog'"):
-        evaluate.shifted(image, "fog")
+        corrupt.shifted(image, "fog")
 
 
 @pytest.mark.parametrize(

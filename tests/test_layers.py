@@ -18,9 +18,9 @@ LIBRARY = Path(__file__).resolve().parent.parent / "rddlib"
 # fmt: off
 ORDER = (
     "base", "risk", "stats", "dro", "toy", "theory", "zeroth", "readers", "data", "corruptions", "corrupt", "augment",
-    "fused", "archs", "nets", "recipes", "groups", "synthetic", "generator", "gentrain", "prior", "match", "kernels", "kip",
-    "methods", "loop", "distill", "evaluate", "presets", "provenance", "store", "experiment", "grid", "schedule",
-    "archive", "report",
+    "fused", "archs", "nets", "recipes", "groups", "synthetic", "generator", "gentrain", "prior", "match", "kernels",
+    "kip", "methods", "loop", "distill", "bench", "audit", "evaluate", "presets", "provenance", "store", "experiment",
+    "grid", "schedule", "archive", "report",
 )
 # fmt: on
 ENTRY_POINTS = ("__init__", "__main__")
