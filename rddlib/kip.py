@@ -6,7 +6,8 @@ closed form, and the images move along the gradient of its squared error on batc
 
 Images are optimised in the space where the kernel sees them: normalised by channel and, with `zca`, whitened. They
 are stored as pixels: mapped back, clamped to [0, 1], rounded to 8 bits; `storage` measures what that loses, and
-`kip_clamp`, our addition, makes it small. The published code also scales each image to norm one before whitening; that cannot be undone, so it is not done here.
+`kip_clamp`, our addition, makes it small. The published code also scales each image to norm one before whitening;
+that cannot be undone, so it is not done here.
 """
 
 from __future__ import annotations
@@ -128,8 +129,8 @@ def run_round(seen: Tensor, data: DataSet, settings: KipSettings, space: Space, 
 
 
 def _outside(pixels: Tensor) -> float:
-    """Share of the pixel values outside of [0, 1]."""
-    return float(((pixels < 0) | (pixels > 1)).double().mean())
+    """Share of the pixel values outside of [0, 1] by more than rounding."""
+    return float(((pixels - 0.5).abs() > 0.5 + 1e-6).double().mean())
 
 
 # --- the whole --------------------------------------------------------------------------------------------
