@@ -110,7 +110,8 @@ class StyleLayer(nn.Module):
         if self.last:
             return y + shift
         power = scale.square() @ self.conv.weight.square().sum((2, 3)).T  # (N, outputs)
-        return GAIN * F.leaky_relu(y * torch.rsqrt(power + 1e-8)[:, :, None, None] + shift, 0.2)
+        level = GAIN * torch.rsqrt(power + 1e-8)[:, :, None, None]
+        return F.leaky_relu(torch.addcmul(shift, y, level), 0.2)
 
 
 class Synthesis(nn.Module):
