@@ -8,6 +8,7 @@ ones get the published form.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import torch
@@ -167,8 +168,18 @@ class VGG(Network):
 
 # --- vision transformer -----------------------------------------------------------------------------------
 
-HEADS = 8
 DROPOUT = 0.1
+
+
+def heads(width: int) -> int:
+    """Attention heads of a ViT: 8, as published, where each keeps 16 dimensions; fewer, at least one, in narrow ones.
+
+    Raises SettingError where `width` cannot be shared equally.
+    """
+    found = min(8, max(1, width // 16))
+    if width % found:
+        raise SettingError("width", width, f"a multiple of {found}, the number of heads at this width")
+    return found
 
 
 def patch_size(size: int) -> int:
@@ -183,31 +194,26 @@ def patch_size(size: int) -> int:
 
 
 class ViT(Network):
-    """Vision transformer of `width` dimensions, 8 heads of width / 8, feed-forward layers of `width`, dropout 0.1.
+    """Vision transformer of `width` dimensions, 8 heads (`heads`), feed-forward layers of `width`, dropout 0.1.
 
-    From 64 px on: patches of 16 px, 10 layers and, as in GLaD's 128 px network, **no LayerNorm at all**; its lines are
-    commented out there, which its description does not say. Below: patches of 4 px (2 px under 16), 6 layers, pre-norm
-    LayerNorms as usual and one before the linear layer, GLaD's CIFAR form. A learned token is read out, positions
-    are learned. Attention is written out, since the fused kernels cannot be differentiated twice.
+    From 64 px on: patches of 16 px, 10 layers and, as in GLaD's 128 px network, **no LayerNorm at all** (its lines are
+    commented out in the released file). Below: patches of 4 px (2 px under 16), 6 layers, pre-norm LayerNorms as usual
+    and one before the linear layer, GLaD's CIFAR form. A learned token is read out, positions are learned. Attention is
+    written out, since the fused kernels cannot be differentiated twice.
 
     With 10 classes and width 512: 16,176,650 parameters at 128 px, 9,523,722 at 32 px. A forward pass of one image
-    takes 2.2 GFLOP at 128 px, 1.3 at 32 px. `width` must be a multiple of 8. Sources: Dosovitskiy et al. 2021,
-    section 3.1; Cazenavette et al. 2023.
+    takes 2.2 GFLOP at 128 px, 1.3 at 32 px. Sources: Dosovitskiy et al. 2021, section 3.1; Cazenavette et al. 2023.
     """
 
     def __init__(self, in_channels: int = 3, n_classes: int = 10, size: int = 32, width: int = 512) -> None:
         super().__init__()
         self.patch = patch_size(size)
-        if width % HEADS:
-            raise SettingError("width", width, f"a multiple of {HEADS}, the number of heads")
-        plain = size >= 64
+        depth, norm = (10, nn.Identity) if size >= 64 else (6, nn.LayerNorm)
         self.project = nn.Linear(in_channels * self.patch**2, width)
         self.tokens = Tokens((size // self.patch) ** 2, width)
         self.dropout = Dropout(DROPOUT)
-        self.layers = nn.ModuleList(
-            part for _ in range(10 if plain else 6) for part in (_attend(width, plain), _mix(width, plain))
-        )
-        self.norm = _layer_norm(width, plain)
+        self.layers = nn.ModuleList(part for _ in range(depth) for part in _layer(width, norm))
+        self.norm = norm(width)
         self.classifier = nn.Linear(width, n_classes)
 
     def embed(self, x: Tensor) -> Tensor:
@@ -240,35 +246,29 @@ class Tokens(nn.Module):
 
 
 class Attention(nn.Module):
-    """Softmax attention of 8 heads, no bias on queries, keys and values: (N, T, width) -> (N, T, width)."""
+    """Softmax attention of several heads, no bias on queries, keys and values: (N, T, width) -> (N, T, width)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
+        self.heads = heads(width)
         self.inputs = nn.Linear(width, 3 * width, bias=False)
         self.output = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""
         n, t, width = x.shape
-        q, k, v = self.inputs(x).view(n, t, 3, HEADS, width // HEADS).permute(2, 0, 3, 1, 4)  # (N, heads, T, width / 8)
-        weights = (q @ k.mT * (width // HEADS) ** -0.5).softmax(-1)  # (N, heads, T, T)
+        q, k, v = self.inputs(x).view(n, t, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # (N, heads, T, width / heads)
+        weights = (q * q.shape[-1] ** -0.5 @ k.mT).softmax(-1)  # (N, heads, T, T)
         mixed: Tensor = self.output((weights @ v).transpose(1, 2).reshape(n, t, width))
         return mixed
 
 
-def _layer_norm(width: int, plain: bool) -> nn.Module:
-    return nn.Identity() if plain else nn.LayerNorm(width)
-
-
-def _attend(width: int, plain: bool) -> nn.Sequential:
-    return nn.Sequential(_layer_norm(width, plain), Attention(width), Dropout(DROPOUT))
-
-
-def _mix(width: int, plain: bool) -> nn.Sequential:
-    return nn.Sequential(
-        _layer_norm(width, plain), nn.Linear(width, width), nn.GELU(), Dropout(DROPOUT),
-        nn.Linear(width, width), Dropout(DROPOUT),
-    )  # fmt: skip
+def _layer(width: int, norm: Callable[[int], nn.Module]) -> tuple[nn.Sequential, nn.Sequential]:
+    wide = (nn.Linear(width, width), nn.GELU(), Dropout(DROPOUT), nn.Linear(width, width))
+    return (
+        nn.Sequential(norm(width), Attention(width), Dropout(DROPOUT)),
+        nn.Sequential(norm(width), *wide, Dropout(DROPOUT)),
+    )
 
 
 class Dropout(nn.Module):
@@ -296,4 +296,4 @@ class Dropout(nn.Module):
             raise RuntimeError("dropout without a seed: build the network with nets.build")
         if self.stream is None or self.stream.device != x.device:
             self.stream = torch.Generator(device=x.device).manual_seed(self.seed)
-        return x * torch.empty_like(x).bernoulli_(1 - self.p, generator=self.stream) / (1 - self.p)
+        return x * torch.empty_like(x).bernoulli_(1 - self.p, generator=self.stream).div_(1 - self.p)

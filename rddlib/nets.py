@@ -92,8 +92,8 @@ def check_fit(name: str, shape: tuple[int, int, int], depth: int, width: int, pr
 
     `depth` counts the blocks of a ConvNet and has no effect on the others (`FIXED_DEPTH`); `width` is explained at
     `PAPER_WIDTH`. Refused are unknown names, images that are not square, too small or (ViT) no multiple of the patch,
-    more halvings than a ConvNet's image has, and widths that 8 heads cannot share. `prefix` is put before the names
-    of settings in the message, e.g. "eval_". Takes milliseconds and no memory.
+    more halvings than a ConvNet's image has, and widths that a ViT's heads cannot share. `prefix` is put before the
+    names of settings in the message, e.g. "eval_". Takes milliseconds and no memory.
     """
     try:
         _skeleton(name, shape, 2, depth, width)

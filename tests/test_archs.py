@@ -156,11 +156,16 @@ def test_vgg_equals_the_definition(size: int) -> None:
     assert torch.allclose(net(x), expected, atol=1e-10, rtol=0)
 
 
-def test_a_transformer_layer_equals_torchs_own() -> None:
+@pytest.mark.parametrize(("width", "n_heads"), [(8, 1), (36, 2), (64, 4), (128, 8), (512, 8)])
+def test_a_transformer_layer_equals_torchs_own(width: int, n_heads: int) -> None:
     """The 32 px form against nn.TransformerEncoderLayer with the same weights and no bias on its inputs."""
-    net = make("vit", width=16).double().eval()
+    net = make("vit", width=width).double().eval()
     attend, mix = net.layers[0], net.layers[1]
-    theirs = nn.TransformerEncoderLayer(16, 8, 16, 0.1, "gelu", batch_first=True, norm_first=True).double().eval()
+    theirs = (
+        nn.TransformerEncoderLayer(width, n_heads, width, 0.1, "gelu", batch_first=True, norm_first=True)
+        .double()
+        .eval()
+    )
     with torch.no_grad():
         theirs.self_attn.in_proj_bias.zero_()
         pairs = [
@@ -171,7 +176,7 @@ def test_a_transformer_layer_equals_torchs_own() -> None:
         ]
         for target, source in pairs:
             target.copy_(source)
-        x = torch.randn(2, 5, 16, dtype=torch.float64, generator=generator(0))
+        x = torch.randn(2, 5, width, dtype=torch.float64, generator=generator(0))
         ours = x + attend(x)
         assert torch.allclose(ours + mix(ours), theirs(x), atol=1e-10, rtol=0)
 

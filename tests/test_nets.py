@@ -147,7 +147,7 @@ REFUSED = [
     (("vit", (3, 33, 33), 3, 8), "size = 33.*multiple of .* 4 px"),
     (("vit", (3, 72, 72), 3, 8), "size = 72.*multiple of 16 px"),
     (("vit", (3, 2, 2), 3, 8), "size = 2.*4, 6"),
-    (("vit", (3, 32, 32), 3, 12), "width = 12.*multiple of 8"),
+    (("vit", (3, 32, 32), 3, 130), "width = 130.*multiple of 8"),
 ]
 
 
@@ -170,7 +170,7 @@ def test_refusals_name_the_setting_of_the_caller() -> None:
 
 
 @settings(deadline=None, derandomize=True, max_examples=60)
-@given(st.sampled_from(nets.NETWORKS), st.integers(1, 80), st.integers(1, 7), st.sampled_from([1, 4, 8]))
+@given(st.sampled_from(nets.NETWORKS), st.integers(1, 80), st.integers(1, 7), st.integers(1, 40))
 def test_what_fits_can_be_built_and_used(name: str, size: int, depth: int, width: int) -> None:
     shape = (1, size, size)
     try:
