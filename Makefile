@@ -51,11 +51,9 @@ test: $(ENV_STAMP) ## all tests and all notebooks (ARGS="-m 'not browser'" and t
 run: $(ENV_STAMP) ## one experiment: make run ARGS="--dataset digits --risk upper --scale smoke"
 	$(PY) -m rddlib run $(ARGS)
 
-grid: $(ENV_STAMP) ## every experiment of a grid file: make grid GRID=data/grids/NAME.toml
-	@test -f "$(GRID)" || { echo "make: say which grid, for example"; \
-	  ls data/grids/*.toml 2>/dev/null | sed 's/^/      make grid GRID=/'; exit 1; }
-	@$(PY) -m rddlib grid --help >/dev/null 2>&1 || { echo "make: this version of rddlib has no command 'grid';"; \
-	  echo "      run the experiments one by one: make run ARGS=\"--dataset ... --seed ...\""; exit 1; }
+grid: $(ENV_STAMP) ## what is missing of a grid: make grid GRID=table1 ARGS="--scale laptop --budget-minutes 60"
+	@test -n "$(GRID)" || { echo "make: say which grid, for example"; \
+	  ls data/grids/*.toml 2>/dev/null | sed 's,.*/\(.*\).toml,      make grid GRID=\1,'; exit 1; }
 	$(PY) -m rddlib grid $(GRID) $(ARGS)
 
 bench: $(ENV_STAMP) ## speed of the pieces that matter

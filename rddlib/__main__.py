@@ -1,4 +1,4 @@
-"""Command line: ``python -m rddlib run | show | list``."""
+"""Command line: ``python -m rddlib run | show | list | grid | status``."""
 
 from __future__ import annotations
 
@@ -10,25 +10,30 @@ from typing import Any
 
 from tqdm import tqdm
 
-from . import __version__
+from . import __version__, grid
 from .base import SettingError
-from .experiment import SCALES, Experiment, fields, run
+from .experiment import Experiment, fields, run
+from .grid import Job, Ledger, Tally
+from .presets import SCALES
 from .readers import DataError
+from .schedule import Scheduler, Where
 from .store import Record, Store, StoreError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status (0 done, 2 refused, 130 interrupted)."""
+    """Run one command; returns the exit status.
+
+    0: done. 1: a run of a grid failed. 2: refused. 3: a grid's time is spent and work is left. 130: interrupted.
+    """
     options = parser().parse_args(arguments)
     try:
-        options.command(options)
+        return options.command(options) or 0
     except (SettingError, DataError, StoreError) as error:
         print(f"rddlib: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nrddlib: interrupted. What is done is kept; the same command goes on from there.", file=sys.stderr)
         return 130
-    return 0
 
 
 def parser() -> argparse.ArgumentParser:
@@ -47,9 +52,6 @@ def parser() -> argparse.ArgumentParser:
             option = f"--{name.replace('_', '-')}"
             one.add_argument(option, type=_reader(name), metavar="VALUE", default=argparse.SUPPRESS,
                              help=f"{meaning}; {allowed}; paper scale: {default}".replace("%", "%%"))  # fmt: skip
-    one.add_argument("--device", default="cpu", help="cpu, cuda, mps (default cpu); not part of the key")
-    one.add_argument("--data-root", metavar="DIR", help="where data lies (default $RDD_DATA, else data/cache)")
-    one.add_argument("--download", action="store_true", help="let torchvision download CIFAR-10 or SVHN")
     one.add_argument("--group", help="folder of the record under runs/ (default DATASET_SCALE)")
 
     show = commands.add_parser("show", help="print one record")
@@ -58,9 +60,34 @@ def parser() -> argparse.ArgumentParser:
     listing = commands.add_parser("list", help="one line a record")
     listing.set_defaults(command=_list)
     listing.add_argument("--group", default="*", help="only the records of this folder under runs/")
-    for command in (one, show, listing):
+    many, status = _grid_parser(commands), _status_parser(commands)
+    for command in (one, many):
+        command.add_argument("--device", default="cpu", help="cpu, cuda, mps (default cpu); not part of the key")
+        command.add_argument("--data-root", metavar="DIR", help="where data lies (default $RDD_DATA, else data/cache)")
+        command.add_argument("--download", action="store_true", help="let torchvision download CIFAR-10 or SVHN")
+    for command in (one, show, listing, many, status):
         command.add_argument("--store", metavar="DIR", help="where records are kept (default $RDD_STORE, else data/)")
     return top
+
+
+def _grid_parser(commands: Any) -> argparse.ArgumentParser:
+    many: argparse.ArgumentParser = commands.add_parser("grid", help="run what is missing of a grid of experiments")
+    many.set_defaults(command=_grid)
+    many.add_argument("grids", nargs="+", metavar="GRID", help="a name in data/grids, or a .toml file")
+    many.add_argument("--scale", choices=SCALES, default="laptop", help="at which scale (default laptop)")
+    many.add_argument("--jobs", type=int, default=1, metavar="N", help="runs side by side; they share the cores")
+    many.add_argument("--budget-minutes", type=float, metavar="M", help="stop then; what runs keeps its checkpoint")
+    many.add_argument("--dry-run", action="store_true", help="say what would run and what it costs; write nothing")
+    return many
+
+
+def _status_parser(commands: Any) -> argparse.ArgumentParser:
+    status: argparse.ArgumentParser = commands.add_parser("status", help="what is done and missing of each grid")
+    status.set_defaults(command=_status)
+    status.add_argument("grids", nargs="*", metavar="GRID", help="arm by arm, most valuable first (default all grids)")
+    status.add_argument("--scale", choices=SCALES, action="append", help="only this scale; may be repeated")
+    status.add_argument("--device", default="cpu", help="where the missing would run, for the cost (default cpu)")
+    return status
 
 
 def _reader(name: str) -> Any:
@@ -70,7 +97,7 @@ def _reader(name: str) -> Any:
     def read(text: str) -> Any:
         if "bool" in kinds:
             return {"true": True, "false": False}.get(text.lower(), text)
-        if "None" in kinds and text.lower() == "none":
+        if "None" in kinds and "str" not in kinds and text.lower() == "none":
             return None
         for kind, convert in (("int", int), ("float", float)):
             if kind in kinds:
@@ -101,11 +128,79 @@ def _list(options: argparse.Namespace) -> None:
         print(summary(record))
 
 
+def _grid(options: argparse.Namespace) -> int:
+    jobs = grid.jobs(options.grids, options.scale)
+    if not jobs:
+        raise SettingError("scale", options.scale, "one for which an arm of the grid is meant")
+    store = Store(options.store)
+    ledger = Ledger(store, options.device)
+    states, tally = [ledger.state(job.key) for job in jobs], Tally.of(jobs, ledger)
+    print(f"{' '.join(options.grids)}, {options.scale}: {len(jobs)} experiments, "
+          + ", ".join(f"{n} {state}" for state, n in tally.counts.items()))  # fmt: skip
+    todo = [job for job, state in zip(jobs, states, strict=True) if state in ("missing", "failed")]
+    scheduler = Scheduler(todo, store, options.jobs, Where(options.device, options.data_root, options.download))
+    print(f"to run: {len(todo)}, cost {tally.price()} in all, {options.jobs} side by side")
+    if options.dry_run or not todo:
+        print("\n".join(f"  {_line(job, ledger)}" for job in scheduler.queue))
+        return 0
+    with tqdm(total=len(todo), desc="runs", unit="run", disable=None) as bar:
+
+        def note(job: Job, error: str) -> None:
+            bar.update()
+            bar.write(f"{job.key}  failed: {error}" if error else _done(job, store), file=sys.stdout)
+
+        outcome = scheduler.go(options.budget_minutes, note)
+    print(f"{len(todo) - len(outcome.failed) - len(outcome.left)} done, {len(outcome.failed)} failed, "
+          f"{len(outcome.left)} left" + ("; the same command goes on from there" if outcome.left else ""))  # fmt: skip
+    for key, error in outcome.failed.items():
+        print(f"rddlib: {key} failed: {error} (all of it: {grid.failure_file(store, key)})", file=sys.stderr)
+    return outcome.status
+
+
+def _line(job: Job, ledger: Ledger) -> str:
+    cost = ledger.cost(job.experiment)
+    price, what = "unknown" if cost is None else grid.duration(cost), describe(dataclasses.asdict(job.experiment))
+    return f"{job.key}  value {job.value:<4g} {price:>10}  {what}  ({', '.join(job.arms)})"
+
+
+def _done(job: Job, store: Store) -> str:
+    record = store.find(job.key)
+    return summary(record) if record else f"{job.key}  done"
+
+
+def _status(options: argparse.Namespace) -> None:
+    ledger = Ledger(Store(options.store), options.device)
+    rows = [["grid" + "/arm" * bool(options.grids), "scale", *grid.STATES, "cost of the missing"]]
+    for name in options.grids or grid.names():
+        for scale in options.scale or SCALES:
+            for part, jobs in _parts(name, scale, arm_by_arm=bool(options.grids)).items():
+                tally = Tally.of(jobs, ledger)
+                rows.append([part, scale, *(str(tally.counts[s]) for s in grid.STATES), tally.price()])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        name, scale, *counts, price = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        print("  ".join([name, scale, *(c.strip().rjust(len(c)) for c in counts), price]).rstrip())
+
+
+def _parts(name: str, scale: str, arm_by_arm: bool) -> dict[str, list[Job]]:
+    """The jobs of a grid at a scale as one, or by arm in order of value."""
+    jobs = grid.jobs([name], scale)
+    if not arm_by_arm:
+        return {name: jobs}
+    arms = dict.fromkeys(arm for job in jobs for arm in job.arms)
+    return {arm: [job for job in jobs if arm in job.arms] for arm in arms}
+
+
+def describe(settings: dict[str, Any]) -> str:
+    """The settings that tell most runs apart, in one line."""
+    e = settings
+    return f"{e['dataset']} {e['method']} {e['risk']} ipc {e['ipc']} factor {e['factor']} seed {e['seed']} {e['scale']}"
+
+
 def summary(record: Record) -> str:
     """One line: key, what was run, mean accuracy over evaluation seeds, seconds."""
-    e, accuracy = record.experiment, record.metrics["accuracy"]
-    what = f"{e['dataset']} {e['method']} {e['risk']} ipc {e['ipc']} factor {e['factor']} seed {e['seed']} {e['scale']}"
-    return (f"{record.key}  {what}  accuracy {sum(accuracy) / len(accuracy):.2f} % "
+    accuracy = record.metrics["accuracy"]
+    return (f"{record.key}  {describe(record.experiment)}  accuracy {sum(accuracy) / len(accuracy):.2f} % "
             f"({len(accuracy)} trainings)  {sum(record.seconds.values()):.0f} s")  # fmt: skip
 
 
