@@ -96,16 +96,20 @@ def load(
 
     `name`: ``digits`` (embedded), ``cifar10``, ``svhn``, an ImageNet subset (``imagenet10``, ``imagenet_a`` ..
     ``imagenet_e``, ``imagenette``), ``folder:PATH``, ``npz:PATH``, or the name of any ``<name>.npz`` under `root`.
+    A name that begins with a key of `STATISTICS` is normalised by those numbers, any other by its own training part.
+    SVHN is read from train_32x32.mat and test_32x32.mat in `root` or `root`/svhn; ImageNet from train/<wnid> and
+    val/<wnid> (or folders called as the classes) in `root`/imagenet, `root`/<name> or `root`, at 128 px by default.
     `root`: where to look; default $RDD_DATA, else data/cache. `size`: resize to size x size (bilinear, antialiased).
     `train_limit`, `test_limit`: keep that many images, the same number of each class, drawn with a fixed seed.
-    Raises SettingError for an unknown name or limit, DataError for missing or damaged data.
+    Raises SettingError for an unknown name or limit, DataError for missing or damaged data. Cost on one core, packs:
+    CIFAR-10 1 s, 184 MB (peak 0.5 GB); Imagenette at 64 px 7 s, 165 MB (peak 1.2 GB).
     """
     for key, value in {"size": size, "train_limit": train_limit, "test_limit": test_limit}.items():
         if value is not None and value < 1:
             raise SettingError(key, value, "an integer of at least 1")
     folder = data_root(root)
     arrays, source = readers.find(name, folder, size, download)
-    readers.check(arrays, source)
+    _check(arrays, source)
     limits = {"train": train_limit, "test": test_limit}
     parts: dict[str, Tensor] = {}
     for part, limit in limits.items():
@@ -120,6 +124,36 @@ def load(
     classes = tuple(str(c) for c in arrays["classes"])
     sha = digest(*(parts[k] for k in sorted(parts)))
     return DataSet(name, classes=classes, mean=mean, std=std, source=source, sha256=sha, **parts).to(device)
+
+
+def _check(arrays: readers.Arrays, source: str) -> None:
+    """Shapes, dtypes and label ranges; the message names the file and the array."""
+    n_classes = len(arrays["classes"])
+    for part in ("train", "test"):
+        images, labels = arrays[f"{part}_images"], arrays[f"{part}_labels"]
+        if (
+            images.dtype != np.uint8
+            or images.ndim != 4
+            or images.shape[3] not in (1, 3)
+            or images.shape[1] != images.shape[2]
+        ):
+            raise readers.DataError(
+                f"{source}: {part}_images is {images.dtype} {images.shape}; needed is uint8 (N, S, S, 1 or 3)"
+            )
+        if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
+            raise readers.DataError(
+                f"{source}: {part}_labels is {labels.dtype} {labels.shape}; needed is an integer ({len(images)},)"
+            )
+        if len(labels) == 0 or labels.min() < 0 or labels.max() >= n_classes:
+            span = f"{labels.min()}..{labels.max()}" if len(labels) else "nothing"
+            raise readers.DataError(
+                f"{source}: {part}_labels holds {span}; allowed is 0..{n_classes - 1} ({n_classes} classes), not empty"
+            )
+    if arrays["train_images"].shape[1:] != arrays["test_images"].shape[1:]:
+        raise readers.DataError(f"{source}: train images {arrays['train_images'].shape[1:]} and test images "
+                        f"{arrays['test_images'].shape[1:]} differ in shape")  # fmt: skip
+    if (counts := np.bincount(arrays["train_labels"].astype(np.int64), minlength=n_classes)).min() == 0:
+        raise readers.DataError(f"{source}: class {int(counts.argmin())} has no training image")
 
 
 def data_root(root: str | Path | None = None) -> Path:
@@ -145,10 +179,10 @@ def resized(images: Tensor, size: int | None) -> Tensor:
     """Resize uint8 (N, C, H, W) to squares of `size` px, bilinear and antialiased; no size leaves them as they are."""
     if size is None or images.shape[-1] == size:
         return images.contiguous()
-    # Sixteen-image batches would do; one thousand keeps the float copy of a large set small.
+    batch = max(1, 16_000_000 // images[0].numel())  # 64 MB of floats at a time
     parts = [
         F.interpolate(b.contiguous().float(), size=(size, size), mode="bilinear", antialias=True)
-        .round().clamp(0, 255).to(torch.uint8) for b in images.split(1000)
+        .round().clamp(0, 255).to(torch.uint8) for b in images.split(batch)
     ]  # fmt: skip
     return torch.cat(parts)
 

@@ -1,4 +1,4 @@
-"""Where image data comes from: the embedded digits, .npz packs, image folders, torchvision.
+"""Where image data comes from: the embedded digits, .npz packs, image folders, SVHN's files, torchvision.
 
 Each reader returns plain arrays: train_images, test_images uint8 (N, H, W, C); train_labels, test_labels (N,);
 classes (K,). `rddlib.data` turns them into tensors. Nothing here writes, and no pickle is ever loaded.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,16 +21,32 @@ from .base import SettingError
 Arrays = dict[str, NDArray[Any]]
 IMAGE_SUFFIXES = {".jpeg", ".jpg", ".png", ".bmp", ".webp"}
 
-# ImageNet subsets by wnid; the order is the label. ImageNet-10: IDC; A-E: GLaD; Imagenette: fast.ai.
-SUBSETS = {name: tuple(wnids.split()) for name, wnids in {
-    "imagenet10": "n02869837 n01749939 n02488291 n02107142 n13037406 n02091831 n04517823 n04589890 n03062245 n01773797",
-    "imagenet_a": "n02111129 n02489166 n11879895 n02457408 n03042490 n12057211 n02342885 n03447447 n02071294 n02013706",
-    "imagenet_b": "n02006656 n06359193 n01820546 n02116738 n13044778 n04487081 n01872401 n02112018 n03841143 n02025239",
-    "imagenet_c": "n03393912 n01833805 n03344393 n03208938 n01828970 n02606052 n02129165 n02017213 n02280649 n01531178",
-    "imagenet_d": "n01518878 n02111889 n01534433 n02112706 n01592084 n02389026 n02276258 n01622779 n01829413 n02277742",
-    "imagenet_e": "n04277352 n01843383 n01860187 n02056570 n03992509 n03924679 n04153751 n01774750 n03857828 n02281787",
-    "imagenette": "n01440764 n02102040 n02979186 n03000684 n03028079 n03394916 n03417042 n03425413 n03445777 n03888257",
-}.items()}  # fmt: skip
+# ImageNet subsets: wnid and name, in the order of the labels. ImageNet-10: IDC; A-E: GLaD; Imagenette: fast.ai. The
+# pairs are those of ImageNet's LOC_synset_mapping.txt.
+_TABLE = {
+    "imagenet10": "n02869837 bonnet, n01749939 green mamba, n02488291 langur, n02107142 Doberman, n13037406 gyromitra, "
+    "n02091831 Saluki, n04517823 vacuum, n04589890 window screen, n03062245 cocktail shaker, n01773797 garden spider",
+    "imagenet_a": "n02111129 Leonberg, n02489166 proboscis monkey, n11879895 rapeseed, n02457408 three-toed sloth, "
+    "n03042490 cliff dwelling, n12057211 yellow lady's slipper, n02342885 hamster, n03447447 gondola, "
+    "n02071294 killer whale, n02013706 limpkin",
+    "imagenet_b": "n02006656 spoonbill, n06359193 web site, n01820546 lorikeet, n02116738 African hunting dog, "
+    "n13044778 earthstar, n04487081 trolleybus, n01872401 echidna, n02112018 Pomeranian, n03841143 odometer, "
+    "n02025239 ruddy turnstone",
+    "imagenet_c": "n03393912 freight car, n01833805 hummingbird, n03344393 fireboat, n03208938 disk brake, "
+    "n01828970 bee eater, n02606052 rock beauty, n02129165 lion, n02017213 European gallinule, "
+    "n02280649 cabbage butterfly, n01531178 goldfinch",
+    "imagenet_d": "n01518878 ostrich, n02111889 Samoyed, n01534433 junco, n02112706 Brabancon griffon, "
+    "n01592084 chickadee, n02389026 sorrel, n02276258 admiral, n01622779 great grey owl, n01829413 hornbill, "
+    "n02277742 ringlet",
+    "imagenet_e": "n04277352 spindle, n01843383 toucan, n01860187 black swan, n02056570 king penguin, "
+    "n03992509 potter's wheel, n03924679 photocopier, n04153751 screw, n01774750 tarantula, n03857828 oscilloscope, "
+    "n02281787 lycaenid",
+    "imagenette": "n01440764 tench, n02102040 English springer, n02979186 cassette player, n03000684 chain saw, "
+    "n03028079 church, n03394916 French horn, n03417042 garbage truck, n03425413 gas pump, n03445777 golf ball, "
+    "n03888257 parachute",
+}
+SUBSETS = {name: tuple(entry[:9] for entry in text.split(", ")) for name, text in _TABLE.items()}
+CLASS_NAMES = {entry[:9]: entry[10:] for text in _TABLE.values() for entry in text.split(", ")}
 KNOWN = ("digits", "cifar10", "svhn", *SUBSETS)
 
 
@@ -57,8 +72,10 @@ def find(name: str, root: Path, size: int | None, download: bool) -> tuple[Array
     for pack in (f"{name}.npz", f"{name}128.npz"):  # Imagenette travels as imagenette128.npz
         if (root / pack).is_file() and "/" not in name:
             return read_npz(root / pack), pack
-    if name in ("cifar10", "svhn"):
-        return _torchvision(name, root, download), f"torchvision {name}"
+    if name == "cifar10":
+        return _cifar10(root, download), "torchvision cifar10"
+    if name == "svhn":
+        return _svhn(root, download), "train_32x32.mat and test_32x32.mat"
     if name in SUBSETS:
         return _imagenet(name, root, size), f"ImageNet folder, {name}"
     raise SettingError("dataset", name, f"{', '.join(KNOWN)}, folder:PATH, npz:PATH, or a NAME with NAME.npz in {root}")
@@ -109,44 +126,15 @@ def read_npz(path: Path) -> Arrays:
     return arrays
 
 
-def check(arrays: Arrays, source: str) -> None:
-    """Shapes, dtypes and label ranges; the message names the file and the array."""
-    n_classes = len(arrays["classes"])
-    for part in ("train", "test"):
-        images, labels = arrays[f"{part}_images"], arrays[f"{part}_labels"]
-        if (
-            images.dtype != np.uint8
-            or images.ndim != 4
-            or images.shape[3] not in (1, 3)
-            or images.shape[1] != images.shape[2]
-        ):
-            raise DataError(
-                f"{source}: {part}_images is {images.dtype} {images.shape}; needed is uint8 (N, S, S, 1 or 3)"
-            )
-        if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
-            raise DataError(
-                f"{source}: {part}_labels is {labels.dtype} {labels.shape}; needed is an integer ({len(images)},)"
-            )
-        if len(labels) == 0 or labels.min() < 0 or labels.max() >= n_classes:
-            span = f"{labels.min()}..{labels.max()}" if len(labels) else "nothing"
-            raise DataError(
-                f"{source}: {part}_labels holds {span}; allowed is 0..{n_classes - 1} ({n_classes} classes), not empty"
-            )
-    if arrays["train_images"].shape[1:] != arrays["test_images"].shape[1:]:
-        raise DataError(f"{source}: train images {arrays['train_images'].shape[1:]} and test images "
-                        f"{arrays['test_images'].shape[1:]} differ in shape")  # fmt: skip
-    if (counts := np.bincount(arrays["train_labels"].astype(np.int64), minlength=n_classes)).min() == 0:
-        raise DataError(f"{source}: class {int(counts.argmin())} has no training image")
-
-
 # --- image folders ----------------------------------------------------------------------------------------
 
 
 def read_folder(path: Path, size: int | None = None, classes: tuple[str, ...] | None = None) -> Arrays:
     """Read the ImageFolder layout: train/<class>/*.jpg beside val/ or test/. `classes` fixes the label order.
 
-    Images are turned to RGB and, with `size`, shrunk on the shorter side and cropped in the middle. Without
-    `size` all must be equal squares. A file that cannot be decoded is named in the DataError.
+    Images are turned upright (EXIF) and to RGB and, with `size`, shrunk on the shorter side and cropped in the middle.
+    Without `size` all must be equal squares. Files that are not images by their suffix are passed over; one that
+    cannot be decoded is named in the DataError.
     """
     held_out = next((path / p for p in ("val", "test") if (path / p).is_dir()), None)
     if not (path / "train").is_dir() or held_out is None:
@@ -162,16 +150,20 @@ def read_folder(path: Path, size: int | None = None, classes: tuple[str, ...] | 
             raise DataError(
                 f"{folder}: no image of the classes {', '.join(names[:3])}, ... ({', '.join(sorted(IMAGE_SUFFIXES))})"
             )
-        images = [_read_image(f, size) for f, _ in files]
-        if odd := [
-            f
-            for (f, _), im in zip(files, images, strict=True)
-            if im.shape != images[0].shape or im.shape[0] != im.shape[1]
-        ]:
-            raise DataError(f"{odd[0]}: not a square of the size of the first image; give a size to resize and crop")
-        arrays[f"{part}_images"] = np.stack(images)
+        arrays[f"{part}_images"] = _read_images([f for f, _ in files], size)
         arrays[f"{part}_labels"] = np.array([i for _, i in files])
     return arrays
+
+
+def _read_images(files: list[Path], size: int | None) -> NDArray[np.uint8]:
+    first = _read_image(files[0], size)
+    images = np.empty((len(files), *first.shape), np.uint8)
+    for i, file in enumerate(files):
+        image = _read_image(file, size)
+        if image.shape != first.shape or image.shape[0] != image.shape[1]:
+            raise DataError(f"{file}: not a square of the size of the first image; give a size to resize and crop")
+        images[i] = image
+    return images
 
 
 def _read_image(file: Path, size: int | None) -> NDArray[np.uint8]:
@@ -189,9 +181,15 @@ def _read_image(file: Path, size: int | None) -> NDArray[np.uint8]:
 
 
 def _imagenet(name: str, root: Path, size: int | None) -> Arrays:
-    for folder in (root / "imagenet", root / name, root):
-        if (folder / "train" / SUBSETS[name][0]).is_dir():
-            return read_folder(folder, size or 128, SUBSETS[name])
+    for place in (root / "imagenet", root / name, root):
+        if folders := _class_folders(place / "train", SUBSETS[name]):
+            for part in ("train", "val"):
+                if absent := [f for f in folders if not (place / part / f).is_dir()]:
+                    raise DataError(
+                        f"{place / part}: no folder {absent[0]!r}; {name} needs one for each of its classes"
+                    )
+            arrays = read_folder(place, size or 128, folders)
+            return arrays | {"classes": np.array([CLASS_NAMES[wnid] for wnid in SUBSETS[name]])}
     raise DataError(
         f"no data for {name!r}: looked for {root / (name + '.npz')} and for the folders "
         f"{root}/imagenet/train/{SUBSETS[name][0]}, ... Either set RDD_DATA (or --data-root) to the folder that "
@@ -199,27 +197,73 @@ def _imagenet(name: str, root: Path, size: int | None) -> Arrays:
     )
 
 
+def _class_folders(train: Path, wnids: tuple[str, ...]) -> tuple[str, ...]:
+    """Names of the class folders in the order of the labels: wnids, or else exactly the classes' names; () if neither.
+
+    Names are compared by their letters alone, so ``green_mamba`` will do for ``green mamba``.
+    """
+    found = {_letters(d.name): d.name for d in sorted(train.glob("*")) if d.is_dir()}
+    if any(wnid in found for wnid in wnids):
+        return wnids
+    named = [found.get(_letters(CLASS_NAMES[wnid])) for wnid in wnids]
+    return tuple(n for n in named if n is not None) if all(named) else ()
+
+
+def _letters(name: str) -> str:
+    return "".join(c for c in name.lower() if c.isalnum())
+
+
+# --- SVHN's own files -------------------------------------------------------------------------------------
+
+
+def _svhn(root: Path, download: bool) -> Arrays:
+    parts = {part: f"{part}_32x32.mat" for part in ("train", "test")}
+    folder = next((f for f in (root, root / "svhn") if all((f / file).is_file() for file in parts.values())), None)
+    if folder is None and download:
+        datasets: Any = import_torchvision("torchvision.datasets")
+        for part in parts:
+            datasets.SVHN(root, split=part, download=True)
+        folder = root
+    if folder is None:
+        raise DataError(
+            f"no data for 'svhn': looked for {root / 'svhn.npz'}, and for {' and '.join(parts.values())} there and in "
+            f"{root / 'svhn'}. Either set RDD_DATA (or --data-root) to the folder that has them, or allow the download "
+            f"with --download."
+        )
+    arrays: Arrays = {"classes": np.array([str(d) for d in range(10)])}
+    for part, file in parts.items():
+        arrays[f"{part}_images"], arrays[f"{part}_labels"] = _read_mat(folder / file)
+    return arrays
+
+
+def _read_mat(file: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Images (N, 32, 32, 3) and labels (N,) of a cropped-digits file: X (32, 32, 3, N), y (N, 1) with 10 for zero."""
+    from scipy.io import loadmat
+
+    try:
+        raw = loadmat(file, variable_names=("X", "y"))
+        images, labels = raw["X"], raw["y"].astype(np.int64).reshape(-1)
+    except Exception as error:  # damaged files raise many kinds; a missing variable is a KeyError
+        raise DataError(f"{file}: cannot be read as a .mat file with X and y ({error})") from error
+    if images.ndim != 4 or images.shape[2:] != (3, len(labels)) or not set(np.unique(labels)) <= set(range(11)):
+        raise DataError(f"{file}: X is {images.shape}, y {labels.shape}; needed is (32, 32, 3, N) and (N,) in 1..10")
+    return np.ascontiguousarray(images.transpose(3, 0, 1, 2)), labels % 10
+
+
 # --- torchvision ------------------------------------------------------------------------------------------
 
 
-def _torchvision(name: str, root: Path, download: bool) -> Arrays:
+def _cifar10(root: Path, download: bool) -> Arrays:
     datasets: Any = import_torchvision("torchvision.datasets")
-    open_part: Callable[[bool], Any] = (
-        (lambda train: datasets.CIFAR10(root, train=train, download=download)) if name == "cifar10"
-        else (lambda train: datasets.SVHN(root, split="train" if train else "test", download=download)))  # fmt: skip
     try:
-        train, test = open_part(True), open_part(False)
+        train, test = (datasets.CIFAR10(root, train=part, download=download) for part in (True, False))
     except RuntimeError as error:
         raise DataError(
-            f"no data for {name!r}: looked for {root / (name + '.npz')} and for torchvision's files there ({error}). "
+            f"no data for 'cifar10': looked for {root / 'cifar10.npz'} and for torchvision's files there ({error}). "
             f"Either set RDD_DATA (or --data-root) to the folder that has them, or allow the download with --download."
         ) from error
-    if name == "cifar10":
-        return {"train_images": train.data, "train_labels": np.array(train.targets), "test_images": test.data,
-                "test_labels": np.array(test.targets), "classes": np.array(train.classes)}  # fmt: skip
-    return {"train_images": train.data.transpose(0, 2, 3, 1), "train_labels": train.labels,
-            "test_images": test.data.transpose(0, 2, 3, 1), "test_labels": test.labels,
-            "classes": np.array([str(d) for d in range(10)])}  # fmt: skip
+    return {"train_images": train.data, "train_labels": np.array(train.targets), "test_images": test.data,
+            "test_labels": np.array(test.targets), "classes": np.array(train.classes)}  # fmt: skip
 
 
 _SCHEMAS: list[Any] = []  # a torch.library.Library lives only as long as something holds it

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy.io import savemat
 
 from rddlib import data, readers
 from rddlib.base import SettingError
@@ -175,17 +176,121 @@ def test_folder_faults_name_the_file(tmp_path: Path) -> None:
         data.load(f"folder:{tmp_path / 'nowhere'}")
 
 
-def test_imagenet_subset_by_wnid_keeps_the_label_order(tmp_path: Path) -> None:
+def wide(shape: tuple[int, int]) -> np.ndarray:
+    """Slow waves, uint8 (H, W, 3): resizing in another order moves them little."""
+    rows, columns = np.meshgrid(*(np.linspace(0, 5, n) for n in shape), indexing="ij")
+    return (127 + 100 * np.stack([np.sin(rows), np.cos(columns), np.sin(rows + columns)], 2)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("shape", [(375, 500), (500, 333), (97, 96), (20, 300)])
+def test_photographs_are_shrunk_on_the_shorter_side_and_cropped_in_the_middle(
+    tmp_path: Path, shape: tuple[int, int]
+) -> None:
+    """GLaD's Resize and CenterCrop, up to a fraction of a pixel."""
+    pixels = wide(shape)
+    for part in ("train", "val"):
+        (tmp_path / part / "cat").mkdir(parents=True)
+        Image.fromarray(pixels).save(tmp_path / part / "cat" / "a.png")
+    found = data.load(f"folder:{tmp_path}", size=64).test_images[0].permute(1, 2, 0).numpy()
+    height, width = shape
+    scale = 64 / min(shape)
+    small = Image.fromarray(pixels).resize((round(width * scale), round(height * scale)), Image.Resampling.BILINEAR)
+    left, top = (small.width - 64) // 2, (small.height - 64) // 2
+    expected = np.asarray(small.crop((left, top, left + 64, top + 64)))
+    assert np.abs(found.astype(int) - expected).mean() < 3
+
+
+def test_camera_orientation_is_followed(tmp_path: Path) -> None:
+    root = folder(tmp_path)
+    picture = Image.new("RGB", (40, 20), (0, 0, 255))
+    picture.paste((255, 0, 0), (0, 0, 20, 20))  # red on the left
+    tags = Image.Exif()
+    tags[0x0112] = 6  # turn by a quarter, clockwise: the left side comes to the top
+    picture.save(root / "train" / "cat" / "turned.jpg", exif=tags)
+    last = data.load(f"folder:{root}", size=8).train_images[3].float()  # turned.jpg comes after 0.png .. 2.png
+    assert last[0, :3].mean() > 200 and last[2, -3:].mean() > 200 and last[2, :3].mean() < 60
+
+
+def test_other_files_are_passed_over_and_cut_photographs_named(tmp_path: Path) -> None:
+    root = folder(tmp_path)
+    (root / "train" / "cat" / "notes.txt").write_text("not an image")
+    (root / "train" / "README").write_text("not a class")
+    Image.fromarray(wide((60, 60))).save(root / "train" / "cat" / "png_inside.JPEG", "PNG")  # ImageNet has one of these
+    assert len(data.load(f"folder:{root}", size=8).train_labels) == 7
+    Image.fromarray(wide((60, 80))).save(root / "val" / "dog" / "whole.JPEG", quality=90)
+    whole = (root / "val" / "dog" / "whole.JPEG").read_bytes()
+    for content in (whole[: len(whole) // 2], whole[:20], b"", b"text"):
+        (root / "val" / "dog" / "broken.JPEG").write_bytes(content)
+        with pytest.raises(DataError, match=r"dog.broken\.JPEG: cannot be read as an image"):
+            data.load(f"folder:{root}", size=8)
+
+
+@pytest.mark.parametrize("place", ["imagenet", "imagenet_b", "."])
+def test_imagenet_subset_by_wnid_keeps_the_label_order(tmp_path: Path, place: str) -> None:
     wnids = readers.SUBSETS["imagenet_b"]
-    folder(tmp_path / "imagenet", (*sorted(wnids), "n99999999"), n=1)
+    root = folder(tmp_path / place, (*sorted(wnids), "n99999999"), n=1)
+    for i, wnid in enumerate(wnids):  # grey of a level of its own, so that the label can be checked
+        Image.new("L", (30, 20), 20 * i).save(root / "train" / wnid / "0.png")
     d = data.load("imagenet_b", root=tmp_path, size=8)
-    assert d.classes == wnids and d.train_labels.tolist() == list(range(10))  # not alphabetical, no stranger
+    assert d.classes[0] == "spoonbill" and d.classes[-1] == "ruddy turnstone"
+    assert d.train_labels.tolist() == list(range(10))  # not alphabetical, no stranger
+    assert d.train_images.float().mean((1, 2, 3)).tolist() == [20.0 * i for i in range(10)]
+    assert d.mean == (0.485, 0.456, 0.406) and d.std == (0.229, 0.224, 0.225)
+    assert data.load("imagenet_b", root=tmp_path).shape == (3, 128, 128)  # the size of the paper's ImageNet sets
+
+
+@pytest.mark.parametrize("name", ["imagenet10", "imagenet_e"])
+def test_imagenet_subset_by_class_names(tmp_path: Path, name: str) -> None:
+    """Folders called green_mamba or potters-wheel are found too; the order of the labels stays."""
+    plain = [readers.CLASS_NAMES[w].replace("'", "").replace(" ", "_").lower() for w in readers.SUBSETS[name]]
+    folder(tmp_path / name, (*plain, "stranger"), n=1)
+    d = data.load(name, root=tmp_path, size=8)
+    assert d.classes == tuple(readers.CLASS_NAMES[w] for w in readers.SUBSETS[name])
+    assert d.train_labels.tolist() == d.test_labels.tolist() == list(range(10))
+
+
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_a_class_without_folder_is_named(tmp_path: Path, part: str) -> None:
+    wnids = readers.SUBSETS["imagenet_c"]
+    folder(tmp_path / "imagenet", wnids, n=1)
+    (tmp_path / "imagenet" / part / wnids[4]).rename(tmp_path / "away")
+    with pytest.raises(DataError, match=f"{part}: no folder '{wnids[4]}'; imagenet_c"):
+        data.load("imagenet_c", root=tmp_path, size=8)
+
+
+def test_one_wrong_class_name_is_not_guessed(tmp_path: Path) -> None:
+    names = [readers.CLASS_NAMES[w] for w in readers.SUBSETS["imagenet_a"]]
+    folder(tmp_path / "imagenet", (*names[:-1], "limpkins"), n=1)
+    with pytest.raises(DataError, match="no data for 'imagenet_a'"):
+        data.load("imagenet_a", root=tmp_path, size=8)
 
 
 def test_subsets_are_ten_distinct_classes_each() -> None:
     assert set(readers.SUBSETS) == {"imagenet10", *(f"imagenet_{x}" for x in "abcde"), "imagenette"}
     for wnids in readers.SUBSETS.values():
-        assert len(set(wnids)) == 10 and all(len(w) == 9 and w[0] == "n" for w in wnids)
+        assert len(set(wnids)) == 10 and all(len(w) == 9 and w[0] == "n" and w[1:].isdigit() for w in wnids)
+        assert all(readers.CLASS_NAMES[w] == readers.CLASS_NAMES[w].strip() for w in wnids)
+    # ImageNet-10 as numbers in the order of all wnids (utils.py of the released code): order follows theirs.
+    numbers = [452, 64, 374, 236, 993, 176, 882, 904, 503, 74]
+    assert np.argsort(numbers).tolist() == np.argsort(readers.SUBSETS["imagenet10"]).tolist()
+    assert len({w for wnids in readers.SUBSETS.values() for w in wnids}) == len(set(readers.CLASS_NAMES.values())) == 70
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("svhn_part", (0.4377, 0.4438, 0.4728)),
+        ("imagenette", (0.485, 0.456, 0.406)),
+        ("imagenette128", (0.485, 0.456, 0.406)),
+        ("imagenet_photos", (0.485, 0.456, 0.406)),
+        ("cifar10", (0.4914, 0.4822, 0.4465)),
+    ],
+)
+def test_statistics_go_by_the_family_of_the_name(tmp_path: Path, name: str, expected: tuple[float, ...]) -> None:
+    pack(tmp_path / f"{name}.npz")
+    assert data.load(name, root=tmp_path).mean == expected
+    measured = data.load(f"npz:{tmp_path / name}.npz")  # by path: a set of its own
+    assert torch.allclose((measured.train_images / 255).mean((0, 2, 3)), torch.tensor(measured.mean))
 
 
 def test_torchvision_cifar_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,20 +311,58 @@ def test_torchvision_cifar_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert d.mean == (0.4914, 0.4822, 0.4465)
 
 
-def test_torchvision_svhn_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from scipy.io import savemat
-
-    datasets = readers.import_torchvision("torchvision.datasets")
+def svhn_files(root: Path, n: int = 20) -> dict[str, np.ndarray]:
+    """Small files in SVHN's own layout: X (32, 32, 3, N), y (N, 1) where 10 stands for zero; the pixels of train."""
+    root.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
+    found = {}
     for part in ("train", "test"):
-        pixels = rng.integers(0, 256, (32, 32, 3, 20), dtype=np.uint8)
-        labels = np.arange(1, 21, dtype=np.uint8)[:, None] % 10  # SVHN writes zero as 10; torchvision mends it
-        savemat(tmp_path / f"{part}_32x32.mat", {"X": pixels, "y": np.where(labels == 0, 10, labels)})
-    lists = {p: ["", f"{p}_32x32.mat", None] for p in ("train", "test")}
-    monkeypatch.setattr(datasets.SVHN, "split_list", lists)
-    monkeypatch.setattr(datasets.SVHN, "_check_integrity", lambda self: True)
+        found[part] = rng.integers(0, 256, (32, 32, 3, n), dtype=np.uint8)
+        labels = (np.arange(n, dtype=np.uint8) % 10 + 1)[:, None]  # 1 .. 10
+        savemat(root / f"{part}_32x32.mat", {"X": found[part], "y": labels})
+    return found
+
+
+@pytest.mark.parametrize("place", [".", "svhn"])
+def test_svhns_own_files(tmp_path: Path, place: str) -> None:
+    pixels = svhn_files(tmp_path / place)
     d = data.load("svhn", root=tmp_path)
-    assert d.shape == (3, 32, 32) and sorted(set(d.train_labels.tolist())) == list(range(10))
+    assert d.shape == (3, 32, 32) and d.classes == tuple("0123456789") and d.mean == (0.4377, 0.4438, 0.4728)
+    assert d.train_labels.tolist() == [(i + 1) % 10 for i in range(20)]  # the tenth is a zero
+    assert torch.equal(d.train_images[7, 1], torch.from_numpy(pixels["train"][:, :, 1, 7]))
+    assert torch.equal(d.test_images[19, 2], torch.from_numpy(pixels["test"][:, :, 2, 19]))
+
+
+@pytest.mark.parametrize("damage", ["cut", "text", "no labels", "label", "shape"])
+def test_damaged_svhn_files_are_named(tmp_path: Path, damage: str) -> None:
+    x = svhn_files(tmp_path)["test"]
+    file, labels = tmp_path / "test_32x32.mat", np.ones((20, 1), np.uint8)
+    if damage == "cut":
+        file.write_bytes(file.read_bytes()[:5000])
+    elif damage == "text":
+        file.write_text("no matrix")
+    else:
+        content = {"no labels": {"X": x}, "label": {"X": x, "y": 11 * labels}, "shape": {"X": x[..., :5], "y": labels}}
+        savemat(file, content[damage])
+    with pytest.raises(DataError, match="test_32x32.mat"):
+        data.load("svhn", root=tmp_path)
+
+
+def test_svhn_is_downloaded_only_when_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = readers.import_torchvision("torchvision.datasets")
+    calls: list[str] = []
+
+    def fetch(root: Path, split: str, download: bool) -> None:
+        calls.append(split)
+        svhn_files(root)
+
+    monkeypatch.setattr(datasets, "SVHN", fetch)
+    with pytest.raises(DataError, match="no data for 'svhn'"):
+        data.load("svhn", root=tmp_path)
+    assert calls == []
+    assert len(data.load("svhn", root=tmp_path, download=True).train_labels) == 20 and calls == ["train", "test"]
+    data.load("svhn", root=tmp_path, download=True)
+    assert len(calls) == 2  # what lies there is used
 
 
 @pytest.mark.realdata
@@ -229,3 +372,32 @@ def test_real_cifar10(real_data: Path) -> None:
     assert d.classes == ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
     measured = (d.train_images.float() / 255).mean((0, 2, 3))
     assert torch.allclose(measured, torch.tensor(d.mean), atol=1e-3)
+
+
+def other_real_data(real_data: Path, name: str) -> Path:
+    if not (real_data / f"{name}.npz").is_file():
+        pytest.skip(f"{real_data} has no {name}.npz")
+    return real_data
+
+
+@pytest.mark.realdata
+def test_real_svhn_digits(real_data: Path) -> None:
+    """1,083 training digits of SVHN; the pack's own split, 60 to 40 in each class, is known by the hash."""
+    d = data.load("svhn_mini", root=other_real_data(real_data, "svhn_mini"))
+    assert d.shape == (3, 32, 32) and (len(d.train_labels), len(d.test_labels)) == (650, 433)
+    assert d.sha256 == "e9f9a18091a7891452c50097dbbb2bd31419ae4b441206027d68edea40c23a14"
+    sizes = torch.stack([d.train_labels.bincount(), d.test_labels.bincount()])
+    assert (sizes[1] - 0.4 * sizes.sum(0)).abs().max() <= 0.5  # stratified
+    assert d.mean == (0.4377, 0.4438, 0.4728) and (d.normalise(d.train_images).mean((0, 2, 3)).abs() < 0.2).all()
+    rows = {r.numpy().tobytes() for r in d.train_images}
+    assert not any(r.numpy().tobytes() in rows for r in d.test_images)
+
+
+@pytest.mark.realdata
+def test_real_imagenette(real_data: Path) -> None:
+    """Half a minute of a busy core and one GB at the peak; the set itself is 165 MB at 64 px."""
+    d = data.load("imagenette128", root=other_real_data(real_data, "imagenette128"), size=64)
+    assert d.shape == (3, 64, 64) and (len(d.train_labels), len(d.test_labels)) == (9469, 3925)
+    assert d.classes == tuple(readers.CLASS_NAMES[w] for w in readers.SUBSETS["imagenette"])
+    assert d.mean == (0.485, 0.456, 0.406) and (d.normalise(d.train_images).mean((0, 2, 3)).abs() < 0.2).all()
+    assert d.train_labels.bincount().min() > 850 and d.test_labels.bincount().min() > 350
