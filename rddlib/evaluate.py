@@ -40,7 +40,7 @@ class EvaluateSettings:
     eval_seeds: int = setting(3, "trainings from scratch, each with its own seed", low=1)
     eval_shifts: bool = setting(True, "test under noise, blur and inversion too")
     eval_groups: int = setting(10, "k-means groups of test images for cluster-min", low=2)
-    eval_honest_groups: bool = setting(False, "test groups in independent features, and class-balanced, too")
+    eval_honest_groups: bool = setting(False, "test groups in independent features, and balanced by class, too")
     eval_audit: int = setting(0, "steps in each training at which test and validation accuracy are noted", low=0)
     eval_part: str = setting("test", "what is tested: the test part, or a tenth of the training part kept out",
                              choices=("test", "validation"))  # fmt: skip

@@ -12,28 +12,27 @@ import dataclasses
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
 from tqdm import tqdm
 
 from . import data as datasets
-from . import distill, evaluate, methods, presets, provenance, synthetic
-from .base import SettingError, allowed_values, digest, generator, repository_root, setting, write_atomic
+from . import evaluate, kip, methods, nets, presets, provenance, sets
+from .base import SettingError, allowed_values, digest, repository_root, setting, write_atomic
 from .data import DataSet
 from .evaluate import EvaluateSettings, Metrics
 from .kip import KipSettings
 from .methods import DistillSettings
 from .presets import SCALES
 from .provenance import Clock
+from .sets import Progress, SmallSet
 from .store import Record, Store, StoreError, plain_name
 
 MODES = ("load", "run", "live")
-Progress = Callable[[str, int, int, dict[str, Any]], None]  # part, done, of, last figures
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,21 +54,32 @@ class Experiment(DistillSettings, EvaluateSettings):
     @property
     def key(self) -> str:
         """16 hex digits: the hash of the settings that matter here and differ from their defaults."""
-        changed = {
-            f.name: getattr(self, f.name) for f in dataclasses.fields(self) if getattr(self, f.name) != f.default
-        }
-        matter = {name: value for name, value in changed.items() if name not in self.idle()}
-        return digest(json.dumps(matter, sort_keys=True))[:16]
+        return digest(json.dumps(self._matter(), sort_keys=True))[:16]
+
+    @property
+    def set_key(self) -> str:
+        """16 hex digits that name the distilled set, "" if there is none: runs that differ in evaluation alone share it."""
+        if self.method not in methods.DISTILLED:
+            return ""
+        names = {f.name for f in dataclasses.fields(DistillSettings)} | {"dataset", "size", "train_limit"}
+        matter = {name: value for name, value in self._matter().items() if name in names}
+        return digest("set", json.dumps([matter, self.eval_part == "validation"], sort_keys=True))[:16]
+
+    def _matter(self) -> dict[str, Any]:
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in self.idle()}
+        defaults = {f.name: f.default for f in dataclasses.fields(self)}
+        return {name: value for name, value in values.items() if value != defaults[name]}
 
     def idle(self) -> set[str]:
         """Settings without effect on this run: alpha under control, the loop where nothing is distilled."""
         of_kip = {f.name for f in dataclasses.fields(KipSettings)}
+        fixed = {"eval_depth"} if self.eval_network in nets.FIXED_DEPTH else set()
         if self.method in methods.LOOPED:
-            return of_kip | self._idle_in_loop()
+            return of_kip | fixed | self._idle_in_loop()
         used = {"method", "seed"} | ({"ipc"} if self.method != "full" else set())
         used |= {"factor"} if self.method == "mix" else set()
         used |= of_kip if self.method == "kip" else set()
-        return {f.name for f in dataclasses.fields(DistillSettings)} - used
+        return {f.name for f in dataclasses.fields(DistillSettings)} - used | fixed
 
     def _idle_in_loop(self) -> set[str]:
         found = {name for name in methods.OVERRIDES if not self.differs(name)}
@@ -79,6 +89,8 @@ class Experiment(DistillSettings, EvaluateSettings):
             found.add("centre_choice")
         if self.parts().prior == "none":
             found.add("prior_layer")
+        if self.network in nets.FIXED_DEPTH:
+            found.add("depth")
         return found
 
     @classmethod
@@ -125,8 +137,8 @@ def run(
     store.check_writable()
     data = load_data(experiment, device, data_root, download)
     methods.check_fit(data, experiment)
-    if data.shape[1] >> experiment.eval_depth < 1:  # known now; the network itself would say so after distilling
-        raise SettingError("eval_depth", experiment.eval_depth, f"so that {data.shape[1]} px can be halved that often")
+    # The network itself would say so, but only after distilling.
+    nets.check_fit(experiment.eval_network, data.shape, experiment.eval_depth, experiment.eval_width, "eval_")
     if experiment.eval_groups > len(data.test_labels):
         raise SettingError("eval_groups", experiment.eval_groups, f"at most {len(data.test_labels)}, the tested images")
     with store.lock(experiment.key):
@@ -176,56 +188,23 @@ def load_data(
 
 
 def _make(experiment: Experiment, data: DataSet, store: Store, progress: Progress) -> Record:
-    on_gpu = data.train_images.is_cuda
-    clock, origin = (
-        Clock(store.work(experiment.key) / "clock.json"),
-        provenance.of_now(dataclasses.asdict(experiment), on_gpu),
-    )
-    with clock.part("distill"):
-        images, labels, history = _small_set(experiment, data, store, clock, progress)
+    e, on_gpu = experiment, data.train_images.is_cuda
+    clock, origin = Clock(store.work(e.key) / "clock.json"), provenance.of_now(dataclasses.asdict(e), on_gpu)
+    small = sets.distilled(data, e, e.set_key, store, progress) if e.set_key else sets.drawn(data, e)
     with clock.part("evaluate"):
-        metrics = _judge(experiment, data, images, labels, store, clock, progress)
+        metrics = _judge(e, data, small, store, clock, progress)
+    if e.method == "kip" and small.made is not None:
+        metrics["kernel_accuracy"] = [kip.kernel_accuracy(small.made, data, e)]
     return Record(
-        key=experiment.key, experiment=dataclasses.asdict(experiment), metrics=metrics, history=history,
-        seconds=clock.rounded("wall"), cpu_seconds=clock.rounded("cpu"), data_sha256=data.sha256,
-        created=datetime.now(UTC).strftime("%Y-%m-%d"), peak_memory_mb=provenance.peak_memory_mb(on_gpu), **origin,
+        key=e.key, experiment=dataclasses.asdict(e), metrics=metrics, history=small.history, set_key=e.set_key,
+        seconds={"distill": small.wall, **clock.rounded("wall")}, data_sha256=data.sha256,
+        cpu_seconds={"distill": small.cpu, **clock.rounded("cpu")}, created=datetime.now(UTC).strftime("%Y-%m-%d"),
+        peak_memory_mb=provenance.peak_memory_mb(on_gpu), **origin,
     )  # fmt: skip
 
 
-def _small_set(
-    experiment: Experiment, data: DataSet, store: Store, clock: Clock, progress: Progress
-) -> tuple[Tensor, Tensor, list[dict[str, float]]]:
-    """Training images, labels and history of the method. Only distilled images are kept, never drawn real ones."""
-    e = experiment
-    if e.method == "full":
-        return data.train_images, data.train_labels, []
-    if e.method == "mix":
-        begun = synthetic.quantised(synthetic.start(data, e.ipc, e.factor, generator(e.seed, "start")))
-        return *begun.decoded(), []
-    if e.method in ("random", "first_n"):
-        stream = generator(e.seed, "draw") if e.method == "random" else None
-        index = synthetic.draw_real(data, e.ipc, stream).to(data.train_images.device)
-        return data.train_images[index], data.train_labels[index], []
-
-    def note(done: int, entry: dict[str, float]) -> None:
-        clock.save()
-        progress("distill", done, e.outer_steps, entry)
-
-    every = max(1, e.outer_steps // 50)  # a checkpoint costs a write to disk, DM has thousands of short steps
-    made, history = distill.distill(data, e, store.work(e.key) / "state.pt", every, note)
-    made = synthetic.quantised(made)
-    synthetic.save(store.distilled(e.key), made, key=e.key, dataset=e.dataset)
-    return *made.decoded(), history
-
-
 def _judge(
-    experiment: Experiment,
-    data: DataSet,
-    images: Tensor,
-    labels: Tensor,
-    store: Store,
-    clock: Clock,
-    progress: Progress,
+    experiment: Experiment, data: DataSet, small: SmallSet, store: Store, clock: Clock, progress: Progress
 ) -> Metrics:
     """Evaluate, going on after the trainings that an interrupted run has already finished."""
     file = store.work(experiment.key) / "evaluation.json"
@@ -237,4 +216,4 @@ def _judge(
         progress("evaluate", len(rows), experiment.eval_seeds, {"accuracy": rows[-1]["accuracy"]})
 
     folders = (repository_root() / "data" / "groups", store.root / "groups")  # the committed ones come first
-    return evaluate.evaluate(images, labels, data, experiment, experiment.seed, folders, done, note)
+    return evaluate.evaluate(small.images, small.labels, data, experiment, experiment.seed, folders, done, note)

@@ -152,5 +152,6 @@ def check_fit(data: DataSet, settings: DistillSettings) -> None:
         raise SettingError("batch_real", settings.batch_real, f"at most {smallest}, the smallest class")
     if settings.parts().net_data == "real" and settings.net_batch > len(data.train_labels):
         raise SettingError("net_batch", settings.net_batch, f"at most {len(data.train_labels)}, the training set")
-    if data.shape[1] >> settings.depth < 1:
-        raise SettingError("depth", settings.depth, f"so that {data.shape[1]} px can be halved that often")
+    nets.check_fit(settings.network, data.shape, settings.depth, settings.width)
+    if settings.network == "vit" and (settings.parts().objective, settings.parts().metric) == ("gradient", "idc"):
+        raise SettingError("metric", "idc", "'dc' for a ViT, which has one convolution only")

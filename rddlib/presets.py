@@ -8,9 +8,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from . import nets
+
 SCALES = ("smoke", "laptop", "gpu", "paper")
 SIAMESE = ("dc", "dsa", "dm", "glad")  # one image a tile, DSA's augmentation, no CutMix
 
+# Widths for the short scales: a training step takes about as long as that of a ConvNet of 32 channels.
+NARROW = {"resnet10": 8, "resnetap10": 8, "resnet18": 8, "resnetap18": 8, "vgg11": 16, "vit": 32}
 # Numbers of the short scales, chosen on the validation part of the training set (see the methods' page).
 METHOD_NUMBERS: dict[str, dict[str, dict[str, Any]]] = {
     "smoke": {
@@ -49,6 +53,10 @@ def _for_data(name: str, scale: str) -> dict[str, Any]:
 def _for_scale(scale: str, known: dict[str, Any]) -> dict[str, Any]:
     """Loop lengths, widths and rates of a scale; `known` holds what was chosen by hand."""
     found = {"smoke": _smoke, "laptop": _laptop}.get(scale, _long)(known)
+    for part in ("", "eval_"):
+        name = known.get(f"{part}network", "convnet")
+        if name != "convnet":
+            found[f"{part}width"] = NARROW[name] if scale in ("smoke", "laptop") else nets.PAPER_WIDTH[name]
     if scale == "gpu":
         found |= {"outer_steps": {"dm": 2000, "glad": 200, "dc": 20, "dsa": 20}.get(known.get("method", "idc"), 40)}
     return found

@@ -21,10 +21,11 @@ import torch
 
 from .base import digest, repository_root, write_atomic
 
-# The modules that make every result, and those that only some runs use.
-MAKERS = ("base", "readers", "data", "corrupt", "augment", "fused", "nets", "groups", "synthetic", "evaluate")
-LOOP_MAKERS = ("risk", "match", "methods", "loop", "distill")
+# The modules that make every result, those of the loop, of KIP, and of the evaluation.
+MAKERS = ("base", "readers", "data", "augment", "fused", "nets", "synthetic")
+LOOP_MAKERS = ("risk", "groups", "match", "methods", "loop", "distill")
 KIP_MAKERS = ("kernels", "kip", "distill")
+JUDGES = ("groups", "corrupt", "corruptions", "recipes", "bench", "audit", "evaluate")
 
 
 class Clock:
@@ -104,20 +105,25 @@ def commit() -> str:
         return ""
 
 
-def makers(experiment: Mapping[str, Any]) -> tuple[str, ...]:
-    """The modules that can change the result of these settings. A run without a prior is not made by `prior`."""
-    e, found = experiment, list(MAKERS)
+def makers(experiment: Mapping[str, Any], part: str = "all") -> tuple[str, ...]:
+    """The modules that can change the result of these settings; with part "distill", the distilled set alone.
+
+    A run without a prior is not made by `prior`, one with ConvNets only not by `archs`.
+    """
+    e, found = experiment, [*MAKERS, *(JUDGES if part == "all" else ())]
+    networks = {e.get("eval_network", "convnet")} if part == "all" else set()
     if e["method"] == "kip":
         found += KIP_MAKERS
     elif e["method"] in ("idc", "dc", "dsa", "dm", "glad"):
+        networks.add(e.get("network", "convnet"))
         found += LOOP_MAKERS
         found += ["generator", "prior"] if e["method"] == "glad" or e.get("prior") not in (None, "none") else []
-    found += ["archs"] if {e["network"], e["eval_network"]} != {"convnet"} else []
-    return tuple(found)
+    found += ["archs"] if networks - {"convnet"} else []
+    return tuple(sorted(set(found)))
 
 
 @functools.cache
-def source_hash(modules: tuple[str, ...] = MAKERS + LOOP_MAKERS) -> str:
+def source_hash(modules: tuple[str, ...]) -> str:
     """Hash of the code that makes results: the syntax trees of its modules.
 
     Docstrings are left out, so a comment makes nothing stale, and so are the declarations of settings (classes named

@@ -33,7 +33,8 @@ class Record:
     """What one run leaves: its settings, its results, its price and its provenance.
 
     `metrics` has one entry a test and evaluation seed, accuracies in per cent. `seconds` and `cpu_seconds` are by
-    part (distill, evaluate). `created` is a date for the reader; nothing is derived from it.
+    part (distill, evaluate); runs with the same `set_key` share one distilled set, whose price each of them names.
+    `created` is a date for the reader; nothing is derived from it.
     """
 
     key: str
@@ -49,6 +50,7 @@ class Record:
     source_hash: str
     data_sha256: str
     created: str
+    set_key: str = ""
 
     def to_json(self) -> str:
         """JSON text with sorted keys, one line a field, as in the store."""
@@ -105,7 +107,7 @@ class Store:
         return write_atomic(self.root / "runs" / plain_name(group) / f"{record.key}.json", record.to_json())
 
     def distilled(self, key: str) -> Path:
-        """Where the distilled set of a key lies."""
+        """Where a distilled set lies; `key` is a record's `set_key`."""
         return self.root / "distilled" / f"{key}.npz"
 
     def work(self, key: str) -> Path:

@@ -41,6 +41,11 @@ class SyntheticSet:
         """Labels of the stored images: int64 (n_classes * ipc,)."""
         return torch.arange(len(self.images) // self.ipc, device=self.images.device).repeat_interleave(self.ipc)
 
+    def to(self, device: torch.device) -> SyntheticSet:
+        """The same set on another device."""
+        targets = None if self.targets is None else self.targets.to(device)
+        return replace(self, images=self.images.to(device), targets=targets)
+
     def of_class(self, c: int) -> Tensor:
         """The stored images of class `c`: (ipc, C, H, W); a view."""
         return self.images[c * self.ipc : (c + 1) * self.ipc]
@@ -158,3 +163,12 @@ def read(path: str | Path) -> SyntheticSet:
     if targets is not None and targets.shape != (len(images), len(images) // ipc):
         raise DataError(f"{path}: learned labels {tuple(targets.shape)} do not fit {len(images)} images, ipc {ipc}")
     return SyntheticSet(torch.from_numpy(images).float() / 255, ipc, factor, targets)
+
+
+def about(path: str | Path) -> dict[str, str]:
+    """The text entries of a set's file. Raises DataError as `read`."""
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as pack:
+            return {name: str(pack[name]) for name in pack.files if pack[name].dtype.kind == "U"}
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
+        raise DataError(f"{path}: cannot be read as a distilled set ({error})") from error

@@ -128,8 +128,8 @@ def test_a_run_leaves_a_record_and_its_set(tmp_path: Path) -> None:
     assert len(record.metrics["accuracy"]) == 2 and sum(record.metrics["group_sizes"]) == 100
     assert set(record.metrics) >= {"noise", "blur", "invert", "cluster_min", "class_min", "groups_sha256"}
     assert record.seconds["distill"] > 0 and record.peak_memory_mb > 50 and record.versions["torch"]
-    assert record.source_hash == provenance.source_hash()
-    made = synthetic.read(store.distilled(e.key))
+    assert record.source_hash == provenance.source_hash(provenance.makers(record.experiment))
+    made = synthetic.read(store.distilled(e.set_key))
     data = load_data(e)
     again = evaluate.evaluate(*made.decoded(), data, e, e.seed)
     assert again["accuracy"] == record.metrics["accuracy"]  # what is kept is what was judged
@@ -211,7 +211,7 @@ def wait_for(path: Path, process: subprocess.Popen[str], seconds: float = 120) -
 def test_a_killed_run_goes_on_and_equals_the_uninterrupted_one(tmp_path: Path, how: signal.Signals) -> None:
     e = Experiment.preset("smoke", **SLOW)
     process = start(tmp_path / "broken", SLOW)
-    wait_for(Store(tmp_path / "broken").work(e.key) / "state.pt", process)
+    wait_for(Store(tmp_path / "broken").work(e.set_key) / "state.pt", process)
     process.send_signal(how)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == (130 if how == signal.SIGINT else -9)
@@ -228,7 +228,7 @@ def test_a_killed_run_goes_on_and_equals_the_uninterrupted_one(tmp_path: Path, h
     assert e.key in finished.stdout
     resumed, whole = Store(tmp_path / "broken").match(e.key), run(e, Store(tmp_path / "whole"))
     assert resumed.metrics == whole.metrics and resumed.history == whole.history
-    one, two = (synthetic.read(tmp_path / d / "distilled" / f"{e.key}.npz") for d in ("broken", "whole"))
+    one, two = (synthetic.read(tmp_path / d / "distilled" / f"{e.set_key}.npz") for d in ("broken", "whole"))
     assert (one.images == two.images).all()
 
 
@@ -304,3 +304,27 @@ def test_cifar10_run_on_real_images(real_data: Path, tmp_path: Path) -> None:
     made = run(Experiment.preset("laptop", **small), Store(tmp_path), data_root=real_data)
     gain = sum(made.metrics["accuracy"]) / 2 - sum(drawn.metrics["accuracy"]) / 2
     assert gain > 2, gain
+
+
+def test_runs_that_differ_in_their_evaluation_share_one_distilled_set(tmp_path: Path) -> None:
+    """The set is made once; its price is named by both records, and other distillation settings make another."""
+    store, one = Store(tmp_path), tiny()
+    other = dataclasses.replace(one, eval_steps=one.eval_steps + 1)
+    assert one.set_key == other.set_key != dataclasses.replace(one, seed=9).set_key
+    assert one.set_key != dataclasses.replace(one, eval_part="validation").set_key  # less training data
+    first = run(one, store)
+    written = store.distilled(one.set_key).stat().st_mtime_ns
+    second = run(other, store)
+    assert store.distilled(one.set_key).stat().st_mtime_ns == written and len(list(tmp_path.glob("distilled/*"))) == 1
+    assert first.seconds["distill"] == second.seconds["distill"] > 0 and first.history == second.history
+    assert tiny(method="random").set_key == ""
+
+
+def test_distilled_set_of_other_code_is_made_again(tmp_path: Path) -> None:
+    store, one = Store(tmp_path), tiny()
+    run(one, store)
+    file = store.distilled(one.set_key)
+    made, about = synthetic.read(file), synthetic.about(file)
+    synthetic.save(file, made, **(about | {"source_hash": "of other code"}))
+    run(dataclasses.replace(one, eval_steps=one.eval_steps + 1), store)
+    assert synthetic.about(file)["source_hash"] == about["source_hash"]

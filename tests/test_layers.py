@@ -19,7 +19,7 @@ LIBRARY = Path(__file__).resolve().parent.parent / "rddlib"
 ORDER = (
     "base", "risk", "stats", "dro", "toy", "theory", "zeroth", "readers", "data", "corruptions", "corrupt", "augment",
     "fused", "archs", "nets", "recipes", "groups", "synthetic", "generator", "gentrain", "prior", "match", "kernels",
-    "kip", "methods", "loop", "distill", "bench", "audit", "evaluate", "presets", "provenance", "store", "experiment",
+    "kip", "methods", "loop", "distill", "bench", "audit", "evaluate", "presets", "provenance", "store", "sets", "experiment",
     "grid", "schedule", "archive", "report",
 )
 # fmt: on
