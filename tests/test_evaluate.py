@@ -1,22 +1,23 @@
-"""Training and testing: the recipe against a plain loop, the shifts as released, groups counted right."""
+"""Judging a set: IDC's recipe against a plain loop, seeds, resuming, audits and honest groups in one report."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
+from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageFilter
 
-from rddlib import audit, augment, bench, corrupt, data, evaluate, nets, recipes
+from rddlib import augment, data, evaluate, groups, nets
 from rddlib.base import SettingError, generator
 from rddlib.data import DataSet
-from rddlib.bench import TestBench
 from rddlib.evaluate import EvaluateSettings
+from rddlib.groups import FeatureNet
 
 SMALL = EvaluateSettings(eval_depth=2, eval_width=8, eval_steps=12, eval_batch=16, eval_seeds=2, eval_groups=4)
+AUDITED = dataclasses.replace(SMALL, eval_audit=3)
 
 
 @pytest.fixture(scope="module")
@@ -49,19 +50,8 @@ def test_training_equals_a_plain_loop(digits: DataSet) -> None:
         assert torch.allclose(a, b, atol=1e-5)
 
 
-def test_batches_are_reshuffled_passes() -> None:
-    found = recipes.batches(10, 4, 7, generator(0))
-    assert [len(b) for b in found] == [4, 4, 2, 4, 4, 2, 4]
-    assert sorted(torch.cat(found[:3]).tolist()) == sorted(torch.cat(found[3:6]).tolist()) == list(range(10))
-    assert torch.cat(found[:3]).tolist() != torch.cat(found[3:6]).tolist()
-
-
-def test_every_set_gets_the_same_number_of_updates(digits: DataSet) -> None:
-    assert len(recipes.batches(3, 64, 20, generator(0))) == len(recipes.batches(1000, 64, 20, generator(0))) == 20
-
-
 def test_evaluation_learns_and_seeds_differ(digits: DataSet) -> None:
-    settings = dataclasses.replace(SMALL, eval_steps=150, eval_batch=32)
+    settings = dataclasses.replace(SMALL, eval_steps=100, eval_batch=32, eval_shifts=False)
     found = evaluate.evaluate(digits.train_images, digits.train_labels, digits, settings, seed=0)
     assert min(found["accuracy"]) > 45 and found["accuracy"][0] != found["accuracy"][1]
     again = evaluate.evaluate(digits.train_images, digits.train_labels, digits, settings, seed=0)
@@ -83,51 +73,6 @@ def test_finished_trainings_are_not_repeated(digits: DataSet) -> None:
     assert resumed == whole and calls == [2]
 
 
-def test_group_accuracy_by_hand() -> None:
-    correct = torch.tensor([True, False, True, True, False])
-    found, sizes = bench.group_accuracy(correct, torch.tensor([0, 0, 1, 1, 1]), 3)
-    assert found == pytest.approx([50, 200 / 3, 0]) and sizes == [2, 3, 0]
-
-
-def test_scores_are_consistent(digits: DataSet) -> None:
-    tests = TestBench.of(digits, k=4)
-    net = evaluate.train(digits.train_images, digits.train_labels, digits, SMALL, 0)
-    found = tests.score(net, digits)
-    sizes = tests.partitions["cluster"].sizes
-    assert np.average(found["cluster_accuracy"], weights=sizes) == pytest.approx(found["accuracy"])
-    assert found["cluster_min"] == min(found["cluster_accuracy"]) <= found["accuracy"]
-    assert np.average(found["class_accuracy"], weights=digits.test_labels.bincount()) == pytest.approx(
-        found["accuracy"]
-    )
-    plain = [int(net(digits.normalise(x[None])).argmax()) for x in digits.test_images]
-    assert found["accuracy"] == pytest.approx(100 * np.mean(np.array(plain) == digits.test_labels.numpy()))
-
-
-def test_noise_has_the_released_variance_and_a_seed() -> None:
-    grey = torch.full((20, 3, 32, 32), 128, dtype=torch.uint8)
-    noisy = corrupt.shifted(grey, "noise")
-    assert ((noisy.double() - 128) / 255).var().item() == pytest.approx(0.005, rel=0.03)
-    assert torch.equal(noisy, corrupt.shifted(grey, "noise")) and not torch.equal(
-        noisy, corrupt.shifted(grey, "noise", seed=1)
-    )
-    assert corrupt.shifted(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), "noise").min() == 0  # clipped, not wrapped
-
-
-def test_blur_is_pillows_on_the_colour_image() -> None:
-    image = torch.randint(0, 256, (2, 3, 16, 16), generator=generator(0), dtype=torch.uint8)
-    for x, soft in zip(image, corrupt.shifted(image, "blur"), strict=True):
-        whole = Image.fromarray(x.permute(1, 2, 0).numpy()).filter(ImageFilter.GaussianBlur(radius=2))
-        assert torch.equal(soft.permute(1, 2, 0), torch.from_numpy(np.array(whole)))
-
-
-def test_invert_twice_is_nothing() -> None:
-    image = torch.randint(0, 256, (2, 1, 8, 8), generator=generator(0), dtype=torch.uint8)
-    assert torch.equal(corrupt.shifted(corrupt.shifted(image, "invert"), "invert"), image)
-    assert (corrupt.shifted(image, "invert").int() + image.int() == 255).all()
-    with pytest.raises(SettingError, match="kind = 'fog'"):
-        corrupt.shifted(image, "fog")
-
-
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -137,8 +82,81 @@ def test_invert_twice_is_nothing() -> None:
         ("eval_groups", 1),
         ("eval_shifts", "yes"),
         ("eval_cutmix", 1.5),
+        ("eval_recipe", "dsa"),
+        ("eval_audit", 13),
+        ("eval_audit", -1),
     ],
 )
 def test_settings_out_of_range(name: str, value: object) -> None:
     with pytest.raises(SettingError, match=f"{name} = "):
         dataclasses.replace(SMALL, **{name: value})
+
+
+# --- what can be asked for --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network for the honest groups that is trained in a blink."""
+    monkeypatch.setattr(groups, "FeatureNet", lambda: FeatureNet(width=4, steps=3, batch=32))
+
+
+@pytest.mark.usefixtures("small_features")
+def test_everything_asked_for_stands_beside_the_same_numbers(digits: DataSet, tmp_path: Path) -> None:
+    """Honest groups and the audit add metrics and move none: the training is the same bit for bit."""
+    x, y = digits.train_images[:50], digits.train_labels[:50]
+    plain = evaluate.evaluate(x, y, digits, SMALL, 0)
+    assert plain["steps"] == 12 and not any("feature" in name or "audit" in name for name in plain)
+    asked = dataclasses.replace(SMALL, eval_honest_groups=True, eval_audit=5)
+    full = evaluate.evaluate(x, y, digits, asked, 0, [tmp_path])
+    assert {name: full[name] for name in plain} == plain
+    for kind in ("feature_class", "feature", "balanced"):
+        assert len(full[f"{kind}_min"]) == 2 and sum(full[f"{kind}_sizes"]) <= 200
+        for least, each in zip(full[f"{kind}_min"], full[f"{kind}_accuracy"], strict=True):
+            assert least == min(a for a, n in zip(each, full[f"{kind}_sizes"], strict=True) if n)
+    assert full["audit_steps"] == [2, 4, 7, 9, 12] and full["audit_last"] == full["accuracy"]
+    assert len(list(tmp_path.glob("feature*.npz"))) == 2 and len(full["feature_sha256"]) == 64
+
+
+def test_report_is_plain_json(digits: DataSet) -> None:
+    found = evaluate.evaluate(digits.train_images[:50], digits.train_labels[:50], digits, AUDITED, 0)
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_resumed_audit_is_the_same(digits: DataSet) -> None:
+    x, y, rows = digits.train_images[:50], digits.train_labels[:50], []
+    whole = evaluate.evaluate(x, y, digits, AUDITED, 0, on_seed=lambda r: rows.append(list(r)))
+    assert evaluate.evaluate(x, y, digits, AUDITED, 0, done=json.loads(json.dumps(rows[0]))) == whole
+
+
+@pytest.mark.parametrize("recipe", ["dc", "glad"])
+def test_recipes_train_differently(digits: DataSet, recipe: str) -> None:
+    x, y = digits.train_images, digits.train_labels
+    nets_of = [evaluate.train(x, y, digits, s, 0) for s in (SMALL, dataclasses.replace(SMALL, eval_recipe=recipe))]
+    weights = [torch.cat([p.flatten() for p in net.parameters()]) for net in nets_of]
+    assert not torch.allclose(*weights) and all(w.isfinite().all() for w in weights)
+
+
+def test_steps_are_matched_unless_asked_to_grow(digits: DataSet) -> None:
+    """100 images in batches of 16 are seven a pass; at factor 2 they come from 25, two a pass: 3.5 times as many."""
+    x, y = digits.train_images, digits.train_labels
+    grown = dataclasses.replace(SMALL, eval_scale_steps=True, eval_seeds=1, eval_shifts=False)
+    for settings, factor, steps in ((SMALL, 2, 12), (grown, 1, 12), (grown, 2, 42)):
+        one = dataclasses.replace(settings, eval_seeds=1, eval_shifts=False)
+        assert evaluate.evaluate(x, y, digits, one, 0, factor=factor)["steps"] == steps
+
+
+def test_what_the_data_cannot_serve_is_refused_before_training(
+    digits: DataSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluate, "train", lambda *_: pytest.fail("work was done"))
+    monkeypatch.setattr(FeatureNet, "train", lambda *_: pytest.fail("work was done"))
+    x, y = digits.train_images, digits.train_labels
+    for change, name in (({"eval_audit": 2}, "eval_audit"), ({"eval_groups": 201}, "eval_groups")):
+        with pytest.raises(SettingError, match=f"{name} = "):
+            evaluate.evaluate(x, y, digits, dataclasses.replace(SMALL, **change), 0)
+    few = dataclasses.replace(digits, test_images=digits.test_images[:9], test_labels=digits.test_labels[:9])
+    with pytest.raises(SettingError, match="eval_honest_groups = True"):
+        evaluate.evaluate(x, y, few, dataclasses.replace(SMALL, eval_honest_groups=True), 0)
+    with pytest.raises(SettingError, match="eval_audit = 2"):
+        evaluate.check_fit(digits, dataclasses.replace(SMALL, eval_audit=2), whole=True)
