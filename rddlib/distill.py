@@ -40,7 +40,7 @@ def distill(
     check_fit(data, settings)
     if settings.method == "kip":
         return kip.distill(data, settings, None if checkpoint is None else Path(checkpoint), every, on_step)
-    source = prior.load(settings.parts().prior, data, settings.prior_layer)
+    source = prior.load(settings.parts().prior, data, settings.prior_layer, settings.prior_start)
     state = begin(data, settings, source)
     if checkpoint is not None and Path(checkpoint).is_file():
         state = load_state(checkpoint, state)

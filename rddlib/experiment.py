@@ -88,7 +88,7 @@ class Experiment(DistillSettings, EvaluateSettings):
         if self.ipc <= self.max_centres:
             found.add("centre_choice")
         if self.parts().prior == "none":
-            found.add("prior_layer")
+            found |= {"prior_layer", "prior_start"}
         if self.network in nets.FIXED_DEPTH:
             found.add("depth")
         return found

@@ -15,6 +15,7 @@ from . import augment, groups, match, nets, synthetic
 from .base import SettingError, check_settings, setting
 from .data import DataSet
 from .kip import KipSettings
+from .prior import STARTS
 from .risk import RiskTerm
 
 RISKS = ("control", "released", "lower", "upper", "literal")
@@ -102,6 +103,10 @@ class DistillSettings(KipSettings):
     )
     prior: str | None = setting(None, "what images are made of: none (pixels), generator, or stylegan:NAME")
     prior_layer: int = setting(1, "layer after which the feature map of a prior is optimised", low=0, high=30)
+    prior_start: str = setting(
+        "latent", "codes to begin from: random as published, the class's mean style, or those of real images",
+        choices=STARTS,
+    )  # fmt: skip
     lr_image: float = setting(5e-3, "learning rate of the images, as used (after IDC's scaling by ipc and size)", low=0)
     momentum_image: float = setting(0.5, "momentum of the images", low=0, high=0.999)
     batch_real: int = setting(64, "real images of a class in one matching step", low=1)
