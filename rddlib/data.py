@@ -96,7 +96,7 @@ def load(
 
     `name`: ``digits`` (embedded), ``cifar10``, ``svhn``, an ImageNet subset (``imagenet10``, ``imagenet_a`` ..
     ``imagenet_e``, ``imagenette``), ``folder:PATH``, ``npz:PATH``, or the name of any ``<name>.npz`` under `root`.
-    A name that begins with a key of `STATISTICS` is normalised by those numbers, any other by its own training part.
+    cifar10 and names that begin with svhn or imagenet are normalised by `STATISTICS`, others by their training part.
     SVHN is read from train_32x32.mat and test_32x32.mat in `root` or `root`/svhn; ImageNet from train/<wnid> and
     val/<wnid> (or folders called as the classes) in `root`/imagenet, `root`/<name> or `root`, at 128 px by default.
     `root`: where to look; default $RDD_DATA, else data/cache. `size`: resize to size x size (bilinear, antialiased).
@@ -188,7 +188,7 @@ def resized(images: Tensor, size: int | None) -> Tensor:
 
 
 def _statistics(name: str, images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    key = next((k for k in STATISTICS if name.startswith(k)), "")  # also cifar10_small, svhn_mini, imagenette128
+    key = next((k for k in ("svhn", "imagenet") if name.startswith(k)), name)  # svhn_mini; but cifar100 is no cifar10
     if key in STATISTICS and images.shape[1] == 3:
         return STATISTICS[key]
     mean = torch.stack([images[:, c].double().mean() / 255 for c in range(images.shape[1])])

@@ -289,8 +289,10 @@ def test_subsets_are_ten_distinct_classes_each() -> None:
 def test_statistics_go_by_the_family_of_the_name(tmp_path: Path, name: str, expected: tuple[float, ...]) -> None:
     pack(tmp_path / f"{name}.npz")
     assert data.load(name, root=tmp_path).mean == expected
-    measured = data.load(f"npz:{tmp_path / name}.npz")  # by path: a set of its own
-    assert torch.allclose((measured.train_images / 255).mean((0, 2, 3)), torch.tensor(measured.mean))
+    pack(tmp_path / "cifar100.npz")
+    for other in (f"npz:{tmp_path / name}.npz", "cifar100"):  # a file by its path, a name of no known family
+        measured = data.load(other, root=tmp_path)
+        assert torch.allclose((measured.train_images / 255).mean((0, 2, 3)), torch.tensor(measured.mean))
 
 
 def test_torchvision_cifar_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
