@@ -144,22 +144,23 @@ class Synthesis(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Images (N, C, size, size) in [0, 1] -> mean and log variance (N, latent) of their codes."""
+    """Images (N, C, size, size) in [0, 1] -> means (N, latent) of their codes; one variance serves all images."""
 
     def __init__(self, latent: int, width: int, channels: int, size: int) -> None:
         super().__init__()
         halvings = (size // 4).bit_length() - 1
         widths = [channels, *[min(width, width // 2 << i) for i in range(halvings)]]
         self.convs = nn.ModuleList(nn.Conv2d(a, b, 4, 2, 1) for a, b in pairwise(widths))
-        self.head = nn.Linear(widths[-1] * 16, 2 * latent)
+        self.head = nn.Linear(widths[-1] * 16, latent)
+        self.log_variance = nn.Parameter(torch.zeros(latent))
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, C, size, size) -> two (N, latent)."""
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, size, size) -> (N, latent)."""
         x = 2 * x - 1
         for conv in self.convs:
             x = GAIN * F.leaky_relu(conv(x), 0.2)
-        mean, log_variance = self.head(x.flatten(1)).chunk(2, 1)
-        return mean, log_variance.clamp(-8, 4)
+        mean: Tensor = self.head(x.flatten(1))
+        return mean
 
 
 class Generator(nn.Module):
@@ -185,7 +186,7 @@ class Generator(nn.Module):
 
     def project(self, images: Tensor, labels: Tensor) -> Tensor:
         """Styles (N, num_ws, latent) of the mean codes of images (N, C, H, W) in [0, 1]: the encoder's inversion."""
-        return self.mapping.of_code(self.encoder(images)[0], self.one_hot(labels))
+        return self.mapping.of_code(self.encoder(images), self.one_hot(labels))
 
     def forward(self, z: Tensor, labels: Tensor) -> Tensor:
         """Images (N, C, H, W) in [0, 1] of noise (N, latent) and labels (N,)."""
@@ -197,8 +198,11 @@ class Generator(nn.Module):
 
 
 def save(path: str | Path, net: Generator, data: DataSet) -> Path:
-    """Write a generator and what it was trained on: tensors, and a head with settings, data and its hash. Atomic."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
+    """Write a generator and what it was trained on: tensors, and a head with settings, data and its hash. Atomic.
+
+    Numbers are kept as float16, which a trained generator already has been rounded to.
+    """
+    tensors = {name: tensor.detach().cpu().contiguous().half() for name, tensor in net.state_dict().items()}
     about = {"dataset": data.name, "data_sha256": data.sha256, "shape": list(net.shape), "n_classes": net.c_dim,
              "settings": asdict(net.settings)}  # fmt: skip
     return write_atomic(path, to_bytes(tensors, {"rddlib": json.dumps(about, sort_keys=True)}))
@@ -213,7 +217,7 @@ def read(path: str | Path, data: DataSet | None = None, same_data: bool = True) 
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             about = json.loads(file.metadata()["rddlib"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
+            tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118  (no mapping)
         with torch.device("meta"):
             net = Generator(GeneratorSettings(**about["settings"]), tuple(about["shape"]), about["n_classes"])
         net.to_empty(device="cpu").load_state_dict(tensors)  # every name and every shape, or RuntimeError

@@ -2,8 +2,8 @@
 
 An adversarial network would need hours on a laptop. Here the generator is the decoder of a variational autoencoder
 (Kingma & Welling 2014) under the mean absolute error of pixels and of a classifier's features (Johnson et al. 2016).
-Noise of a class is then coloured by the Gaussian of the codes of that class (Ghosh et al. 2020, "ex-post density
-estimation"). The price: softer images than those of an adversarial network.
+One variance serves all images, and noise of a class is coloured afterwards by the Gaussian of its codes (Ghosh et al.
+2020: constant-variance autoencoder, ex-post density estimation). The price: softer images than an adversary's.
 """
 
 from __future__ import annotations
@@ -37,12 +37,16 @@ def train_generator(data: DataSet, settings: GeneratorSettings, on_step: Report 
     with torch.device("meta"):  # as in nets.build: nothing is drawn from the global generator
         net = Generator(settings, data.shape, data.n_classes)
     weights = generator(settings.seed, "generator", "weights")
-    for part in (net.to_empty(device="cpu").synthesis, net.encoder, net.mapping.first, net.mapping.second):
+    net.to_empty(device="cpu").encoder.log_variance.data.zero_()
+    for part in (net.synthesis, net.encoder.convs, net.encoder.head, net.mapping.first, net.mapping.second):
         nets.initialise(part, weights)
     net.to(data.train_images.device, memory_format=torch.channels_last)  # a third faster on a processor
     judge = train_judge(data, settings.judge_steps, 32, settings.seed)
     streams = {name: generator(settings.seed, "generator", name) for name in ("batch", "noise", "flip")}
-    optimiser = torch.optim.Adam(net.parameters(), lr=settings.lr, betas=(0.9, 0.99))
+    spread = net.encoder.log_variance  # crosses several units, while weights move by hundredths
+    rest = [p for p in net.parameters() if p is not spread]
+    groups = [{"params": rest}, {"params": [spread], "lr": 10 * settings.lr}]
+    optimiser = torch.optim.Adam(groups, lr=settings.lr, betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, settings.steps)
     for step in range(1, settings.steps + 1):
         x, y = _batch(data, settings.batch, streams["batch"], streams["flip"] if settings.flip else None)
@@ -55,6 +59,8 @@ def train_generator(data: DataSet, settings: GeneratorSettings, on_step: Report 
         if on_step is not None:
             on_step(step, {name: float(value.detach()) for name, value in parts.items()})
     _fit_codes(net, data)
+    for tensor in net.state_dict().values():
+        tensor.copy_(tensor.half())  # as it will be kept, so that nothing differs after a file
     return net.eval().requires_grad_(False)
 
 
@@ -70,7 +76,7 @@ def _batch(data: DataSet, size: int, stream: torch.Generator, flip: torch.Genera
 def _losses(
     net: Generator, judge: nn.Module, data: DataSet, x: Tensor, y: Tensor, noise: torch.Generator
 ) -> dict[str, Tensor]:
-    mean, log_variance = net.encoder(x)
+    mean, log_variance = net.encoder(x), net.encoder.log_variance
     u = mean + (log_variance / 2).exp() * torch.randn(mean.shape, generator=noise).to(x.device)
     image = net.synthesis(net.mapping.of_code(u, net.one_hot(y))).sigmoid().contiguous()
     with torch.no_grad():
@@ -86,10 +92,8 @@ def _fit_codes(net: Generator, data: DataSet) -> None:
     """Set the Gaussian of each class to that of its codes: mean, and covariance with the encoder's own variance."""
     for c in range(data.n_classes):
         images = data.train_images[data.train_labels == c]
-        pairs = [net.encoder(part.float() / 255) for part in images.split(500)]
-        mean, variance = torch.cat([m for m, _ in pairs]), torch.cat([v for _, v in pairs]).exp().mean(0)
-        centred = mean - mean.mean(0)
-        covariance = centred.T @ centred / len(mean) + torch.diag(variance)
+        mean = torch.cat([net.encoder(part.float() / 255) for part in images.split(500)])  # (images, latent)
+        covariance = mean.T.cov(correction=0) + torch.diag(net.encoder.log_variance.exp())
         net.mapping.centre[c] = mean.mean(0)
         net.mapping.spread[c] = torch.linalg.cholesky(covariance)
 
