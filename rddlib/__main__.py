@@ -1,4 +1,4 @@
-"""Command line: ``python -m rddlib run | show | list | grid | status``."""
+"""Command line: ``python -m rddlib run | show | list | grid | status | pack | merge``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from . import __version__, grid
+from . import __version__, archive, grid
 from .base import SettingError
 from .experiment import Experiment, fields, run
 from .grid import Job, Ledger, Tally
@@ -23,7 +23,8 @@ from .store import Record, Store, StoreError
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status.
 
-    0: done. 1: a run of a grid failed. 2: refused. 3: a grid's time is spent and work is left. 130: interrupted.
+    0: done. 1: a run of a grid failed. 2: refused, or kept out of a merge. 3: a grid's time is spent and work is left.
+    130: interrupted.
     """
     options = parser().parse_args(arguments)
     try:
@@ -60,12 +61,12 @@ def parser() -> argparse.ArgumentParser:
     listing = commands.add_parser("list", help="one line a record")
     listing.set_defaults(command=_list)
     listing.add_argument("--group", default="*", help="only the records of this folder under runs/")
-    many, status = _grid_parser(commands), _status_parser(commands)
+    many, status, pack, merge = _grid_parser(commands), _status_parser(commands), *_archive_parsers(commands)
     for command in (one, many):
         command.add_argument("--device", default="cpu", help="cpu, cuda, mps (default cpu); not part of the key")
         command.add_argument("--data-root", metavar="DIR", help="where data lies (default $RDD_DATA, else data/cache)")
         command.add_argument("--download", action="store_true", help="let torchvision download CIFAR-10 or SVHN")
-    for command in (one, show, listing, many, status):
+    for command in (one, show, listing, many, status, pack, merge):
         command.add_argument("--store", metavar="DIR", help="where records are kept (default $RDD_STORE, else data/)")
     return top
 
@@ -88,6 +89,22 @@ def _status_parser(commands: Any) -> argparse.ArgumentParser:
     status.add_argument("--scale", choices=SCALES, action="append", help="only this scale; may be repeated")
     status.add_argument("--device", default="cpu", help="where the missing would run, for the cost (default cpu)")
     return status
+
+
+def _archive_parsers(commands: Any) -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
+    pack: argparse.ArgumentParser = commands.add_parser("pack", help="records and distilled sets as one file")
+    pack.set_defaults(command=_pack)
+    pack.add_argument("--out", required=True, metavar="FILE", help="the file to write, NAME.zip")
+    pack.add_argument("--group", action="append", default=[], help="only this folder under runs/; may be repeated")
+    pack.add_argument("--grid", action="append", metavar="GRID", help="only what this grid needs; may be repeated")
+    pack.add_argument("--scale", choices=SCALES, action="append", help="of the grids (default all); may be repeated")
+    merge: argparse.ArgumentParser = commands.add_parser("merge", help="take what another store packed into this one")
+    merge.set_defaults(command=_merge)
+    merge.add_argument("file", metavar="FILE", help="what `pack` has written")
+    merge.add_argument(
+        "--theirs", action="store_true", help="where both have a key, take the file's (default: keep ours)"
+    )
+    return pack, merge
 
 
 def _reader(name: str) -> Any:
@@ -158,7 +175,7 @@ def _grid(options: argparse.Namespace) -> int:
 
 
 def _line(job: Job, ledger: Ledger) -> str:
-    cost = ledger.cost(job.experiment)
+    cost = ledger.cost(job)
     price, what = "unknown" if cost is None else grid.duration(cost), describe(dataclasses.asdict(job.experiment))
     return f"{job.key}  value {job.value:<4g} {price:>10}  {what}  ({', '.join(job.arms)})"
 
@@ -189,6 +206,23 @@ def _parts(name: str, scale: str, arm_by_arm: bool) -> dict[str, list[Job]]:
         return {name: jobs}
     arms = dict.fromkeys(arm for job in jobs for arm in job.arms)
     return {arm: [job for job in jobs if arm in job.arms] for arm in arms}
+
+
+def _pack(options: argparse.Namespace) -> None:
+    keys = None
+    if options.grid:
+        keys = {job.key for scale in options.scale or SCALES for job in grid.jobs(options.grid, scale)}
+    members = archive.pack(Store(options.store), options.out, options.group, keys)
+    n_sets = sum(name.startswith("distilled/") for name in members)
+    print(f"{options.out}: {len(members) - n_sets} records, {n_sets} distilled sets")
+
+
+def _merge(options: argparse.Namespace) -> int:
+    merged = archive.merge(options.file, Store(options.store), options.theirs)
+    print(f"{options.file}: {len(merged.added)} added, {len(merged.same)} already here, {len(merged.clashes)} kept out")
+    for key, why in merged.clashes.items():
+        print(f"rddlib: {key}: {why}; ours is kept (--theirs takes the file's)", file=sys.stderr)
+    return merged.status
 
 
 def describe(settings: dict[str, Any]) -> str:

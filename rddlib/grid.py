@@ -13,7 +13,7 @@ import itertools
 import json
 import statistics
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -55,6 +55,11 @@ class Job:
     def key(self) -> str:
         """The experiment's key, computed once."""
         return self.experiment.key
+
+    @cached_property
+    def set_key(self) -> str:
+        """The key of the distilled set that the run evaluates, which others may share; '' if nothing is distilled."""
+        return self.experiment.set_key
 
 
 # --- reading ----------------------------------------------------------------------------------------------
@@ -202,24 +207,28 @@ class Ledger:
             return ""
         return self.damaged.get(key) or failure(self.store, key)
 
-    def cost(self, experiment: Experiment) -> float | None:
-        """Seconds that a run will take: the median of the records most like it; None where none is like it at all."""
-        wanted = dataclasses.asdict(experiment)
+    def cost(self, job: Job, sets: Collection[str] = ()) -> float | None:
+        """Seconds that a run will take: the median of the records most like it; None where none is like it at all.
+
+        Where its distilled set is there, or among those of `sets` that will be, only the evaluation counts.
+        """
+        wanted = dataclasses.asdict(job.experiment)
+        ready = bool(job.set_key) and (job.set_key in sets or self.store.distilled(job.set_key).is_file())
         for step, known in zip(LIKENESS, self._known, strict=True):
-            if seconds := known.get(tuple(wanted[name] for name in step)):
-                return statistics.median(seconds)
+            if found := known.get(tuple(wanted[name] for name in step)):
+                return statistics.median(s.get("evaluate", 0.0) if ready else sum(s.values()) for s in found)
         return None
 
     @cached_property
-    def _known(self) -> list[dict[tuple[Any, ...], list[float]]]:
-        """For each step of LIKENESS: the values of its settings -> seconds of the records that have them."""
+    def _known(self) -> list[dict[tuple[Any, ...], list[dict[str, float]]]]:
+        """For each step of LIKENESS: the values of its settings -> seconds by part of the records that have them."""
         defaults = dataclasses.asdict(Experiment())
-        known: list[dict[tuple[Any, ...], list[float]]] = [{} for _ in LIKENESS]
+        known: list[dict[tuple[Any, ...], list[dict[str, float]]]] = [{} for _ in LIKENESS]
         for record in self.records.values():
             if record.device.startswith("cpu") == self.on_cpu:
                 settings = defaults | record.experiment
                 for step, found in zip(LIKENESS, known, strict=True):
-                    found.setdefault(tuple(settings[n] for n in step), []).append(sum(record.seconds.values()))
+                    found.setdefault(tuple(settings[n] for n in step), []).append(record.seconds)
         return known
 
 
@@ -248,9 +257,12 @@ class Tally:
 
     @classmethod
     def of(cls, wanted: Sequence[Job], ledger: Ledger) -> Tally:
-        """Count `wanted` against a ledger."""
+        """Count `wanted` against a ledger. A set that several runs share is paid once."""
         states = [ledger.state(job.key) for job in wanted]
-        costs = [ledger.cost(j.experiment) for j, s in zip(wanted, states, strict=True) if s in ("missing", "failed")]
+        costs, sets = [], set[str]()
+        for job in (j for j, s in zip(wanted, states, strict=True) if s in ("missing", "failed")):
+            costs.append(ledger.cost(job, sets))
+            sets.add(job.set_key)
         known = [c for c in costs if c is not None]
         return cls({s: states.count(s) for s in STATES}, sum(known), len(costs) - len(known))
 

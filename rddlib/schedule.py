@@ -170,13 +170,19 @@ class Scheduler:
         for job in list(self.queue):
             if not self.free:
                 return
-            if held(self.store, job.key):
+            if held(self.store, job.key) or self._set_in_the_making(job):
                 continue
             self.queue.remove(job)
             if self._made(job):
                 note(job, "")
             else:
                 self._launch(job, self.free.pop(0))
+
+    def _set_in_the_making(self, job: Job) -> bool:
+        """Whether someone distils the set that this job would evaluate: better to begin another job than to wait."""
+        if not job.set_key or self.store.distilled(job.set_key).is_file():
+            return False
+        return held(self.store, job.set_key) or any(j.set_key == job.set_key for _, j, _ in self.running)
 
     def _launch(self, job: Job, cores: list[int]) -> None:
         with contextlib.suppress(OSError):

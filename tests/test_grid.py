@@ -37,11 +37,11 @@ def write(folder: Path, arms: list[dict[str, object]], more: str = "", name: str
     return file
 
 
-def made(experiment: Experiment, seconds: float = 1.0, **changes: object) -> Record:
+def made(experiment: Experiment, cost: float = 1.0, **changes: object) -> Record:
     """A record as a run would leave it, without the run."""
     settings = dataclasses.asdict(experiment)
     record = Record(
-        key=experiment.key, experiment=settings, metrics={"accuracy": [50.0]}, history=[], seconds={"distill": seconds},
+        key=experiment.key, experiment=settings, metrics={"accuracy": [50.0]}, history=[], seconds={"distill": cost},
         cpu_seconds={}, peak_memory_mb=1.0, device="cpu, 1 threads, x86_64", versions={}, commit="",
         source_hash=provenance.source_hash(provenance.makers(settings)), data_sha256="", created="2026-01-01",
     )  # fmt: skip
@@ -170,20 +170,35 @@ def test_states_of_a_store(tmp_path: Path) -> None:
 
 def test_costs_come_from_the_most_similar_records(tmp_path: Path) -> None:
     store, e = Store(tmp_path), Experiment.preset("laptop", ipc=10)
-    assert Ledger(store).cost(e) is None
-    seconds = {e: 100.0, dataclasses.replace(e, seed=1): 300.0, dataclasses.replace(e, ipc=1): 10.0}
-    seconds[Experiment.preset("laptop", method="random")] = 5.0
-    for experiment, cost in seconds.items():
-        store.add(made(experiment, cost), "g")
-    on_gpu = made(dataclasses.replace(e, seed=9), 1.0, device="NVIDIA H100")
-    store.add(on_gpu, "g")
+    assert cost_of(Ledger(store), e) is None
+    for experiment, seconds in (
+        (e, 100.0), (dataclasses.replace(e, seed=1), 300.0), (dataclasses.replace(e, ipc=1), 10.0),
+        (Experiment.preset("laptop", method="random"), 5.0),
+    ):  # fmt: skip
+        store.add(made(experiment, seconds), "g")
+    store.add(made(dataclasses.replace(e, seed=9), 2.0, device="NVIDIA H100"), "g")
     ledger = Ledger(store)
-    assert ledger.cost(dataclasses.replace(e, seed=5)) == 200  # the median of two like it
-    assert ledger.cost(dataclasses.replace(e, risk="upper")) == 200
-    assert ledger.cost(dataclasses.replace(e, ipc=50)) == 100  # of the method: 10, 100, 300
-    assert ledger.cost(dataclasses.replace(e, method="dm")) == 55  # of the scale: 5, 10, 100, 300
-    assert ledger.cost(Experiment.preset("gpu")) is None
-    assert Ledger(store, "cuda").cost(e) == 1.0
+    assert cost_of(ledger, e, seed=5) == cost_of(ledger, e, risk="upper") == 200  # the median of two like it
+    assert cost_of(ledger, e, ipc=50) == 100  # of the method: 10, 100, 300
+    assert cost_of(ledger, e, method="dm") == 55  # of the scale: 5, 10, 100, 300
+    assert cost_of(ledger, Experiment.preset("gpu")) is None
+    assert cost_of(Ledger(store, "cuda"), e) == 2
+
+
+def cost_of(ledger: Ledger, experiment: Experiment, **changes: object) -> float | None:
+    return ledger.cost(Job(dataclasses.replace(experiment, **changes), 1.0, ("t/a",)))
+
+
+def test_a_shared_set_is_paid_once(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    e = Experiment.preset("smoke", seed=3)
+    store.add(made(Experiment.preset("smoke"), seconds={"distill": 100.0, "evaluate": 7.0}), "g")
+    jobs = [Job(dataclasses.replace(e, eval_lr=lr), 1.0, ("t/a",)) for lr in (0.01, 0.02, 0.03)]
+    assert len({job.set_key for job in jobs}) == 1 and len({job.key for job in jobs}) == 3
+    assert Tally.of(jobs, Ledger(store)).seconds == 107 + 7 + 7
+    store.distilled(jobs[0].set_key).parent.mkdir()
+    store.distilled(jobs[0].set_key).write_bytes(b"")
+    assert Tally.of(jobs, Ledger(store)).seconds == 3 * 7
 
 
 @pytest.mark.parametrize(

@@ -19,12 +19,13 @@ LIBRARY = Path(__file__).resolve().parent.parent / "rddlib"
 ORDER = (
     "base", "risk", "stats", "dro", "toy", "theory", "zeroth", "readers", "data", "corruptions", "corrupt", "augment",
     "fused", "archs", "nets", "recipes", "groups", "synthetic", "generator", "gentrain", "prior", "match", "kernels",
-    "kip", "methods", "loop", "distill", "bench", "audit", "evaluate", "presets", "provenance", "store", "sets", "experiment",
-    "grid", "schedule", "archive", "report",
+    "kip", "methods", "loop", "distill", "bench", "audit", "evaluate", "presets", "provenance", "store", "sets",
+    "experiment", "grid", "schedule", "admit", "archive", "report",
 )
 # fmt: on
 ENTRY_POINTS = ("__init__", "__main__")
-THIRD_PARTY = {"torch", "numpy", "scipy", "pandas", "sklearn", "matplotlib", "mpl_toolkits", "PIL", "tqdm", "safetensors"}
+THIRD_PARTY = {"torch", "numpy", "scipy", "pandas", "sklearn", "matplotlib", "mpl_toolkits", "PIL", "tqdm"}
+THIRD_PARTY |= {"safetensors"}
 THIRD_PARTY |= {"cycler"}  # a part of Matplotlib under its own name
 LAZY_ONLY = {"torchvision": ("readers", "data")}  # inside a function, and only there
 
