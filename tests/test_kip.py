@@ -146,7 +146,22 @@ def test_storage_says_what_the_clamp_and_the_bits_cost(all_digits: DataSet) -> N
     assert free["outside"] > 10 and held["outside"] == 0
     assert free["optimised"] - free["clamped"] > 3  # learned labels let the images grow
     assert abs(held["optimised"] - held["8 bits"]) < 1
+    assert held["optimised"] > 85
     assert held["clamped"] == pytest.approx(held["optimised"])
+
+
+def test_clamped_steps_move_pixels_along_the_gradient_of_pixels(digits: DataSet) -> None:
+    """The first step of Adam is the sign of the gradient times the rate, here in units of the mean std."""
+    s = dataclasses.replace(SMALL, kip_steps=1, kip_clamp=True)
+    space, start = Space.of(digits, True), synthetic.start(digits, 2, 1, generator(0, "start")).images.double()
+    index = torch.randperm(200, generator=generator(0, "kip batch", 0))[:40]
+    pixels = start.clone().requires_grad_()
+    x = space.apply(digits.train_images, torch.float32)[index].double()
+    y = kip.centred(digits.train_labels[index], 10)
+    error = kip.loss(s, space.apply(pixels), kip.centred(torch.arange(10).repeat_interleave(2), 10), x, y)
+    (gradient,) = torch.autograd.grad(error, pixels)
+    expected = (start - 0.04 * digits.std[0] * gradient / (gradient.abs() + 1e-8)).clamp(0, 1)
+    torch.testing.assert_close(kip.optimise(digits, s, space=space).support, expected, rtol=0, atol=1e-9)
 
 
 def test_what_is_returned_is_what_was_optimised_in_pixels(digits: DataSet) -> None:
