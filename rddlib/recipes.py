@@ -156,9 +156,14 @@ def _loss(net: nn.Module, x: Tensor, y: Tensor, how: Training, stream: torch.Gen
 
 
 @torch.inference_mode()
-def predict(net: nn.Module, images: Tensor, data: DataSet, batch: int = 500) -> Tensor:
-    """Predicted class (N,) of each image (N, C, H, W), uint8 or [0, 1]."""
-    return torch.cat([net(data.normalise(part)).argmax(1) for part in images.split(batch)])
+def predict(net: nn.Module, images: Tensor, data: DataSet, batch: int | None = None) -> Tensor:
+    """Predicted class (N,) of each image (N, C, H, W), uint8 or [0, 1].
+
+    By default 64 images at once on a CPU, where larger batches leave its caches (measured: half the time of 500 for a
+    ConvNet-3 of width 32), and 1,000 on other devices.
+    """
+    size = batch or (1000 if images.is_cuda else 64)
+    return torch.cat([net(data.normalise(part)).argmax(1) for part in images.split(size)])
 
 
 class Average:

@@ -151,6 +151,13 @@ def test_an_onlooker_changes_nothing(digits: DataSet, name: str, recipe: str) ->
         assert torch.equal(value, watched.state_dict()[key]) and torch.equal(value, seen[STEPS][key])
 
 
+def test_predictions_do_not_depend_on_the_batch(digits: DataSet) -> None:
+    model = net().eval()
+    one = [int(model(digits.normalise(x[None])).argmax()) for x in digits.test_images]
+    for batch in (None, 7, 50):
+        assert recipes.predict(model, digits.test_images, digits, batch).tolist() == one
+
+
 def test_batches_are_reshuffled_passes() -> None:
     found = recipes.batches(10, 4, 7, generator(0))
     assert [len(b) for b in found] == [4, 4, 2, 4, 4, 2, 4]
