@@ -37,7 +37,7 @@ def train_generator(data: DataSet, settings: GeneratorSettings, on_step: Report 
     with torch.device("meta"):  # as in nets.build: nothing is drawn from the global generator
         net = Generator(settings, data.shape, data.n_classes)
     weights = generator(settings.seed, "generator", "weights")
-    net.to_empty(device="cpu").encoder.log_variance.data.zero_()
+    net.to_empty(device="cpu").encoder.log_variance.data.fill_(-3)  # at 0 the codes can drown in their own noise
     for part in (net.synthesis, net.encoder.convs, net.encoder.head, net.mapping.first, net.mapping.second):
         nets.initialise(part, weights)
     net.to(data.train_images.device, memory_format=torch.channels_last)  # a third faster on a processor
