@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 from rddlib import fused
 from rddlib.base import generator
 
+Loss = Callable[[Tensor], Tensor]
+Measure = Callable[[list[Tensor]], Tensor]
 SHAPES = [(2, 3, 6, 6), (1, 1, 8, 8), (2, 2, 7, 5), (3, 4, 2, 2), (2, 3, 3, 8)]
 
 
@@ -125,6 +128,86 @@ def test_memory_is_kept_where_the_c_library_can() -> None:
     assert done or not sys.platform.startswith("linux") or "musl" in str(sys.implementation)
 
 
-def test_a_piece_is_never_empty() -> None:
-    assert fused.piece_size(32, 32) == 64 and fused.piece_size(128, 32) == 16
-    assert fused.piece_size(2048, 224) == 1
+# --- the whole network ---------------------------------------------------------------------------------------
+
+
+def network(channels: int, size: int, depth: int, seed: int = 0, width: int = 6) -> nn.Module:
+    """A ConvNet of fused blocks in float64, norms with a scale and a shift of their own."""
+    net, rng = nn.Module(), generator(seed, "fused", "network")
+    blocks = [
+        nn.Sequential(nn.Conv2d(channels if i == 0 else width, width, 3, padding=1), fused.NormReluPool(width))
+        for i in range(depth)
+    ]
+    net.features = nn.Sequential(*blocks)
+    net.classifier = nn.Linear(width * (size >> depth) ** 2, 4)
+    with torch.no_grad():
+        for p in net.double().parameters():
+            p.copy_(torch.randn(p.shape, generator=rng, dtype=p.dtype) * 0.3)
+    return net
+
+
+def by_autograd(net: Any, x: Tensor, loss: Loss, measure: Measure, linear: bool) -> tuple[Tensor, Tensor]:
+    """The distance and its gradient at the images with plain operations and autograd's double backward pass."""
+    x = x.clone().requires_grad_()
+    weights = [p for p in net.parameters() if p.ndim >= (2 if linear else 4)]
+    with fused.use(False):
+        logits = net.classifier(net.features(x).flatten(1))
+        distance = measure(list(torch.autograd.grad(loss(logits), weights, create_graph=True)))
+    return distance.detach(), torch.autograd.grad(distance, x)[0]
+
+
+def cosines(gradients: list[Tensor]) -> Tensor:
+    ones = [torch.linspace(-1, 1, g.numel(), dtype=g.dtype).view_as(g) for g in gradients]
+    return torch.stack(
+        [1 - F.cosine_similarity(g.flatten(1), o.flatten(1)).sum() for g, o in zip(gradients, ones, strict=True)]
+    ).sum()
+
+
+def squares(gradients: list[Tensor]) -> Tensor:
+    return torch.stack([(g - 0.1).square().sum() for g in gradients]).sum()
+
+
+@pytest.mark.parametrize("linear", [False, True])
+@pytest.mark.parametrize("measure", [squares, cosines])
+@pytest.mark.parametrize(("channels", "size", "depth"), [(3, 16, 3), (1, 8, 2), (1, 8, 3), (3, 13, 2), (6, 6, 1)])
+def test_image_gradient_is_that_of_autograd(
+    channels: int, size: int, depth: int, measure: Measure, linear: bool
+) -> None:
+    net = network(channels, size, depth)
+    x = torch.randn(5, channels, size, size, dtype=torch.float64, generator=generator(0, "images"))
+    weights = torch.tensor([2.0, 0.0, 1.0, 0.5, 1.5], dtype=torch.float64)  # any loss of the logits will do
+
+    def loss(logits: Tensor) -> Tensor:
+        return (weights * F.cross_entropy(logits, torch.tensor([0, 1, 2, 3, 0]), reduction="none")).mean()
+
+    ours = fused.image_gradient(net, x, loss, measure, linear)
+    theirs = by_autograd(net, x, loss, measure, linear)
+    assert ours[1].shape == x.shape and not ours[1].requires_grad
+    assert worst(list(ours), list(theirs)) < 1e-10
+
+
+def test_image_gradient_in_single_precision() -> None:
+    """Off from double precision by rounding, as autograd's own is."""
+    net = network(3, 16, 3, width=8)
+    x = torch.randn(8, 3, 16, 16, dtype=torch.float64, generator=generator(3, "images"))
+
+    def loss(logits: Tensor) -> Tensor:
+        return F.cross_entropy(logits, torch.arange(len(logits)) % 4)
+
+    exact = by_autograd(net, x, loss, squares, False)
+    single = fused.image_gradient(net.float(), x.float(), loss, squares, False)
+    assert worst([t.double() for t in single], list(exact)) < 1e-4
+
+
+def test_networks_of_another_form_are_not_taken() -> None:
+    assert fused.differentiable(network(3, 8, 2))
+    for change in ("conv", "norm", "classifier", "features"):
+        net: Any = network(3, 8, 2)
+        if change == "conv":
+            net.features[1][0].stride = (2, 2)
+        elif change == "norm":
+            net.features[1][1] = nn.GroupNorm(6, 6)
+        else:
+            setattr(net, change, nn.Identity())
+        assert not fused.differentiable(net), change
+    assert not fused.differentiable(nn.Linear(2, 2))
