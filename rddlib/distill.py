@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from . import kip, prior, synthetic
+from . import fused, kip, prior, synthetic
 from .base import generator, write_atomic
 from .data import DataSet
 from .loop import State, outer_step
@@ -38,6 +38,7 @@ def distill(
     Raises SettingError if the settings do not fit the data, DataError for a damaged checkpoint.
     """
     check_fit(data, settings)
+    fused.keep_memory()
     if settings.method == "kip":
         return kip.distill(data, settings, None if checkpoint is None else Path(checkpoint), every, on_step)
     source = prior.load(settings.parts().prior, data, settings.prior_layer, settings.prior_start)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from . import augment, nets, recipes
+from . import augment, fused, nets, recipes
 from .audit import Audit, checkpoints, held_out
 from .base import SettingError, check_settings, derive_seed, generator, setting
 from .bench import Metrics as Metrics
@@ -114,6 +114,7 @@ def evaluate(
     used by `eval_scale_steps`.
     """
     check_fit(data, settings)
+    fused.keep_memory()
     steps = settings.training(len(images), factor).steps
     at = checkpoints(steps, settings.eval_audit)
     validation = held_out(data, images) if at else None  # refused, if it must be, before the first training

@@ -58,7 +58,7 @@ class Experiment(DistillSettings, EvaluateSettings):
 
     @property
     def set_key(self) -> str:
-        """16 hex digits that name the distilled set, "" if there is none: runs that differ in evaluation alone share it."""
+        """16 hex digits that name the distilled set, "" if there is none; other evaluations of it share it."""
         if self.method not in methods.DISTILLED:
             return ""
         names = {f.name for f in dataclasses.fields(DistillSettings)} | {"dataset", "size", "train_limit"}
@@ -139,8 +139,7 @@ def run(
     methods.check_fit(data, experiment)
     # The network itself would say so, but only after distilling.
     nets.check_fit(experiment.eval_network, data.shape, experiment.eval_depth, experiment.eval_width, "eval_")
-    if experiment.eval_groups > len(data.test_labels):
-        raise SettingError("eval_groups", experiment.eval_groups, f"at most {len(data.test_labels)}, the tested images")
+    evaluate.check_fit(data, experiment, experiment.method == "full")
     with store.lock(experiment.key):
         if (found := store.find(experiment.key)) is not None:
             return found
@@ -216,4 +215,5 @@ def _judge(
         progress("evaluate", len(rows), experiment.eval_seeds, {"accuracy": rows[-1]["accuracy"]})
 
     folders = (repository_root() / "data" / "groups", store.root / "groups")  # the committed ones come first
-    return evaluate.evaluate(small.images, small.labels, data, experiment, experiment.seed, folders, done, note)
+    factor = experiment.factor if small.made is not None or experiment.method == "mix" else 1
+    return evaluate.evaluate(small.images, small.labels, data, experiment, experiment.seed, folders, done, note, factor)

@@ -14,7 +14,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from . import archs
+from . import archs, fused
 from .base import SettingError
 
 # Architectures whose name says how deep they are: for these the setting `depth` has no effect.
@@ -63,10 +63,8 @@ class ConvNet(nn.Module):
 
 
 def block(inputs: int, outputs: int) -> nn.Sequential:
-    """One ConvNet block: (N, inputs, H, W) -> (N, outputs, H / 2, W / 2)."""
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 3, padding=1), nn.GroupNorm(outputs, outputs), nn.ReLU(), nn.AvgPool2d(2)
-    )
+    """One ConvNet block: (N, inputs, H, W) -> (N, outputs, H / 2, W / 2); norm, ReLU and pool are one operation."""
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1), fused.NormReluPool(outputs))
 
 
 def build(
