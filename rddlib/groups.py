@@ -156,7 +156,7 @@ class FeatureNet:
         return max(2, int(math.log2(size)) - 2)
 
     def train(self, data: DataSet) -> nn.Module:
-        """The trained network. Cost: 4 min on one core for CIFAR-10, a quarter of a minute for digits."""
+        """The trained network. Cost: 8 min on one core for CIFAR-10, half a minute for digits."""
         how = recipes.Training(
             steps=self.steps, batch=self.batch, lr=self.lr, augment=self.augment, cutmix=0.0
         )  # fmt: skip
