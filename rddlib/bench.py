@@ -17,14 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from . import groups
-from .corrupt import SHIFTS, shifted
-from .data import DataSet
+from .corrupt import CORRUPTIONS, MATCHED, SHIFTS, corrupted, shifted, shifted_as_defined
+from .data import DataSet, balanced
 from .groups import Partition
 from .recipes import predict
 from .stats import Interval, minimum_null
 
 Metrics = dict[str, Any]
 PUBLISHED_NAMES = {"cluster_sizes": "group_sizes", "cluster_sha256": "groups_sha256"}  # as records have them
+MOST_CORRUPTED, LEVELS = 2000, (1, 3, 5)  # images and severities of the corruptions: 38 tests in tens of seconds
 LEAST = 5  # images of a class in a group, for the class to count there under "balanced"
 
 
@@ -73,14 +74,18 @@ class TestBench:
     images: dict[str, Tensor]
     partitions: dict[str, Partition]
     balanced: bool
+    corrupted: dict[str, Tensor]
+    chosen: Tensor  # indices of the test images that are corrupted
 
     @classmethod
     def of(
-        cls, data: DataSet, k: int = 10, shifts: bool = True, honest: bool = False, folders: Sequence[str | Path] = ()
-    ) -> TestBench:
+        cls, data: DataSet, k: int = 10, shifts: bool = True, honest: bool = False, folders: Sequence[str | Path] = (),
+        corruptions: bool = False,
+    ) -> TestBench:  # fmt: skip
         """Standard and (`shifts`) shifted images; `k` published groups and (`honest`) the others.
 
-        Groups are looked for in `folders`; those that must be made are saved in the last of them.
+        `corruptions`: twelve kinds at severities 1, 3 and 5 and the matched shifts, of at most 2,000 test images, the
+        same number of each class. Groups are looked for in `folders`; those that must be made are saved in the last.
         """
         images = {"accuracy": data.test_images}
         if shifts:
@@ -93,7 +98,9 @@ class TestBench:
         if honest:
             for kind, part in groups.feature_groups(data, *folders).items():
                 parts[kind] = Partition(part.groups.to(data.test_labels.device), part.k, part.sha256)
-        return cls(images, parts, honest)
+        chosen = torch.from_numpy(balanced(data.test_labels.cpu().numpy(), MOST_CORRUPTED, "corruptions"))
+        made = _corrupted(data, data.test_images[chosen.to(data.test_images.device)]) if corruptions else {}
+        return cls(images, parts, honest, made, chosen.to(data.test_labels.device))
 
     def score(self, net: nn.Module, data: DataSet) -> Metrics:
         """All metrics of one trained network, accuracies in per cent."""
@@ -108,6 +115,9 @@ class TestBench:
                 if self.balanced:
                     own = balanced_accuracy(correct, self.partitions["cluster"], data.test_labels, data.n_classes)
                     metrics |= {"balanced_accuracy": own, "balanced_min": _least(own, self.sizes(data)["balanced"])}
+        for name, images in self.corrupted.items():
+            correct = predict(net, images, data) == data.test_labels[self.chosen]
+            metrics[name] = 100 * float(correct.double().mean())
         return metrics
 
     def sizes(self, data: DataSet) -> dict[str, list[int]]:
@@ -122,6 +132,12 @@ class TestBench:
         found = {f"{kind}_sizes": sizes for kind, sizes in self.sizes(data).items()}
         hashes = {f"{kind}_sha256": part.sha256 for kind, part in self.partitions.items() if part.sha256}
         return {PUBLISHED_NAMES.get(name, name): value for name, value in (found | hashes).items()}
+
+
+def _corrupted(data: DataSet, images: Tensor) -> dict[str, Tensor]:
+    """The corrupted images of the held-out robustness test, e.g. "fog_3", and the two matched shifts."""
+    made = {kind: shifted_as_defined(images, kind, data.name) for kind in MATCHED}
+    return made | {f"{kind}_{level}": corrupted(images, kind, level) for kind in CORRUPTIONS for level in LEVELS}
 
 
 def _least(accuracies: Sequence[float], sizes: Sequence[int]) -> float:

@@ -114,7 +114,7 @@ def load(
     parts: dict[str, Tensor] = {}
     for part, limit in limits.items():
         images, labels = arrays.pop(f"{part}_images"), arrays[f"{part}_labels"].astype(np.int64)
-        keep = _balanced(labels, limit, part)
+        keep = balanced(labels, limit, part)
         if len(keep) < len(labels):
             images = images[keep]
         parts[f"{part}_images"] = resized(torch.from_numpy(images).permute(0, 3, 1, 2), size)
@@ -161,7 +161,7 @@ def data_root(root: str | Path | None = None) -> Path:
     return Path(root or os.environ.get("RDD_DATA") or repository_root() / "data" / "cache").expanduser()
 
 
-def _balanced(labels: NDArray[np.int64], limit: int | None, part: str) -> NDArray[np.int64]:
+def balanced(labels: NDArray[np.int64], limit: int | None, part: str) -> NDArray[np.int64]:
     """Indices of at most `limit` images, as even over classes as the class sizes allow; all of them by default."""
     if limit is None or limit >= len(labels):
         return np.arange(len(labels))

@@ -39,6 +39,7 @@ class EvaluateSettings:
     eval_cutmix: float = setting(0.5, "probability of CutMix in training", low=0, high=1)
     eval_seeds: int = setting(3, "trainings from scratch, each with its own seed", low=1)
     eval_shifts: bool = setting(True, "test under noise, blur and inversion too")
+    eval_corruptions: bool = setting(False, "test under twelve more corruptions, three severities each, too")
     eval_groups: int = setting(10, "k-means groups of test images for cluster-min", low=2)
     eval_honest_groups: bool = setting(False, "test groups in independent features, and balanced by class, too")
     eval_audit: int = setting(0, "steps in each training at which test and validation accuracy are noted", low=0)
@@ -118,7 +119,8 @@ def evaluate(
     steps = settings.training(len(images), factor).steps
     at = checkpoints(steps, settings.eval_audit)
     validation = held_out(data, images) if at else None  # refused, if it must be, before the first training
-    bench = TestBench.of(data, settings.eval_groups, settings.eval_shifts, settings.eval_honest_groups, folders)
+    bench = TestBench.of(data, settings.eval_groups, settings.eval_shifts, settings.eval_honest_groups, folders,
+                         settings.eval_corruptions)  # fmt: skip
     rows = list(done)
     for number in range(len(rows), settings.eval_seeds):
         look = Audit(data, *validation) if validation else None

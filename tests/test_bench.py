@@ -8,9 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rddlib import bench, data, evaluate, stats
+from rddlib import bench, data, evaluate, nets, stats
 from rddlib.base import digest, generator
 from rddlib.bench import TestBench
+from rddlib.corrupt import corrupted
 from rddlib.data import DataSet
 from rddlib.evaluate import EvaluateSettings
 from rddlib.groups import Partition
@@ -111,3 +112,17 @@ def test_every_minimum_has_its_null() -> None:
         "balanced_min": stats.minimum_null(50.0, [30, 0]),
     }
     assert found["cluster_min"].low < found["cluster_min"].mean < 65
+
+
+def test_corruptions_are_tested_on_a_fixed_balanced_choice(digits: DataSet) -> None:
+    """Each metric is the accuracy on those images, against a plain count; nothing changes where they are not asked."""
+    bench = TestBench.of(digits, 4, shifts=False, corruptions=True)
+    assert len(bench.corrupted) == 2 + 12 * 3 and torch.equal(bench.chosen, bench.chosen.unique())
+    net = nets.build("convnet", digits.shape, digits.n_classes, depth=2, width=4, generator=generator(0)).eval()
+    metrics = bench.score(net, digits)
+    images = corrupted(digits.test_images[bench.chosen], "fog", 3)
+    with torch.inference_mode():
+        hits = [int(net(digits.normalise(x[None])).argmax()) == int(y)
+                for x, y in zip(images, digits.test_labels[bench.chosen], strict=True)]  # fmt: skip
+    assert metrics["fog_3"] == pytest.approx(100 * sum(hits) / len(hits))
+    assert set(TestBench.of(digits, 4, shifts=False).score(net, digits)) == set(metrics) - set(bench.corrupted)
