@@ -15,7 +15,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from multiprocessing import connection
@@ -76,6 +76,21 @@ def held(store: Store, key: str) -> bool:
     return False
 
 
+@contextlib.contextmanager
+def claim(store: Store, key: str) -> Iterator[bool]:
+    """Tell other calls that this one sees to a key, before its job has come as far as to hold it; False if one does."""
+    with contextlib.ExitStack() as stack:
+        free = True
+        with contextlib.suppress(OSError):  # where no claim can be written a run says why, or the key's lock decides
+            file = stack.enter_context(open(store.root / "work" / f"{key}.claim", "ab"))
+            if fcntl is not None:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    free = False
+        yield free
+
+
 def slices(processes: int) -> list[list[int]]:
     """The processor cores of each of several processes that run side by side; they share where there are too few."""
     given = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
@@ -130,8 +145,18 @@ def _log_to(path: Path) -> None:
 # --- all jobs ---------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class _Run:
+    """A job under way: its process, the cores that it has, and what is claimed for it."""
+
+    process: BaseProcess
+    job: Job
+    cores: list[int]
+    claims: contextlib.ExitStack
+
+
 class Scheduler:
-    """The jobs of one call. `make` starts the process of one job on some cores."""
+    """The jobs of one call: what waits, what runs, which cores are free, and what came of it."""
 
     def __init__(self, jobs: Sequence[Job], store: Store, processes: int = 1, where: Where | None = None) -> None:
         if processes < 1:
@@ -140,7 +165,7 @@ class Scheduler:
         tried = {job.key for job in jobs if failure(store, job.key)}
         self.queue = sorted(jobs, key=lambda job: job.key in tried)  # what failed before comes after what never ran
         self.free = slices(processes)
-        self.running: list[tuple[BaseProcess, Job, list[int]]] = []
+        self.running: list[_Run] = []
         # One server imports once what every run needs, and forks a child a job. Only on Linux is forking safe.
         self.context: Any = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
         if sys.platform == "linux":
@@ -170,28 +195,32 @@ class Scheduler:
         for job in list(self.queue):
             if not self.free:
                 return
-            if held(self.store, job.key) or self._set_in_the_making(job):
+            if (claims := self._claim(job)) is None:
                 continue
             self.queue.remove(job)
             if self._made(job):
+                claims.close()
                 note(job, "")
             else:
-                self._launch(job, self.free.pop(0))
+                self._launch(job, self.free.pop(0), claims)
 
-    def _set_in_the_making(self, job: Job) -> bool:
-        """Whether someone distils the set that this job would evaluate: better to begin another job than to wait."""
-        if not job.set_key or self.store.distilled(job.set_key).is_file():
-            return False
-        return held(self.store, job.set_key) or any(j.set_key == job.set_key for _, j, _ in self.running)
+    def _claim(self, job: Job) -> contextlib.ExitStack | None:
+        """Claim a job, and the set that it would distil; None where another job makes either: begin another then."""
+        needs_set = job.set_key and not self.store.distilled(job.set_key).is_file()
+        with contextlib.ExitStack() as stack:
+            for key in (job.key, job.set_key) if needs_set else (job.key,):
+                if held(self.store, key) or not stack.enter_context(claim(self.store, key)):
+                    return None
+            return stack.pop_all()
 
-    def _launch(self, job: Job, cores: list[int]) -> None:
+    def _launch(self, job: Job, cores: list[int], claims: contextlib.ExitStack) -> None:
         with contextlib.suppress(OSError):
             failure_file(self.store, job.key).unlink(missing_ok=True)
         settings = dataclasses.asdict(job.experiment)
         process = self.context.Process(target=work, args=(settings, str(self.store.root), cores, self.where))
         process.daemon = True  # should this process end in a way not foreseen, its jobs are stopped
         process.start()
-        self.running.append((process, job, cores))
+        self.running.append(_Run(process, job, cores, claims))
 
     def _made(self, job: Job) -> bool:
         try:
@@ -202,33 +231,34 @@ class Scheduler:
     def _wait(self, seconds: float) -> None:
         """Until a job ends, or for some seconds."""
         if self.running:
-            connection.wait([process.sentinel for process, *_ in self.running], max(0.0, seconds))
+            connection.wait([each.process.sentinel for each in self.running], max(0.0, seconds))
         elif self.queue:
             time.sleep(max(0.0, seconds))
 
     def _reap(self, note: Note, stopped: bool = False) -> None:
         """Book the jobs that have ended, and free their cores. A job that was stopped has not failed."""
-        for entry in [e for e in self.running if not e[0].is_alive()]:
-            process, job, cores = entry
-            self.running.remove(entry)
-            self.free.append(cores)
-            if process.exitcode == 0:
+        for each in [each for each in self.running if not each.process.is_alive()]:
+            job, status = each.job, each.process.exitcode
+            self.running.remove(each)
+            self.free.append(each.cores)
+            if status == 0:
                 self.outcome.made.append(job.key)
                 self.store.finish(job.key)
                 note(job, "")
-            elif stopped or process.exitcode == INTERRUPTED:
+            elif stopped or status == INTERRUPTED:
                 self.outcome.left.append(job.key)
             else:
-                self.outcome.failed[job.key] = error = _keep_failure(self.store, job, process.exitcode)
+                self.outcome.failed[job.key] = error = _keep_failure(self.store, job, status)
                 note(job, error)
+            each.claims.close()
 
     def _stop(self, note: Note) -> None:
         """Stop what still runs, each with its checkpoint, and book it and what never began as left."""
-        for process, *_ in self.running:
+        for each in self.running:
             with contextlib.suppress(OSError, TypeError):  # ended already
-                os.kill(process.pid, signal.SIGINT)  # type: ignore[arg-type]
+                os.kill(each.process.pid, signal.SIGINT)  # type: ignore[arg-type]
         end = time.monotonic() + GRACE
-        for process, *_ in self.running:
+        for process in (each.process for each in self.running):
             process.join(max(0.0, end - time.monotonic()))
             if process.is_alive():
                 process.kill()  # the checkpoint of its last whole step remains

@@ -1,0 +1,349 @@
+"""Runs of a grid that are killed, doubled, failing, out of time or out of space: what is kept is whole, and goes on."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import multiprocessing
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from rddlib import __main__ as cli
+from rddlib import grid, schedule, synthetic
+from rddlib.base import SettingError, numpy_generator
+from rddlib.experiment import Experiment, run
+from rddlib.grid import Job, Ledger
+from rddlib.schedule import Outcome, Scheduler, Where, held, slices
+from rddlib.store import Store, StoreError
+
+FAST = {"train_limit": 200, "test_limit": 100, "width": 4, "eval_width": 4, "outer_steps": 2, "inner_steps": 1,
+        "batch_real": 4, "net_batch": 16, "eval_steps": 2, "eval_groups": 2, "eval_seeds": 2, "eval_shifts": False,
+        "depth": 1, "eval_depth": 1}  # fmt: skip
+LONG = {"outer_steps": 500}  # a checkpoint after every tenth step, and much to do after the first
+SOON = 300.0  # seconds after which a test gives up waiting
+
+SERVER: Any = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["rddlib.__main__", *schedule.LATE, "pytest"])
+
+
+def job(value: float = 1.0, **changes: object) -> Job:
+    return Job(Experiment.preset("smoke", **(FAST | changes)), value, ("toy/arm",))
+
+
+def wait_for(there: Callable[[], object]) -> None:
+    end = time.monotonic() + SOON
+    while not there():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.01)
+
+
+def call(jobs: list[Job], root: str, report: str, processes: int = 1, largest: int | None = None) -> None:
+    """A call of the scheduler in a process group of its own, which forks its jobs: that takes no time."""
+    os.setsid()
+    if largest is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    scheduler = Scheduler(jobs, Store(root), processes)
+    scheduler.context = multiprocessing.get_context("fork")
+    outcome = scheduler.go()
+    Path(report).write_text(json.dumps(dataclasses.asdict(outcome)))
+    sys.exit(outcome.status)
+
+
+def start(jobs: list[Job], store: Store, report: Path, **more: Any) -> Any:
+    process = SERVER.Process(target=call, args=(jobs, str(store.root), str(report)), kwargs=more)
+    process.start()
+    return process
+
+
+def finish(process: Any, report: Path) -> Outcome:
+    process.join(SOON)
+    assert process.exitcode in (0, 1, 3), process.exitcode
+    outcome = Outcome(**json.loads(report.read_text()))
+    assert outcome.status == process.exitcode
+    return outcome
+
+
+def files(root: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
+
+
+# --- killed, interrupted, doubled -------------------------------------------------------------------------
+
+
+def test_ten_kills_at_random_moments_lose_nothing_and_repeat_nothing(tmp_path: Path) -> None:
+    store, random = Store(tmp_path / "killed"), numpy_generator(0, "kills")
+    jobs = [job(risk=r, seed=s, outer_steps=6, inner_steps=3) for s in (0, 1) for r in ("control", "upper")]
+    jobs += [job(method="random", eval_seeds=3)]
+    seen: dict[str, tuple[int, int]] = {}  # record -> its file's identity: one that is run again has another
+    broken = 0
+    for kill in range(10):
+        process = start(jobs, store, tmp_path / "report")
+        wait_for(lambda p=process: any(held(store, j.key) for j in jobs) or p.exitcode is not None)
+        time.sleep(random.uniform(0, 0.25))
+        with_jobs = kill % 2 == 0
+        (os.killpg if with_jobs else os.kill)(process.pid, signal.SIGKILL)
+        process.join()
+        wait_for(lambda: not any(held(store, j.key) for j in jobs))  # jobs end when their parent does
+        broken += any(store.work(j.key).is_dir() or store.work(j.set_key).is_dir() for j in jobs if j.set_key)
+        for record in store.records():
+            stat = next(store.root.glob(f"runs/*/{record.key}.json")).stat()
+            assert seen.setdefault(record.key, (stat.st_ino, stat.st_mtime_ns)) == (stat.st_ino, stat.st_mtime_ns)
+        for path in store.root.glob("distilled/*.npz"):
+            synthetic.read(path)
+    assert broken >= 3  # else the kills fell between the runs and nothing was shown
+    outcome = finish(start(jobs, store, tmp_path / "report"), tmp_path / "report")
+    assert (outcome.failed, outcome.left) == ({}, []) and len(store.records()) == len(jobs)
+    assert not set(outcome.made) & set(seen)
+    whole = run(jobs[1].experiment, Store(tmp_path / "whole"))
+    resumed = store.find(jobs[1].key)
+    assert resumed is not None and resumed.metrics == whole.metrics and resumed.history == whole.history
+
+
+def test_two_calls_on_one_store_share_the_work(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    jobs = [job(seed=s, risk=r) for s in (0, 1) for r in ("control", "upper", "lower")]
+    calls = [(start(jobs, store, tmp_path / name), tmp_path / name) for name in "ab"]
+    outcomes = [finish(*c) for c in calls]
+    made = outcomes[0].made + outcomes[1].made
+    assert sorted(made) == sorted(j.key for j in jobs) and len(store.records()) == len(jobs)
+    assert all(o.failed == {} and o.left == [] for o in outcomes)
+    assert finish(start(jobs, store, tmp_path / "c"), tmp_path / "c").made == []
+
+
+def test_ctrl_c_on_the_command_line_keeps_the_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "toy.toml"
+    settings = "".join(f"{k} = {json.dumps(v)}\n" for k, v in (FAST | LONG).items())
+    file.write_text(f"[common]\n{settings}[[arm]]\nname = 'a'\nwhy = 'a test'\nvalue = 1\n")
+    (wanted,) = grid.jobs([file], "smoke")
+    store = Store(tmp_path / "store")
+    options = ["grid", str(file), "--scale", "smoke", "--store", str(store.root)]
+    with subprocess.Popen(
+        [sys.executable, "-m", "rddlib", *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    ) as process:  # fmt: skip
+        wait_for(lambda: (store.work(wanted.set_key) / "state.pt").is_file() or process.poll() is not None)
+        process.send_signal(signal.SIGINT)
+        said, errors = process.communicate(timeout=SOON)
+    assert process.returncode == 130, (said, errors)
+    assert "1 missing" in said and "goes on from there" in errors and "Traceback" not in errors
+    assert (store.work(wanted.set_key) / "state.pt").is_file() and not held(store, wanted.key)
+    assert cli.main(["status", str(file), "--scale", "smoke", "--store", str(store.root)]) == 0
+    assert re.search(r"toy/a +smoke +0 +0 +1 +0", capsys.readouterr().out)
+
+
+# --- failing, out of time, out of space -------------------------------------------------------------------
+
+
+def test_a_failing_run_is_kept_and_the_others_go_on(tmp_path: Path) -> None:
+    store, jobs = Store(tmp_path / "store"), [job(method="random"), job(ipc=150), job(method="random", seed=1)]
+    outcome = finish(start(jobs, store, tmp_path / "report", processes=2), tmp_path / "report")
+    assert outcome.status == 1 and len(outcome.made) == 2 and "ipc = 150" in outcome.failed[jobs[1].key]
+    kept = json.loads(grid.failure_file(store, jobs[1].key).read_text())
+    assert kept["key"] == jobs[1].key and kept["experiment"]["ipc"] == 150 and kept["status"] == 1
+    assert any("Traceback" in line for line in kept["log"])
+    ledger = Ledger(store)
+    assert [ledger.state(j.key) for j in jobs] == ["done", "failed", "done"] and "ipc" in ledger.error(jobs[1].key)
+    later = Scheduler([jobs[1], job(seed=5)], store)
+    assert [j.experiment.seed for j in later.queue] == [5, 0]  # what failed comes after what never ran
+
+
+def test_a_run_that_succeeds_at_last_is_no_failure(tmp_path: Path) -> None:
+    store, wanted = Store(tmp_path), job(method="random")
+    schedule._keep_failure(store, wanted, -signal.SIGKILL)
+    assert "SIGKILL (out of memory?)" in Ledger(store).error(wanted.key)
+    outcome = Scheduler([wanted], store).go()
+    assert outcome.made == [wanted.key] and Ledger(store).state(wanted.key) == "done"
+    assert not store.work(wanted.key).exists()
+
+
+def test_a_damaged_record_fails_by_name_and_is_left(tmp_path: Path) -> None:
+    store, wanted = Store(tmp_path), job(method="random")
+    file = tmp_path / "runs" / "g" / f"{wanted.key}.json"
+    file.parent.mkdir(parents=True)
+    file.write_text("{")
+    outcome = Scheduler([wanted], store).go()
+    assert outcome.status == 1 and file.name in outcome.failed[wanted.key] and file.read_text() == "{"
+
+
+def test_a_run_at_the_deadline_is_stopped_with_its_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, jobs = Store(tmp_path), [job(**LONG), job(method="random")]
+    state = store.work(jobs[0].set_key) / "state.pt"
+    clock = SimpleNamespace(monotonic=lambda: 1e6 if state.is_file() else 0.0, sleep=time.sleep)
+    monkeypatch.setattr(schedule, "time", clock)  # the hour strikes once a checkpoint is there
+    outcome = Scheduler(jobs, store).go(minutes=1)
+    assert (outcome.status, outcome.made, outcome.failed) == (3, [], {})
+    assert outcome.left == [j.key for j in jobs] and state.is_file()
+    assert not held(store, jobs[0].key) and Ledger(store).state(jobs[0].key) == "missing"
+
+
+def test_without_time_nothing_begins(tmp_path: Path) -> None:
+    wanted = job()
+    outcome = Scheduler([wanted], Store(tmp_path)).go(minutes=0)
+    assert outcome.status == 3 and outcome.left == [wanted.key] and files(tmp_path) == {}
+
+
+def test_a_full_disk_fails_the_run_that_needs_it_and_leaves_nothing_half(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    jobs = [job(ipc=20, seed=0), job(method="random")]  # the first writes 100 KB of checkpoint
+    limited = finish(start(jobs, store, tmp_path / "report", largest=30_000), tmp_path / "report")
+    assert limited.made == [jobs[1].key] and "File too large" in limited.failed[jobs[0].key]
+    assert [r.key for r in store.records()] == [jobs[1].key]
+    assert not list(store.root.rglob("*.pt")) and not list(store.root.rglob("*.npz.*"))
+    assert finish(start(jobs, store, tmp_path / "report"), tmp_path / "report").made == [jobs[0].key]
+
+
+def test_no_space_at_any_write_leaves_what_can_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk is full at the n-th write, for every n: no half file, and the run goes on to the same numbers."""
+    experiment, sync = job(eval_seeds=1, outer_steps=1).experiment, os.fsync
+    whole, store = run(experiment, Store(tmp_path / "whole")), Store(tmp_path / "full")
+    allowed = 0
+    while store.find(experiment.key) is None:
+        writes = iter(range(allowed))
+
+        def fsync(file: int, writes: Any = writes) -> None:
+            if next(writes, None) is None:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            sync(file)
+
+        monkeypatch.setattr(os, "fsync", fsync)
+        with pytest.raises((OSError, StoreError), match=r"No space left|cannot be written") if allowed < 4 else _any():
+            run(experiment, store)
+        assert not [name for name in files(store.root) if re.search(r"\.(json|npz|pt)\.", name)]
+        allowed += 1
+    assert allowed > 4 and store.records()[0].metrics == whole.metrics
+    monkeypatch.setattr(os, "fsync", lambda file: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left")))
+    assert "exit status 1" in schedule._keep_failure(store, job(seed=8), 1)  # told, though it cannot be kept
+
+
+class _any:
+    """Either way: an error that is about space, or none."""
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: type | None, error: BaseException | None, _: object) -> bool:
+        return error is None or isinstance(error, OSError | StoreError)
+
+
+# --- the rest ---------------------------------------------------------------------------------------------
+
+
+def test_refusals_of_the_scheduler(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="jobs = 0"):
+        Scheduler([job()], Store(tmp_path), 0)
+    with pytest.raises(SettingError, match="budget_minutes = -1"):
+        Scheduler([job()], Store(tmp_path)).go(-1)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="cannot be written"):
+        Scheduler([job()], Store(tmp_path / "file" / "store")).go()
+
+
+def test_cores_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {2, 3, 5, 7}, raising=False)
+    assert slices(1) == [[2, 3, 5, 7]] and slices(2) == [[2, 3], [5, 7]]
+    assert slices(3) == [[2], [3], [5]] and slices(6) == [[2], [3], [5], [7], [2], [3]]
+
+
+def test_a_job_runs_on_its_cores_alone(tmp_path: Path) -> None:
+    wanted, store = job(method="random"), Store(tmp_path)
+    one = min(os.sched_getaffinity(0))
+    process = SERVER.Process(target=_report_cores, args=(vars(wanted.experiment), str(tmp_path), [one]))
+    process.start()
+    process.join(SOON)
+    assert json.loads((tmp_path / "cores").read_text()) == [one] and store.records()[0].device.startswith("cpu, 1 thr")
+
+
+def _report_cores(settings: dict[str, Any], root: str, cores: list[int]) -> None:
+    schedule.work(settings, root, cores, Where())
+    (Path(root) / "cores").write_text(json.dumps(sorted(os.sched_getaffinity(0))))
+
+
+def test_held_asks_and_writes_nothing(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    assert not held(store, "k") and files(tmp_path) == {}
+    with store.lock("k"):
+        assert held(store, "k") and not held(store, "j")
+    assert not held(store, "k")
+
+
+def test_a_set_is_not_begun_while_another_job_makes_it(tmp_path: Path) -> None:
+    first, second, store = job(), job(eval_lr=0.02), Store(tmp_path)
+    store.check_writable()
+    one, two = Scheduler([first], store), Scheduler([second], store)
+    assert first.set_key == second.set_key and first.key != second.key
+    claims = one._claim(first)
+    assert claims is not None and two._claim(first) is None and two._claim(second) is None
+    assert two._claim(job(seed=1)) is not None and two._claim(job(method="random")) is not None
+    store.distilled(second.set_key).parent.mkdir()
+    store.distilled(second.set_key).write_bytes(b"")
+    assert two._claim(second) is not None  # the set is there, to evaluate it twice at once is no harm
+    claims.close()
+    assert two._claim(first) is not None
+    with store.lock(first.key):
+        assert two._claim(first) is None  # a run of `python -m rddlib run` makes no claim, but holds the key
+
+
+# --- the command line -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def toy(tmp_path: Path) -> Path:
+    file = tmp_path / "toy.toml"
+    settings = "".join(f"{k} = {json.dumps(v)}\n" for k, v in FAST.items())
+    file.write_text(f"[common]\n{settings}method = 'random'\n[[arm]]\nname = 'a'\nwhy = 'x'\nvalue = 2\nseed = [0, 1]\n"
+                    "[[arm]]\nname = 'b'\nwhy = 'y'\nvalue = 9\nipc = [2, 150]\n")  # fmt: skip
+    return file
+
+
+def test_a_dry_run_and_a_status_write_nothing(toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = tmp_path / "store"
+    common = ["--scale", "smoke", "--store", str(store)]
+    assert cli.main(["grid", str(toy), "--dry-run", *common]) == 0
+    said = capsys.readouterr().out
+    assert "4 experiments, 0 done, 0 stale, 4 missing, 0 failed" in said and "cost unknown in all" in said
+    assert [float(v) for v in re.findall(r"value (\S+)", said)] == [9, 9, 2, 2]  # the most valuable first
+    assert cli.main(["status", *common]) == cli.main(["status", str(toy), *common]) == 0
+    said = capsys.readouterr().out
+    assert all(re.search(rf"^{name} +smoke", said, re.M) for name in grid.names())
+    assert said.index("toy/b") < said.index("toy/a") and not store.exists()
+
+
+def test_a_grid_on_the_command_line(toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    common = ["--scale", "smoke", "--store", str(tmp_path / "store")]
+    assert cli.main(["grid", str(toy), "--jobs", "2", *common]) == 1
+    said, errors = capsys.readouterr()
+    assert "3 done, 1 failed, 0 left" in said and said.count("accuracy") == 3
+    assert "ipc = 150" in errors and "failed.json" in errors
+    assert cli.main(["grid", str(toy), "--budget-minutes", "0", *common]) == 3  # the failed one is tried again
+    assert "1 failed\n" in (said := capsys.readouterr().out) and "1 left; the same command" in said
+    toy.write_text(toy.read_text().replace("[2, 150]", "2"))
+    assert cli.main(["grid", str(toy), *common]) == 0 and "to run: 0" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["grid", "tabel1"], "grid = 'tabel1'"),
+        (["grid", "table5", "--scale", "laptop"], "scale = 'laptop'"),
+        (["grid", "table1", "--jobs", "0"], "jobs = 0"),
+        (["status", "tabel1"], "grid = 'tabel1'"),
+        (["pack", "--out", "x.zip"], "nothing was packed"),
+        (["merge", "absent.zip"], "absent.zip: there is no such file"),
+    ],
+)
+def test_refusals_on_the_command_line(
+    options: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([*options, "--store", str(tmp_path)]) == 2
+    assert words in capsys.readouterr().err and files(tmp_path) == {}
