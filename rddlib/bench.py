@@ -8,7 +8,7 @@ class weighing the same in each group.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +74,8 @@ class TestBench:
     images: dict[str, Tensor]
     partitions: dict[str, Partition]
     balanced: bool
-    corrupted: dict[str, Tensor]
-    chosen: Tensor  # indices of the test images that are corrupted
+    corrupted: dict[str, Tensor] = field(default_factory=dict)
+    chosen: Tensor | None = None  # indices of the test images that are corrupted
 
     @classmethod
     def of(

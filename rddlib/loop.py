@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import augment, groups, match, nets, synthetic
+from . import augment, fused, groups, match, nets, synthetic
 from .base import generator
 from .data import DataSet
 from .methods import DistillSettings
@@ -117,11 +117,26 @@ class Loop:
         images = self.prior.decode(codes, self.labels[rows])
         own = images.detach().requires_grad_()
         decoded = self._some(synthetic.decode(own, self.s.factor))
-        found = self._statistic(self.data.normalise(decoded), c, theta)
-        gap = match.distance(target, found, self.parts.metric)
-        (pixels,) = torch.autograd.grad(gap, own)
+        seen = augment.apply(self.data.normalise(decoded), theta)
+        gap, at_seen = self._gap(seen, c, target)
+        (pixels,) = torch.autograd.grad(seen, own, at_seen)
         pulled = torch.autograd.grad(images, list(codes.values()), pixels)  # through the prior, as GLaD does
-        return gap.detach(), dict(zip(codes, pulled, strict=True))
+        return gap, dict(zip(codes, pulled, strict=True))
+
+    def _gap(self, seen: Tensor, c: int, target: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Distance of a synthetic batch, as the network sees it, to the target, and the gradient at its images."""
+        metric = self.parts.metric
+
+        def loss(logits: Tensor) -> Tensor:
+            return F.cross_entropy(logits, torch.full((len(logits),), c, device=logits.device))
+
+        if self.parts.objective == "gradient" and fused.usable(seen) and fused.differentiable(self.net):
+            return fused.image_gradient(
+                self.net, seen.detach(), loss, lambda found: match.distance(target, found, metric), metric == "dc"
+            )
+        images = seen.detach().requires_grad_()
+        gap = match.distance(target, self._statistic(images, c), metric)
+        return gap.detach(), torch.autograd.grad(gap, images)[0]
 
     def _move(self, gradients: dict[int, Codes]) -> None:
         rates = self.prior.rates()
@@ -144,17 +159,17 @@ class Loop:
         average + worst: a weighted mean of the images' gradients, as the plain one is. Derivation: the book's page on
         matching a robust objective.
         """
+        seen = augment.apply(x, theta)
         if places is None:
-            return [t.detach() for t in self._statistic(x, c, theta)]
+            return [t.detach() for t in self._statistic(seen, c)]
         label = torch.full((len(x),), c, device=x.device)
-        losses = F.cross_entropy(self.net(augment.apply(x, theta)), label, reduction="none")
+        losses = F.cross_entropy(self.net(seen), label, reduction="none")
         loss = robust_loss(losses, *self._groups(x, label, places), self.term)
         weight = 1 + self.term.average + self.term.worst if self.term.differentiable else 1
         return match.gradients(loss / weight, self.matched)
 
-    def _statistic(self, x: Tensor, c: int, theta: augment.Draw) -> list[Tensor]:
-        """What is matched, of one class's normalised images; differentiable in them where they ask for it."""
-        x = augment.apply(x, theta)
+    def _statistic(self, x: Tensor, c: int) -> list[Tensor]:
+        """What is matched, of one class's augmented images; differentiable in them where they ask for it."""
         if self.parts.objective == "mean":
             with torch.set_grad_enabled(x.requires_grad):
                 return match.feature_mean(self.net, x)

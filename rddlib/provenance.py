@@ -22,7 +22,7 @@ import torch
 from .base import digest, repository_root, write_atomic
 
 # The modules that make every result, those of the loop, of KIP, and of the evaluation.
-MAKERS = ("base", "readers", "data", "augment", "fused", "stack", "nets", "synthetic")
+MAKERS = ("base", "readers", "data", "augment", "fused", "nets", "synthetic")
 LOOP_MAKERS = ("risk", "groups", "match", "methods", "loop", "distill")
 KIP_MAKERS = ("kernels", "kip", "distill")
 JUDGES = ("groups", "corrupt", "corruptions", "recipes", "bench", "audit", "evaluate")

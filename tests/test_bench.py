@@ -117,7 +117,11 @@ def test_every_minimum_has_its_null() -> None:
 def test_corruptions_are_tested_on_a_fixed_balanced_choice(digits: DataSet) -> None:
     """Each metric is the accuracy on those images, against a plain count; nothing changes where they are not asked."""
     bench = TestBench.of(digits, 4, shifts=False, corruptions=True)
-    assert len(bench.corrupted) == 2 + 12 * 3 and torch.equal(bench.chosen, bench.chosen.unique())
+    assert (
+        bench.chosen is not None
+        and len(bench.corrupted) == 2 + 12 * 3
+        and torch.equal(bench.chosen, bench.chosen.unique())
+    )
     net = nets.build("convnet", digits.shape, digits.n_classes, depth=2, width=4, generator=generator(0)).eval()
     metrics = bench.score(net, digits)
     images = corrupted(digits.test_images[bench.chosen], "fog", 3)

@@ -18,7 +18,7 @@ LIBRARY = Path(__file__).resolve().parent.parent / "rddlib"
 # fmt: off
 ORDER = (
     "base", "risk", "stats", "dro", "toy", "theory", "zeroth", "readers", "data", "corruptions", "corrupt", "augment",
-    "fused", "stack", "archs", "nets", "recipes", "groups", "synthetic", "generator", "gentrain", "prior", "match", "kernels",
+    "fused", "archs", "nets", "recipes", "groups", "synthetic", "generator", "gentrain", "prior", "match", "kernels",
     "kip", "methods", "loop", "distill", "bench", "audit", "evaluate", "presets", "provenance", "store", "sets",
     "experiment", "grid", "schedule", "admit", "archive", "report",
 )

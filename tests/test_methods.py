@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rddlib import augment, data, distill, loop, match, nets, prior, risk, synthetic
+from rddlib import augment, data, distill, fused, loop, match, nets, prior, risk, synthetic
 from rddlib.base import SettingError, generator
 from rddlib.data import DataSet
 from rddlib.loop import Loop, State
@@ -361,3 +361,12 @@ def test_fit_is_checked_only_where_it_matters(digits: DataSet) -> None:
 def test_states_hold_every_code(digits: DataSet) -> None:
     begun = distill.begin(digits, method("glad"), TinyPrior(digits))
     assert isinstance(begun, State) and set(begun.codes) == set(begun.velocity) == {"w", "f"}
+
+
+@pytest.mark.parametrize("name", ["idc", "dsa"])
+def test_fast_and_plain_forms_give_the_same_images(digits: DataSet, name: str) -> None:
+    """The hand-written derivatives of `fused` against autograd's, through a whole outer step."""
+    fast = one_step(digits, method(name, ipc=3))[1]
+    with fused.use(False):
+        plain = one_step(digits, method(name, ipc=3))[1]
+    assert torch.allclose(fast, plain, atol=1e-10, rtol=0)
