@@ -59,14 +59,15 @@ def test_a_set_so_small_that_a_tenth_is_nothing_is_still_served(digits: DataSet)
 
 
 class Says(torch.nn.Module):
-    """Answers a fixed list of classes, whatever it sees."""
+    """Answers a fixed list of classes in order, whatever it sees; after the last it begins again."""
 
     def __init__(self, answers: torch.Tensor) -> None:
         super().__init__()
         self.answers = answers
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.one_hot(self.answers[: len(x)], 10).float()
+        now, self.answers = self.answers[: len(x)], self.answers.roll(-len(x))
+        return torch.nn.functional.one_hot(now, 10).float()
 
 
 def test_choice_is_by_validation_and_the_first_of_equals(digits: DataSet) -> None:
