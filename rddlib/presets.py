@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import nets
+from . import nets, recipes
 
 SCALES = ("smoke", "laptop", "gpu", "paper")
 SIAMESE = ("dc", "dsa", "dm", "glad")  # one image a tile, DSA's augmentation, no CutMix
@@ -57,6 +57,9 @@ def _for_scale(scale: str, known: dict[str, Any]) -> dict[str, Any]:
         name = known.get(f"{part}network", "convnet")
         if name != "convnet":
             found[f"{part}width"] = NARROW[name] if scale in ("smoke", "laptop") else nets.PAPER_WIDTH[name]
+    if (recipe := known.get("eval_recipe", "idc")) != "idc":
+        mirrored = "flip" in known.get("eval_augment", "flip")
+        found |= recipes.numbers(recipe, known.get("eval_network", "convnet"), mirrored)
     if scale == "gpu":
         found |= {"outer_steps": {"dm": 2000, "glad": 200, "dc": 20, "dsa": 20}.get(known.get("method", "idc"), 40)}
     return found

@@ -328,3 +328,19 @@ def test_distilled_set_of_other_code_is_made_again(tmp_path: Path) -> None:
     synthetic.save(file, made, **(about | {"source_hash": "of other code"}))
     run(dataclasses.replace(one, eval_steps=one.eval_steps + 1), store)
     assert synthetic.about(file)["source_hash"] == about["source_hash"]
+
+
+def test_presets_bring_the_numbers_of_the_recipe_and_of_the_network() -> None:
+    glad = Experiment.preset("laptop", dataset="cifar10", eval_recipe="glad")
+    assert (glad.eval_lr, glad.eval_batch, glad.eval_cutmix) == (0.001, 256, 0.0)
+    assert "flip" not in Experiment.preset("smoke", eval_recipe="dc").eval_augment  # digits are read
+    assert Experiment.preset("paper", eval_network="vit").eval_width == 512
+    assert Experiment.preset("laptop", eval_network="resnet18").eval_width == 8
+    assert Experiment.preset("paper", method="dsa", ipc=10).net_steps == 50
+    assert Experiment.preset("paper", method="dsa", ipc=50).inner_steps == 50
+
+
+@pytest.mark.parametrize("method", ["dc", "dsa", "dm"])
+def test_every_method_runs_at_smoke_scale(tmp_path: Path, method: str) -> None:
+    record = run(tiny(**{"method": method, "outer_steps": 2, "factor": 1}), Store(tmp_path))
+    assert record.set_key and record.metrics["accuracy"] and record.history[0]["distance"] > 0
