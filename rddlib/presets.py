@@ -84,9 +84,10 @@ def _smoke(known: dict[str, Any]) -> dict[str, Any]:
 
 
 def _laptop(known: dict[str, Any]) -> dict[str, Any]:
+    """The image rate of IDC was chosen at ten images a class; for others it scales as IDC's does."""
     method = known.get("method", "idc")
     found = {"width": 32, "eval_width": 32, "outer_steps": 6, "inner_steps": 20, "batch_real": 32, "net_steps": 1,
-             "lr_image": 0.3, "eval_steps": 1000, "eval_seeds": 3}  # fmt: skip
+             "lr_image": 0.3 * known.get("ipc", 10) / 10, "eval_steps": 1000, "eval_seeds": 3}  # fmt: skip
     if method in SIAMESE:
         found |= _siamese(known) | METHOD_NUMBERS["laptop"][method]
     return found
