@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -24,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status.
 
     0: done. 1: a run of a grid failed. 2: refused, or kept out of a merge. 3: a grid's time is spent and work is left.
-    130: interrupted.
+    130: interrupted. 141: nobody reads what is printed.
     """
     options = parser().parse_args(arguments)
     try:
@@ -32,6 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (SettingError, DataError, StoreError) as error:
         print(f"rddlib: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader, `head` say, has seen enough; Python would complain at its end once more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except KeyboardInterrupt:
         print("\nrddlib: interrupted. What is done is kept; the same command goes on from there.", file=sys.stderr)
         return 130

@@ -166,9 +166,11 @@ class Scheduler:
         self.queue = sorted(jobs, key=lambda job: job.key in tried)  # what failed before comes after what never ran
         self.free = slices(processes)
         self.running: list[_Run] = []
-        # One server imports once what every run needs, and forks a child a job. Only on Linux is forking safe.
-        self.context: Any = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
-        if sys.platform == "linux":
+        # One server imports once what every run needs, and forks a child a job. Only on Linux is forking safe, and
+        # only where no import can have touched a GPU's driver, which a fork does not survive.
+        forks = sys.platform == "linux" and self.where.device == "cpu"
+        self.context: Any = multiprocessing.get_context("forkserver" if forks else "spawn")
+        if forks:
             self.context.set_forkserver_preload(["rddlib.schedule", *LATE])
 
     def go(self, minutes: float | None = None, note: Note = lambda job, error: None) -> Outcome:

@@ -51,13 +51,13 @@ def made(experiment: Experiment, cost: float = 1.0, **changes: object) -> Record
 # --- files ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("name", grid.names())
-def test_every_grid_of_the_book_can_be_made_of_experiments(name: str, scale: str) -> None:
-    jobs = grid.jobs([name], scale)
-    assert all(job.experiment.scale == scale and job.value > 0 and job.why for job in jobs)
-    assert len({job.key for job in jobs}) == len(jobs)
-    assert jobs or (name, scale) in {("table5", "smoke"), ("table5", "laptop")}
+def test_every_grid_of_the_book_can_be_made_of_experiments(name: str) -> None:
+    found = {scale: grid.jobs([name], scale) for scale in SCALES}
+    assert any(found.values())
+    for scale, jobs in found.items():
+        assert all(job.experiment.scale == scale and job.value > 0 and job.why for job in jobs)
+        assert len({job.key for job in jobs}) == len(jobs)
 
 
 OF_THE_RISK = ("risk", "where", "alpha", "average", "worst", "scope", "space")

@@ -269,6 +269,22 @@ def _report_cores(settings: dict[str, Any], root: str, cores: list[int]) -> None
     (Path(root) / "cores").write_text(json.dumps(sorted(os.sched_getaffinity(0))))
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere all jobs are spawned")
+def test_jobs_of_a_gpu_are_not_forked(tmp_path: Path) -> None:
+    starts = [
+        Scheduler([], Store(tmp_path), where=Where(device)).context.get_start_method() for device in ("cpu", "cuda")
+    ]
+    assert starts == ["forkserver", "spawn"]
+
+
+def test_a_spawned_job_does_the_same(tmp_path: Path) -> None:
+    """As on macOS, Windows and for a GPU: nothing is inherited but what is handed over."""
+    wanted = job(method="random")
+    scheduler = Scheduler([wanted], Store(tmp_path))
+    scheduler.context = multiprocessing.get_context("spawn")
+    assert scheduler.go().made == [wanted.key] and Store(tmp_path).find(wanted.key) is not None
+
+
 def test_held_asks_and_writes_nothing(tmp_path: Path) -> None:
     store = Store(tmp_path)
     assert not held(store, "k") and files(tmp_path) == {}
