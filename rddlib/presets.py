@@ -24,9 +24,9 @@ METHOD_NUMBERS: dict[str, dict[str, dict[str, Any]]] = {
         "glad": {"outer_steps": 10, "inner_steps": 2, "net_steps": 2, "lr_image": 1.0},
     },
     "laptop": {
-        "dc": {"outer_steps": 20, "inner_steps": 10, "net_steps": 10, "lr_image": 0.1},
-        "dsa": {"outer_steps": 20, "inner_steps": 10, "net_steps": 10, "lr_image": 0.1},
-        "dm": {"outer_steps": 400, "inner_steps": 1, "net_steps": 0, "lr_image": 1.0, "batch_real": 64},
+        "dc": {"outer_steps": 20, "inner_steps": 10, "net_steps": 10, "lr_image": 3.0},
+        "dsa": {"outer_steps": 20, "inner_steps": 10, "net_steps": 10, "lr_image": 3.0},
+        "dm": {"outer_steps": 400, "inner_steps": 1, "net_steps": 0, "lr_image": 10.0, "batch_real": 64},
         "glad": {"outer_steps": 60, "inner_steps": 2, "net_steps": 4, "lr_image": 1.0},
     },
 }
