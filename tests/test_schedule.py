@@ -84,7 +84,7 @@ def files(root: Path) -> dict[str, bytes]:
 
 def test_ten_kills_at_random_moments_lose_nothing_and_repeat_nothing(tmp_path: Path) -> None:
     store, random = Store(tmp_path / "killed"), numpy_generator(0, "kills")
-    jobs = [job(risk=r, seed=s, outer_steps=6, inner_steps=3) for s in (0, 1) for r in ("control", "upper")]
+    jobs = [job(risk=r, seed=s, outer_steps=4, inner_steps=2) for s in (0, 1) for r in ("control", "upper")]
     jobs += [job(method="random", eval_seeds=3)]
     seen: dict[str, tuple[int, int]] = {}  # record -> its file's identity: one that is run again has another
     broken = 0
