@@ -137,6 +137,8 @@ def run(
     store.check_writable()
     data = load_data(experiment, device, data_root, download)
     methods.check_fit(data, experiment)
+    if experiment.method == "kip":
+        kip.check_fit(data, experiment)
     # The network itself would say so, but only after distilling.
     nets.check_fit(experiment.eval_network, data.shape, experiment.eval_depth, experiment.eval_width, "eval_")
     evaluate.check_fit(data, experiment, experiment.method == "full")

@@ -44,7 +44,8 @@ def arm(experiment: dict[str, Any]) -> str:
     """The name of an arm of a comparison, e.g. 'idc upper' or 'random images'."""
     if experiment["method"] in ARM_NAMES:
         return ARM_NAMES[experiment["method"]]
-    return f"{experiment['method']} {experiment['risk']}"
+    alone = experiment["risk"] == "control" and experiment["method"] in ("dc", "dsa", "dm", "kip")
+    return experiment["method"] if alone else f"{experiment['method']} {experiment['risk']}"
 
 
 def frame(records: Iterable[Record], tests: Sequence[str] = TESTS) -> pd.DataFrame:

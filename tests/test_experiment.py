@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from rddlib import __main__ as cli
-from rddlib import evaluate, provenance, synthetic
+from rddlib import evaluate, provenance, report, synthetic
 from rddlib.base import SettingError
 from rddlib.experiment import MODES, SCALES, Experiment, fields, gather, load_data, run
 from rddlib.readers import DataError
@@ -344,3 +344,10 @@ def test_presets_bring_the_numbers_of_the_recipe_and_of_the_network() -> None:
 def test_every_method_runs_at_smoke_scale(tmp_path: Path, method: str) -> None:
     record = run(tiny(**{"method": method, "outer_steps": 2, "factor": 1}), Store(tmp_path))
     assert record.set_key and record.metrics["accuracy"] and record.history[0]["distance"] > 0
+
+
+def test_kip_is_refused_before_any_work_and_judged_by_its_own_kernel_too(tmp_path: Path) -> None:
+    record = run(tiny(method="kip", kip_steps=20, kip_batch=50, factor=1), Store(tmp_path))
+    assert 0 <= record.metrics["kernel_accuracy"][0] <= 100 and report.arm(record.experiment) == "kip"
+    with pytest.raises(SettingError, match="kip_batch"):
+        run(tiny(method="kip", kip_batch=10**6, factor=1), Store(tmp_path))
