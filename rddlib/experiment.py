@@ -66,7 +66,8 @@ class Experiment(DistillSettings, EvaluateSettings):
         return digest("set", json.dumps([matter, self.eval_part == "validation"], sort_keys=True))[:16]
 
     def _matter(self) -> dict[str, Any]:
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in self.idle()}
+        idle = self.idle()
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in idle}
         defaults = {f.name: f.default for f in dataclasses.fields(self)}
         return {name: value for name, value in values.items() if value != defaults[name]}
 

@@ -40,12 +40,13 @@ def train_generator(data: DataSet, settings: GeneratorSettings, on_step: Report 
     net.to_empty(device="cpu").encoder.log_variance.data.fill_(-3)  # at 0 the codes can drown in their own noise
     for part in (net.synthesis, net.encoder.convs, net.encoder.head, net.mapping.first, net.mapping.second):
         nets.initialise(part, weights)
-    net.to(data.train_images.device, memory_format=torch.channels_last)  # a third faster on a processor
+    net.to(data.train_images.device)
+    net.to(memory_format=torch.channels_last)  # a third faster on a processor
     judge = train_judge(data, settings.judge_steps, 32, settings.seed)
     streams = {name: generator(settings.seed, "generator", name) for name in ("batch", "noise", "flip")}
     spread = net.encoder.log_variance  # crosses several units, while weights move by hundredths
     rest = [p for p in net.parameters() if p is not spread]
-    groups = [{"params": rest}, {"params": [spread], "lr": 10 * settings.lr}]
+    groups: list[dict[str, Any]] = [{"params": rest}, {"params": [spread], "lr": 10 * settings.lr}]
     optimiser = torch.optim.Adam(groups, lr=settings.lr, betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, settings.steps)
     for step in range(1, settings.steps + 1):

@@ -228,7 +228,7 @@ class Ledger:
             if record.device.startswith("cpu") == self.on_cpu:
                 settings = defaults | record.experiment
                 for step, found in zip(LIKENESS, known, strict=True):
-                    found.setdefault(tuple(settings[n] for n in step), []).append(record.seconds)
+                    found.setdefault(tuple(settings[n] for n in step), []).append(_price(record))
         return known
 
 
@@ -272,6 +272,11 @@ class Tally:
         if left == 0 or left == self.unknown:
             return "unknown" if left else "-"
         return duration(self.seconds) + (f" + {self.unknown} of unknown cost" if self.unknown else "")
+
+
+def _price(record: Record) -> dict[str, float]:
+    """Seconds by part: a machine shared with other work inflates the wall's, several threads the processor's."""
+    return {part: min(wall, record.cpu_seconds.get(part, wall)) for part, wall in record.seconds.items()}
 
 
 def duration(seconds: float) -> str:
