@@ -416,7 +416,7 @@ KEPT = sorted(p.stem for p in FOLDER.glob("*.safetensors"))
 
 
 def test_generators_are_kept() -> None:
-    assert {"digits"} <= set(KEPT)
+    assert {"digits", "cifar10"} <= set(KEPT)
 
 
 @pytest.mark.parametrize("name", KEPT)
