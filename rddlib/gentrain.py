@@ -41,7 +41,7 @@ def train_generator(data: DataSet, settings: GeneratorSettings, on_step: Report 
     for part in (net.synthesis, net.encoder.convs, net.encoder.head, net.mapping.first, net.mapping.second):
         nets.initialise(part, weights)
     net.to(data.train_images.device)
-    net.to(memory_format=torch.channels_last)  # a third faster on a processor
+    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a third faster on a processor
     judge = train_judge(data, settings.judge_steps, 32, settings.seed)
     streams = {name: generator(settings.seed, "generator", name) for name in ("batch", "noise", "flip")}
     spread = net.encoder.log_variance  # crosses several units, while weights move by hundredths
