@@ -1,0 +1,69 @@
+"""Network training on a distilled set (400 decoded images): the plain loop against the library's, update by update."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from measure import Work, in_turn, random_data
+from plain import ImageList, PlainNet, Trainer
+
+from rddlib import nets, recipes
+from rddlib.base import generator
+from rddlib.recipes import Training
+
+CASES = {  # name: (width, batch, updates in one measurement)
+    "ConvNet-3, width 128, batch 64": (128, 64, 2),
+    "ConvNet-3, width 32, batch 64": (32, 64, 4),
+}
+LIMITS = {"ConvNet-3, width 128, batch 64": 1.3, "ConvNet-3, width 32, batch 64": 1.8}
+
+
+def work(kind: str, width: int, batch: int, updates: int) -> Work:
+    """`updates` updates of a network of the same initial weights, on the same batches and with the same draws."""
+    data = random_data(400)
+    images = data.train_images.float() / 255
+    how = Training(steps=updates, batch=batch)
+
+    def built() -> torch.nn.Module:
+        return nets.build("convnet", data.shape, 10, width=width, generator=generator(0, "net"))
+
+    if kind == "library":
+        return lambda: recipes.train(built(), images, data.train_labels, data, how, seed=0)
+    listed = ImageList(images, data.train_labels, 10)
+
+    def plainly() -> torch.nn.Module:
+        trainer = Trainer(PlainNet(built()), data, how.augment, how.cutmix, generator(0, "evaluate", "augment"))
+        for step, index in enumerate(recipes.batches(400, batch, updates, generator(0, "evaluate", "order"))):
+            trainer.optimiser.param_groups[0]["lr"] = recipes.rate("idc", how.lr, step, updates)
+            trainer.step(*listed.batch(index))
+        return trainer.net
+
+    return plainly
+
+
+def results(repeats: int, threads: int = 1) -> dict[str, Any]:
+    """One entry a case, with images a second of both kinds."""
+    found = {}
+    for case, (width, batch, updates) in CASES.items():
+        entry = in_turn(work, (width, batch, updates), repeats, threads)
+        for kind in ("reference", "library"):
+            seconds = entry[kind]["milliseconds"]["median"] / 1e3
+            entry[kind]["images_per_second"] = round(batch * updates / seconds, 1)
+        found[case] = entry
+    return found
+
+
+@pytest.mark.parametrize("width", [8, 32])
+def test_both_train_the_same_network(width: int) -> None:
+    torch.set_num_threads(1)
+    plainly, library = (work(kind, width, 32, 3)() for kind in ("reference", "library"))
+    for a, b in zip(plainly.parameters(), library.parameters(), strict=True):
+        assert torch.allclose(a, b, rtol=1e-3, atol=2e-5)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_training_is_faster(benchmark: Any, case: str) -> None:
+    found = benchmark.pedantic(in_turn, (work, CASES[case], 5), rounds=1)
+    assert found["ratio"]["median"] >= LIMITS[case]
