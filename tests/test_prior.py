@@ -446,3 +446,15 @@ def test_the_kept_generator_of_the_digits_is_of_these_digits_and_good() -> None:
     images = source.decode(source.encode(torch.empty(0), labels, generator(0, "z")), labels)
     judge = gentrain.train_judge(whole, 100, 16, 3)
     assert (judge(whole.normalise(images)).argmax(1) == labels).float().mean() > 0.8
+
+
+@pytest.mark.realdata
+def test_the_kept_generator_of_cifar10_knows_test_images_that_it_never_saw(real_data: Path) -> None:
+    """Any copy of CIFAR-10 will do: a start from the images is far nearer to them than random codes of their class."""
+    d = data.load("cifar10", real_data, train_limit=10, test_limit=40)
+    images, gap = d.test_images.float() / 255, {}
+    for start in ("latent", "project"):
+        cut = prior.load("generator", d, 3, start, same_data=False)
+        codes = cut.encode(images, d.test_labels, generator(0, "z"))
+        gap[start] = float((cut.decode(codes, d.test_labels) - images).square().mean().sqrt())
+    assert gap["project"] < 0.5 * gap["latent"]
