@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import signal
@@ -195,9 +196,12 @@ def command(store: Path, settings: dict, *more: str) -> list[str]:
 
 def start(store: Path, settings: dict) -> subprocess.Popen[str]:
     quiet = os.environ | {"OMP_NUM_THREADS": "1"}
+    # A shell that starts the tests in the background has them ignore Ctrl-C, and children inherit that.
+    listen = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     return subprocess.Popen(
-        command(store, settings), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=quiet
-    )
+        command(store, settings), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=quiet,
+        preexec_fn=listen,
+    )  # fmt: skip
 
 
 def wait_for(path: Path, process: subprocess.Popen[str], seconds: float = 120) -> None:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from rddlib import distill, report
+from rddlib import report
 from rddlib.base import SettingError
 from rddlib.experiment import Experiment, run
+from rddlib.loop import Loop
 from rddlib.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -93,14 +94,13 @@ def test_a_broken_loop_falls_outside_the_tolerances(tmp_path: Path, monkeypatch:
         check(one_accuracy(tmp_path / "still", lr_image=0.0))
     with pytest.raises(AssertionError):  # far too large a rate
         check(one_accuracy(tmp_path / "wild", lr_image=1.0))
-    step = distill._Loop.image_step
+    gradient = Loop.matching_gradient
 
-    def uphill(loop: distill._Loop, c: int) -> object:
-        loop.s = dataclasses.replace(loop.s, lr_image=0.02)
-        object.__setattr__(loop.s, "lr_image", -0.02)  # the gradient's sign turned round
-        return step(loop, c)
+    def uphill(loop: Loop, *given: Any) -> Any:
+        gap, codes = gradient(loop, *given)
+        return gap, {name: -code for name, code in codes.items()}  # the gradient's sign turned round
 
-    monkeypatch.setattr(distill._Loop, "image_step", uphill)
+    monkeypatch.setattr(Loop, "matching_gradient", uphill)
     with pytest.raises(AssertionError):
         check(one_accuracy(tmp_path / "uphill"))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import functools
 import json
 import multiprocessing
 import os
@@ -132,6 +133,7 @@ def test_ctrl_c_on_the_command_line_keeps_the_checkpoint(tmp_path: Path, capsys:
     with subprocess.Popen(
         [sys.executable, "-m", "rddlib", *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
+        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # ignored in a background shell
     ) as process:  # fmt: skip
         wait_for(lambda: (store.work(wanted.set_key) / "state.pt").is_file() or process.poll() is not None)
         process.send_signal(signal.SIGINT)
