@@ -99,8 +99,7 @@ def apply(x: Tensor, drawn: Draw) -> Tensor:
     if drawn.crop is not None:
         x = _shift(x, drawn.crop)
     if drawn.affine is not None:
-        theta = drawn.affine.to(x.dtype).expand(len(x), 2, 3)
-        grid = F.affine_grid(theta, list(x.shape), align_corners=True)
+        grid = _grid(drawn.affine.to(x.dtype), *x.shape[2:]).expand(len(x), -1, -1, -1)
         x = F.grid_sample(x, grid, align_corners=True)
     if drawn.cutout is not None:
         x = x * _hole(drawn.cutout, x.shape[-1]).to(x.dtype)
@@ -108,28 +107,39 @@ def apply(x: Tensor, drawn: Draw) -> Tensor:
 
 
 def _color(x: Tensor, u: Tensor) -> Tensor:
-    brightness, saturation, contrast = ((u[:, i].view(-1, 1, 1, 1)) for i in range(3))
-    x = x + (brightness - 0.5) * BRIGHTNESS
+    """Brightness, then saturation, then contrast: together an affine map of each pixel and its grey value."""
+    brightness, saturation, contrast = (u[:, i].view(-1, 1, 1, 1) for i in range(3))
+    shift, mix, gain = (brightness - 0.5) * BRIGHTNESS, saturation * SATURATION, contrast + CONTRAST
     grey = x.mean(1, keepdim=True)
-    x = (x - grey) * (saturation * SATURATION) + grey
-    level = x.mean((1, 2, 3), keepdim=True)
-    return (x - level) * (contrast + CONTRAST) + level
+    level = grey.mean((2, 3), keepdim=True)
+    return torch.addcmul(grey * (gain * (1 - mix)) + (level * (1 - gain) + shift), x, gain * mix)
+
+
+def _grid(theta: Tensor, h: int, w: int) -> Tensor:
+    """Where each pixel is taken from, (B, h, w, 2): F.affine_grid in a tenth of the time."""
+    across = torch.linspace(-1, 1, w, dtype=theta.dtype, device=theta.device)
+    down = torch.linspace(-1, 1, h, dtype=theta.dtype, device=theta.device)[:, None]
+    t = theta[..., None, None]  # (B, 2, 3, 1, 1)
+    return torch.stack([t[:, i, 0] * across + (t[:, i, 1] * down + t[:, i, 2]) for i in (0, 1)], -1)
 
 
 def _shift(x: Tensor, offset: Tensor) -> Tensor:
     """Move images by whole pixels, zeros coming in: the crop of a zero-padded image."""
-    n, _, h, w = x.shape
+    n, c, h, w = x.shape
     pad = int(h * CROP + 0.5)
     padded = F.pad(x, (pad,) * 4)
     if len(offset) == 1:
-        top, left = (int(o) for o in offset[0] + pad)
-        return padded[:, :, top : top + h, left : left + w]
-    rows = (torch.arange(h, device=x.device) + pad)[None, :] + offset[:, :1]  # (N, H)
-    cols = (torch.arange(w, device=x.device) + pad)[None, :] + offset[:, 1:]  # (N, W)
-    picked = padded.permute(0, 2, 3, 1)[
-        torch.arange(n, device=x.device)[:, None, None], rows[:, :, None], cols[:, None, :]
-    ]
-    return picked.permute(0, 3, 1, 2)
+        i, j = (int(o) for o in offset[0] + pad)
+        return padded[:, :, i : i + h, j : j + w]
+    wide = w + 2 * pad
+    top, left = (offset + pad).T  # (N,) each
+    down, right = torch.arange(h, device=x.device), torch.arange(w, device=x.device)
+    if x.requires_grad:  # a gather's gradient is cheap, that of overlapping windows is not
+        place = (top[:, None, None] + down[:, None]) * wide + left[:, None, None] + right  # (N, h, w)
+        return padded.flatten(2).gather(2, place.view(n, 1, -1).expand(n, c, -1)).view_as(x)
+    image = torch.arange(n * c, device=x.device).view(n, c, 1) * (h + 2 * pad)
+    start = (image + top[:, None, None] + down) * wide + left[:, None, None]  # (N, C, h): where each row begins
+    return padded.view(-1).unfold(0, w, 1).index_select(0, start.view(-1)).view(n, c, h, w)
 
 
 def _hole(centre: Tensor, size: int) -> Tensor:

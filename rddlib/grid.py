@@ -197,8 +197,7 @@ class Ledger:
     def state(self, key: str) -> str:
         """done: its record is there; stale: the library has changed since; failed: it was tried in vain; missing."""
         if record := self.records.get(key):
-            now = provenance.source_hash(provenance.makers(record.experiment))
-            return "done" if record.source_hash == now else "stale"
+            return "done" if provenance.current(record.experiment, record.source_hash) else "stale"
         return "failed" if self.error(key) else "missing"
 
     def error(self, key: str) -> str:

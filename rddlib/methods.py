@@ -127,9 +127,11 @@ class DistillSettings(KipSettings):
             raise SettingError("where", self.where, "'network' where feature means are matched: they have no loss")
 
     def parts(self) -> Parts:
-        """The parts of this method, with the settings that override them."""
+        """The parts of this method, with the settings that override them; feature means are compared by squares."""
         own = PARTS.get(self.method, PARTS["idc"])
         chosen: dict[str, Any] = {n: v for n in OVERRIDES if (v := getattr(self, n)) is not None}
+        if chosen.get("objective", own.objective) == "mean":
+            chosen["metric"] = "idc"  # means have no rows whose cosine could be taken: DM's distance sums squares
         return Parts(**{**vars(own), **chosen})
 
     def differs(self, name: str) -> bool:

@@ -11,7 +11,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -126,7 +126,7 @@ def makers(experiment: Mapping[str, Any], part: str = "all") -> tuple[str, ...]:
 def source_hash(modules: tuple[str, ...]) -> str:
     """Hash of the code that makes results: the syntax trees of its modules.
 
-    Docstrings are left out, so a comment makes nothing stale, and so are the declarations of settings (classes named
+    Docstrings are left out, so a comment makes nothing stale, and so are the declarations in classes of settings (named
     ...Settings): a record holds all its settings itself.
     """
     folder = Path(__file__).parent
@@ -134,20 +134,54 @@ def source_hash(modules: tuple[str, ...]) -> str:
     return digest(*(json.dumps(_tree(ast.parse(text))) for text in texts))[:16]
 
 
+def current(experiment: Mapping[str, Any], code: str, part: str = "all") -> bool:
+    """Whether a result made by code of the source hash `code` is what today's code would give.
+
+    That is so if the hash is today's, or if `data/lineage.json` has probes of both and all that go through the makers
+    of this result agree (`probes`). `part`: "all", or "distill" for the distilled set alone.
+    """
+    modules = makers(experiment, part)
+    return code == source_hash(modules) or _same(modules, code)
+
+
+def lineage_file() -> Path:
+    """Where the probes of each version of the code are kept."""
+    return repository_root() / "data" / "lineage.json"
+
+
+@functools.cache
+def _same(modules: tuple[str, ...], code: str) -> bool:
+    try:
+        kept = json.loads(lineage_file().read_text())
+    except FileNotFoundError:
+        return False
+    versions: list[dict[str, Any]] = kept["versions"]
+    old, now = ([v["values"] for v in versions if h in v["hashes"]] for h in (code, source_hash(modules)))
+    needed = [name for name, through in kept["modules"].items() if set(through) <= set(modules)]
+    return any(all(agree(a.get(n), b.get(n), kept["tolerance"]) for n in needed) for a in old for b in now)
+
+
+def agree(a: Sequence[float] | None, b: Sequence[float] | None, tolerance: float) -> bool:
+    """Whether two lists of numbers differ by rounding at most: by `tolerance` times the largest of the first."""
+    if a is None or b is None or len(a) != len(b):
+        return False
+    size = max(map(abs, a), default=0.0)
+    return all(abs(x - y) <= tolerance * size for x, y in zip(a, b, strict=True))
+
+
 def _tree(node: Any) -> Any:
     """A syntax tree as plain lists: empty fields and docstrings dropped, so that all Python versions agree."""
     if isinstance(node, list):
-        return [_tree(n) for n in node if not _declares(n)]
+        return [_tree(n) for n in node if not _is_docstring(n)]
     if not isinstance(node, ast.AST):
         return repr(node)
+    if isinstance(node, ast.ClassDef) and node.name.endswith("Settings"):
+        node.body = [n for n in node.body if not isinstance(n, ast.AnnAssign)]
     parts = [
         (k, v) for k, v in ast.iter_fields(node) if v not in (None, []) and k not in ("ctx", "kind", "type_comment")
     ]
     return [type(node).__name__, *[[k, _tree(v)] for k, v in parts]]
 
 
-def _declares(node: Any) -> bool:
-    """A docstring, or a class of settings."""
-    if isinstance(node, ast.ClassDef):
-        return node.name.endswith("Settings")
+def _is_docstring(node: Any) -> bool:
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)

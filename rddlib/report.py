@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .base import SettingError
-from .provenance import makers, source_hash
+from .provenance import current
 from .stats import Interval, mean_interval, minimum_null, paired_difference
 from .store import Record
 
@@ -100,7 +100,7 @@ def provenance(records: Sequence[Record]) -> pd.DataFrame:
         {"key": r.key, "arm": arm(r.experiment), "seed": r.experiment["seed"],
          "seconds": round(sum(r.seconds.values())), "cpu s": round(sum(r.cpu_seconds.values())),
          "MB": round(r.peak_memory_mb), "device": r.device, "torch": r.versions["torch"], "commit": r.commit,
-         "code": "current" if r.source_hash == source_hash(makers(r.experiment)) else "stale"}
+         "code": "current" if current(r.experiment, r.source_hash) else "stale"}
         for r in records
     ])  # fmt: skip
 

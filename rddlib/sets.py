@@ -22,7 +22,6 @@ from .store import Store
 from .synthetic import SyntheticSet
 
 Progress = Callable[[str, int, int, dict[str, Any]], None]  # part, done, of, last figures
-Seconds = dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -52,38 +51,40 @@ def drawn(data: DataSet, settings: DistillSettings) -> SmallSet:
 
 def distilled(data: DataSet, settings: DistillSettings, key: str, store: Store, progress: Progress) -> SmallSet:
     """The distilled set of `key`: the stored one if today's code made it, else made now, resuming where it was."""
-    modules = provenance.makers(vars(settings), "distill")
     with store.lock(key):
-        if (found := _stored(store, key, provenance.source_hash(modules), data)) is not None:
+        if (found := _stored(store, key, settings, data)) is not None:
             return found
         clock = Clock(store.work(key) / "clock.json")
+        code = provenance.source_hash(provenance.makers(vars(settings), "distill"))  # now: it may change on disk later
+        of_kip = settings.method == "kip"
+        steps = settings.kip_steps if of_kip else settings.outer_steps
+        # A checkpoint costs a write to disk, and DM has thousands of short steps; KIP counts in rounds of twenty.
+        every = 1 if of_kip else max(1, steps // 50)
 
         def note(done: int, entry: dict[str, float]) -> None:
             clock.save()
-            progress("distill", done, settings.outer_steps, entry)
+            progress("distill", done, steps, entry)
 
-        every = max(
-            1, settings.outer_steps // 50
-        )  # a checkpoint costs a write to disk, DM has thousands of short steps
         with clock.part("distill"):
             made, history = distill.distill(data, settings, store.work(key) / "state.pt", every, note)
         price = {kind: clock.rounded(kind)["distill"] for kind in ("wall", "cpu")}
         synthetic.save(
             store.distilled(key), synthetic.quantised(made), key=key, dataset=data.name, history=json.dumps(history),
-            seconds=json.dumps(price), source_hash=provenance.source_hash(modules), data_sha256=data.sha256,
+            seconds=json.dumps(price), source_hash=code, data_sha256=data.sha256,
         )  # fmt: skip
         store.finish(key)
-        found = _stored(store, key, provenance.source_hash(modules), data)
+        found = _stored(store, key, settings, data)
     assert found is not None  # written above
     return found
 
 
-def _stored(store: Store, key: str, source_hash: str, data: DataSet) -> SmallSet | None:
+def _stored(store: Store, key: str, settings: DistillSettings, data: DataSet) -> SmallSet | None:
     path = store.distilled(key)
     if not path.is_file():
         return None
     about = synthetic.about(path)
-    if about.get("source_hash") != source_hash or about.get("data_sha256") != data.sha256:
+    made_now = provenance.current(vars(settings), str(about.get("source_hash")), "distill")
+    if not made_now or about.get("data_sha256") != data.sha256:
         return None
     made = synthetic.read(path).to(data.train_images.device)
     price = json.loads(about["seconds"])

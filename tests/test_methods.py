@@ -370,3 +370,11 @@ def test_fast_and_plain_forms_give_the_same_images(digits: DataSet, name: str) -
     with fused.use(False):
         plain = one_step(digits, method(name, ipc=3))[1]
     assert torch.allclose(fast, plain, atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["dsa", "glad", "idc"])
+def test_feature_means_can_be_matched_under_any_method(digits: DataSet, name: str) -> None:
+    """Cosines of rows are for gradients: means are compared by squares, whatever the method's own distance."""
+    s = method(name, objective="mean", prior="none", metric="dc")
+    start, made = one_step(digits, s)
+    assert s.parts().metric == "idc" and not torch.equal(start, made) and torch.isfinite(made).all()
