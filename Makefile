@@ -2,7 +2,7 @@
 # Works with GNU make 3.81 (macOS) and later. `make help` lists the rest.
 
 .DEFAULT_GOAL := help
-.PHONY: help env book test run grid bench serve lint clean distclean
+.PHONY: help env book test run grid bench benchtest serve lint clean distclean
 
 VENV := .venv
 CONSTRAINTS ?= constraints.txt
@@ -56,9 +56,11 @@ grid: $(ENV_STAMP) ## what is missing of a grid: make grid GRID=table1 ARGS="--s
 	  ls data/grids/*.toml 2>/dev/null | sed 's,.*/\(.*\).toml,      make grid GRID=\1,'; exit 1; }
 	$(PY) -m rddlib grid $(GRID) $(ARGS)
 
-bench: $(ENV_STAMP) ## speed of the pieces that matter
-	@test -d benchmarks || { echo "make: there is no folder benchmarks/ yet"; exit 1; }
-	$(PY) -m pytest benchmarks -o python_files='bench_*.py test_*.py' -p no:xdist $(ARGS)
+bench: $(ENV_STAMP) ## measure speed against the plain loop, <= 10 min on an idle machine: benchmarks/results/
+	$(PY) benchmarks/run_all.py $(ARGS)
+
+benchtest: $(ENV_STAMP) ## the benchmarks' own tests: both ways give the same numbers, ratios keep to their limits
+	$(PY) -m pytest benchmarks -o python_files='bench_*.py' -p no:xdist $(ARGS)
 
 serve: ## look at the built book over http, on this machine only
 	@test -f _build/html/index.html || { echo "make: there is no book yet: run make book"; exit 1; }

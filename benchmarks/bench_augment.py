@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from measure import Work, in_turn
+from measure import KINDS, How, Work, in_turn
 from plain import augmented
 
 from rddlib import augment
@@ -18,6 +18,7 @@ CASES = {  # name: (strategy, images, one draw shared by all images, gradient at
     "network training: one draw an image, 256 images": ("color_crop", 256, False, False),
     "evaluation: one draw an image, 64 images": ("color_crop_flip_scale_rotate", 64, False, False),
 }
+QUICK = {"matching: shared draw, with gradient, 64 images": ("color_crop_cutout", 4, True, True)}
 LIMITS = {
     "matching: shared draw, with gradient, 64 images": 2.0,
     "network training: one draw an image, 256 images": 1.0,
@@ -25,10 +26,10 @@ LIMITS = {
 }
 
 
-def work(kind: str, strategy: str, n: int, shared: bool, gradient: bool) -> Work:
+def work(kind: str, device: str, strategy: str, n: int, shared: bool, gradient: bool) -> Work:
     """`CALLS` augmentations of the same images; returns the last images, or their gradient."""
     rng = generator(0, "bench augment")
-    x = torch.randn(n, 3, 32, 32, generator=rng).requires_grad_(gradient)
+    x = torch.randn(n, 3, 32, 32, generator=rng).to(device).requires_grad_(gradient)
     draws = [augment.draw(strategy, 1 if shared else n, 32, rng) for _ in range(CALLS)]
     form = augment.apply if kind == "library" else augmented
 
@@ -41,16 +42,17 @@ def work(kind: str, strategy: str, n: int, shared: bool, gradient: bool) -> Work
     return run
 
 
-def results(repeats: int, threads: int = 1) -> dict[str, Any]:
+def results(how: How) -> dict[str, Any]:
     """One entry a case."""
-    return {case: in_turn(work, arguments, repeats, threads) for case, arguments in CASES.items()}
+    cases = QUICK if how.quick else CASES
+    return {case: in_turn(work, arguments, how.rounds(15), how) for case, arguments in cases.items()}
 
 
 @pytest.mark.parametrize("gradient", [False, True])
 @pytest.mark.parametrize("shared", [False, True])
 def test_both_give_the_same_images(shared: bool, gradient: bool) -> None:
     arguments = ("color_crop_cutout_flip_scale_rotate", 8, shared, gradient)
-    plainly, library = (work(kind, *arguments)() for kind in ("reference", "library"))
+    plainly, library = (work(kind, "cpu", *arguments)() for kind in KINDS)
     assert torch.allclose(plainly, library, atol=1e-4)
 
 

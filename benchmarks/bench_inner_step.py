@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 import torch
-from measure import Work, in_turn, random_data
+from measure import KINDS, How, Work, in_turn, random_data
 from plain import PlainLoop
 
 from rddlib import fused, prior
@@ -15,9 +16,11 @@ from rddlib.loop import Loop
 
 PUBLISHED = {"ipc": 10, "factor": 2, "width": 128, "batch_real": 64, "net_steps": 32, "net_batch": 64}
 LAPTOP = {"ipc": 10, "factor": 2, "width": 32, "batch_real": 32, "net_steps": 1, "net_batch": 256}
+TINY = {"ipc": 1, "factor": 1, "width": 8, "batch_real": 8, "net_steps": 1, "net_batch": 16, "n_classes": 2}
 CASES = {"laptop": LAPTOP, "published": PUBLISHED}
+ROUNDS = {"laptop": 9, "published": 3}
 LIMITS = {"laptop": 1.6, "published": 1.3}
-# How the cost of the laptop's step grows: one setting at a time.
+# How the cost of a step grows: one setting at a time.
 GROWTH = {
     "ipc": [{"ipc": ipc} for ipc in (1, 10, 30)],
     "classes": [{"n_classes": n} for n in (2, 5, 10)],
@@ -26,11 +29,11 @@ GROWTH = {
 }
 
 
-def work(kind: str, chosen: dict[str, int]) -> Work:
+def work(kind: str, device: str, chosen: dict[str, int]) -> Work:
     """One inner step after another from the same start; `chosen` may also hold `n_classes` and `size`."""
     chosen = dict(chosen)
     n_classes, size = chosen.pop("n_classes", 10), chosen.pop("size", 32)
-    data = random_data(150 * n_classes, size=size, n_classes=n_classes)
+    data = random_data(150 * n_classes, size=size, n_classes=n_classes, device=device)
     settings = DistillSettings(**chosen)
     source = prior.load("none", data, settings.prior_layer, settings.prior_start)
     state = begin(data, settings, source)
@@ -41,17 +44,25 @@ def work(kind: str, chosen: dict[str, int]) -> Work:
     return lambda: (ours.image_steps(), ours.network_steps(), ours.codes["pixels"])[2]
 
 
-def results(repeats: dict[str, int], threads: int = 1) -> dict[str, Any]:
-    """One entry a case; `repeats` for each."""
-    return {case: in_turn(work, (CASES[case],), repeats[case], threads) for case in CASES}
+def results(how: How) -> dict[str, Any]:
+    """One entry a case."""
+    cases = {"published": TINY} if how.quick else CASES
+    return {case: in_turn(work, (chosen,), how.rounds(ROUNDS[case]), how) for case, chosen in cases.items()}
 
 
-def growth(repeats: int, threads: int = 1) -> dict[str, list[dict[str, Any]]]:
-    """Cost of the laptop's inner step as one setting grows."""
-    return {
-        name: [{"setting": change} | in_turn(work, (LAPTOP | change,), repeats, threads) for change in changes]
-        for name, changes in GROWTH.items()
-    }
+def growth(how: How) -> dict[str, list[dict[str, Any]]]:
+    """Cost of the laptop's inner step as one setting grows; on a GPU of the published one."""
+    base = TINY if how.quick else PUBLISHED if how.device == "cuda" else LAPTOP
+    wanted = {"ipc": [{"ipc": 1}, {"ipc": 2}]} if how.quick else GROWTH
+    made: dict[str, dict[str, Any]] = {}  # three settings have the base among their values: it is measured once
+
+    def one(change: dict[str, int]) -> dict[str, Any]:
+        name = json.dumps({"n_classes": 10, "size": 32, "depth": 3} | base | change, sort_keys=True)
+        if name not in made:
+            made[name] = in_turn(work, (base | change,), how.rounds(3), how)
+        return {"setting": change} | made[name]
+
+    return {name: [one(change) for change in changes] for name, changes in wanted.items()}
 
 
 @pytest.mark.parametrize(("factor", "on"), [(1, True), (2, True), (2, False)])
@@ -61,7 +72,7 @@ def test_both_move_the_images_alike(factor: int, on: bool) -> None:
     chosen = {"ipc": 2, "factor": factor, "width": 8, "batch_real": 16, "net_steps": 2, "net_batch": 32,
               "n_classes": 3}  # fmt: skip
     with fused.use(on):
-        plainly, library = work("reference", chosen), work("library", chosen)
+        plainly, library = (work(kind, "cpu", chosen) for kind in KINDS)
         start = plainly().clone()
         library()
         a, b = plainly(), library()

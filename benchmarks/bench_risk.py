@@ -1,6 +1,6 @@
 """Speed and memory of `risk.group_cvar`, as ratios taken in one run.
 
-`python benchmarks/bench_risk.py` measures and stores benchmarks/results/risk_<device>.json; `make bench` measures
+`python benchmarks/bench_risk.py` measures and stores benchmarks/results/risk_<device>.json; `make benchtest` measures
 smaller samples and holds the ratios to the limits below.
 
 * Against the loop over groups and samples that the description of the released code implies: one Python step a sample

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from measure import Work, in_turn, random_data
+from measure import KINDS, How, Work, in_turn, random_data
 from plain import ImageList, PlainNet, Trainer
 
 from rddlib import nets, recipes
@@ -17,12 +17,13 @@ CASES = {  # name: (width, batch, updates in one measurement)
     "ConvNet-3, width 128, batch 64": (128, 64, 2),
     "ConvNet-3, width 32, batch 64": (32, 64, 4),
 }
+QUICK = {"ConvNet-3, width 128, batch 64": (8, 16, 1)}
 LIMITS = {"ConvNet-3, width 128, batch 64": 1.3, "ConvNet-3, width 32, batch 64": 1.8}
 
 
-def work(kind: str, width: int, batch: int, updates: int) -> Work:
+def work(kind: str, device: str, width: int, batch: int, updates: int) -> Work:
     """`updates` updates of a network of the same initial weights, on the same batches and with the same draws."""
-    data = random_data(400)
+    data = random_data(400, device=device)
     images = data.train_images.float() / 255
     how = Training(steps=updates, batch=batch)
 
@@ -30,11 +31,12 @@ def work(kind: str, width: int, batch: int, updates: int) -> Work:
         return nets.build("convnet", data.shape, 10, width=width, generator=generator(0, "net"))
 
     if kind == "library":
-        return lambda: recipes.train(built(), images, data.train_labels, data, how, seed=0)
+        return lambda: recipes.train(built().to(device), images, data.train_labels, data, how, seed=0)
     listed = ImageList(images, data.train_labels, 10)
 
     def plainly() -> torch.nn.Module:
-        trainer = Trainer(PlainNet(built()), data, how.augment, how.cutmix, generator(0, "evaluate", "augment"))
+        net = PlainNet(built()).to(device)
+        trainer = Trainer(net, data, how.augment, how.cutmix, generator(0, "evaluate", "augment"))
         for step, index in enumerate(recipes.batches(400, batch, updates, generator(0, "evaluate", "order"))):
             trainer.optimiser.param_groups[0]["lr"] = recipes.rate("idc", how.lr, step, updates)
             trainer.step(*listed.batch(index))
@@ -43,12 +45,13 @@ def work(kind: str, width: int, batch: int, updates: int) -> Work:
     return plainly
 
 
-def results(repeats: int, threads: int = 1) -> dict[str, Any]:
+def results(how: How) -> dict[str, Any]:
     """One entry a case, with images a second of both kinds."""
     found = {}
-    for case, (width, batch, updates) in CASES.items():
-        entry = in_turn(work, (width, batch, updates), repeats, threads)
-        for kind in ("reference", "library"):
+    for case, (width, batch, updates) in (QUICK if how.quick else CASES).items():
+        updates *= 10 if how.device == "cuda" else 1
+        entry = in_turn(work, (width, batch, updates), how.rounds(9), how)
+        for kind in KINDS:
             seconds = entry[kind]["milliseconds"]["median"] / 1e3
             entry[kind]["images_per_second"] = round(batch * updates / seconds, 1)
         found[case] = entry
@@ -58,7 +61,7 @@ def results(repeats: int, threads: int = 1) -> dict[str, Any]:
 @pytest.mark.parametrize("width", [8, 32])
 def test_both_train_the_same_network(width: int) -> None:
     torch.set_num_threads(1)
-    plainly, library = (work(kind, width, 32, 3)() for kind in ("reference", "library"))
+    plainly, library = (work(kind, "cpu", width, 32, 3)() for kind in KINDS)
     for a, b in zip(plainly.parameters(), library.parameters(), strict=True):
         assert torch.allclose(a, b, rtol=1e-3, atol=2e-5)
 

@@ -1,7 +1,7 @@
 """The M evaluations of one step of Algorithm 2: one batched call against a Python loop over the sets.
 
 `python benchmarks/bench_zeroth.py` measures both in turn, in one process, and writes
-benchmarks/results/zeroth_<device>.json; `make bench` runs the tests below. The ratio asked for is 5. One thread for
+benchmarks/results/zeroth_<device>.json; `make benchtest` runs the tests below. The ratio asked for is 5. One thread for
 both: the gain is that of batching alone.
 """
 

@@ -1,20 +1,25 @@
-"""Two ways of doing the same work, in turn: ratios with their spread, the arithmetic done, the machine's ceilings.
+"""Two ways of doing the same work, in turn: ratios with their interval, the arithmetic done, the memory taken.
 
 Each way has a process of its own (what `fused.keep_memory` sets holds for a whole process) and computes only while
-the other waits. With one thread the clock is the process's CPU time, which other work on the machine disturbs little;
-with more it is the wall clock. Arithmetic is counted by torch's own counter (convolutions and matrix products), and
-operands by adding up the sizes of what every operation reads and writes: traffic, were there no caches.
+the other waits. On a processor with one thread the clock is the process's CPU time, which other work on the machine
+disturbs little; with more threads, and on a GPU, it is the wall clock. Arithmetic is counted by torch's own counter
+(convolutions and matrix products), and operands by adding up the sizes of what every operation reads and writes:
+traffic, were there no caches.
 """
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
+import platform
 import resource
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -25,10 +30,35 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from rddlib import fused
 from rddlib.data import DataSet
+from rddlib.schedule import LATE
 
 Work = Callable[[], object]
-Factory = Callable[..., Work]  # (kind, *arguments) -> work, kind "reference" or "library"
+Factory = Callable[..., Work]  # (kind, device, *arguments) -> work, kind "reference" or "library"
 KINDS = ("reference", "library")
+LEAST = 3  # rounds that are made however long they take, where as many are asked for
+
+
+@dataclass(frozen=True)
+class How:
+    """On what, and how long: rounds end early where their time is spent."""
+
+    threads: int = 1
+    device: str = "cpu"
+    effort: float = 1.0  # rounds, as a multiple of the usual ones
+    quick: bool = False  # one round of tiny work: does it run at all?
+    end: float = math.inf  # time.monotonic() after which no round begins beyond the least
+
+    def rounds(self, usual: int) -> int:
+        return 1 if self.quick else max(LEAST, round(usual * self.effort))
+
+    def clock(self) -> float:
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+        return time.process_time() if self.device == "cpu" and self.threads == 1 else time.perf_counter()
+
+    @property
+    def clock_name(self) -> str:
+        return "CPU time of the process" if self.device == "cpu" and self.threads == 1 else "wall clock"
 
 
 class Operands(TorchDispatchMode):
@@ -54,31 +84,47 @@ def tensors(values: Any) -> Iterator[Tensor]:
             yield from tensors(value)
 
 
-def clock(threads: int) -> float:
-    return time.process_time() if threads == 1 else time.perf_counter()
+# --- one way, in its process -------------------------------------------------------------------------------------
 
 
-def serve(pipe: Connection, factory: Factory, kind: str, arguments: tuple[Any, ...], threads: int) -> None:
+def serve(pipe: Connection, factory: Factory, kind: str, arguments: tuple[Any, ...], how: How) -> None:
     """The process of one kind: count once, which also warms up, then run whenever asked to."""
-    torch.set_num_threads(threads)
+    torch.set_num_threads(how.threads)
     if kind == "library":
         fused.keep_memory()
-    work = factory(kind, *arguments)
+    work = factory(kind, how.device, *arguments)
     with FlopCounterMode(display=False) as counter, Operands() as operands:
         work()
     pipe.send({"flops": counter.get_total_flops(), "operand_bytes": operands.bytes})
     while pipe.recv():
-        start = clock(threads)
+        start = how.clock()
         work()
-        pipe.send(clock(threads) - start)
-    pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        pipe.send(how.clock() - start)
+    pipe.send(peak_memory_mb(how.device))
+
+
+def peak_memory_mb(device: str) -> int:
+    """Most memory held so far, in MB: of tensors on a GPU, else of the process."""
+    if device == "cuda":
+        return round(torch.cuda.max_memory_allocated() / 1e6)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6)
+
+
+def context(device: str) -> Any:
+    """How processes begin: forked from a server that has imported torch, where nothing has touched a GPU's driver."""
+    forks = sys.platform == "linux" and device == "cpu"
+    found: Any = multiprocessing.get_context("forkserver" if forks else "spawn")
+    if forks:
+        found.set_forkserver_preload(["rddlib.schedule", *LATE])
+    return found
 
 
 @contextmanager
-def process(*arguments: Any) -> Iterator[Connection]:
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    worker = context.Process(target=serve, args=(theirs, *arguments), daemon=True)
+def process(factory: Factory, kind: str, arguments: tuple[Any, ...], how: How) -> Iterator[Connection]:
+    begin = context(how.device)
+    ours, theirs = begin.Pipe()
+    worker = begin.Process(target=serve, args=(theirs, factory, kind, arguments, how), daemon=True)
     worker.start()
     theirs.close()
     try:
@@ -89,82 +135,84 @@ def process(*arguments: Any) -> Iterator[Connection]:
         worker.kill()
 
 
-def in_turn(factory: Factory, arguments: tuple[Any, ...], repeats: int, threads: int = 1) -> dict[str, Any]:
-    """Seconds, ratio and counts of both kinds of `factory`; which one begins alternates."""
-    with (
-        process(factory, "reference", arguments, threads) as one,
-        process(factory, "library", arguments, threads) as two,
-    ):
+# --- both, in turn -----------------------------------------------------------------------------------------------
+
+
+def in_turn(factory: Factory, arguments: tuple[Any, ...], rounds: int, how: How | None = None) -> dict[str, Any]:
+    """Seconds, ratio and counts of both kinds of `factory`; which one begins alternates from round to round."""
+    how = how or How()
+    with process(factory, "reference", arguments, how) as one, process(factory, "library", arguments, how) as two:
         pipes = dict(zip(KINDS, (one, two), strict=True))
         counts = {kind: pipe.recv() for kind, pipe in pipes.items()}
         taken: dict[str, list[float]] = {kind: [] for kind in KINDS}
-        for repeat in range(-1, repeats):  # one to settle down: the counting run pages memory in too
-            for kind in KINDS if repeat % 2 else reversed(KINDS):
+        for number in range(-1, rounds):  # one to settle down: the counting run pages memory in too
+            if number >= LEAST and time.monotonic() > how.end:
+                break
+            for kind in KINDS if number % 2 else reversed(KINDS):
                 pipes[kind].send(True)
                 seconds = pipes[kind].recv()
-                taken[kind] += [seconds] if repeat >= 0 else []
+                taken[kind] += [seconds] if number >= 0 else []
         for pipe in pipes.values():
             pipe.send(False)
-        peaks = {kind: round(pipe.recv()) for kind, pipe in pipes.items()}
+        peaks = {kind: pipe.recv() for kind, pipe in pipes.items()}
+    kinds = {kind: entry(taken[kind], counts[kind], peaks[kind]) for kind in KINDS}
+    return {"ratio": spread([a / b for a, b in zip(*taken.values(), strict=True)]), **kinds}
+
+
+def entry(taken: list[float], counted: dict[str, int], peak: int) -> dict[str, Any]:
+    """What is known of one kind: time, arithmetic, operands, and both over time."""
+    seconds = statistics.median(taken)
     return {
-        "ratio": spread([a / b for a, b in zip(*taken.values(), strict=True)]),
-        **{kind: {"milliseconds": spread([1e3 * t for t in taken[kind]]), **counts[kind],
-                  "gflop_per_second": significant(counts[kind]["flops"] / statistics.median(taken[kind]) / 1e9),
-                  "peak_memory_mb": peaks[kind]} for kind in KINDS},
+        "milliseconds": spread([1e3 * t for t in taken]), **counted, "peak_memory_mb": peak,
+        "gflop_per_second": significant(counted["flops"] / seconds / 1e9),
+        "operand_gb_per_second": significant(counted["operand_bytes"] / seconds / 1e9),
     }  # fmt: skip
 
 
 def spread(values: list[float]) -> dict[str, float]:
-    """Median and quartiles, rounded to four digits."""
-    low, middle, high = statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
-    return {"median": significant(middle), "lower_quartile": significant(low), "upper_quartile": significant(high)}
+    """Median, an interval for it, that interval's coverage, and the number of values.
+
+    The interval reaches from the k-th smallest to the k-th largest value, k as large as leaves at least 95 % coverage
+    of the true median whatever the distribution (binomial); with fewer than six values it is their whole range.
+    """
+    ordered, n = sorted(values), len(values)
+    inner = max((k for k in range(1, n // 2 + 1) if coverage(n, k) >= 0.95), default=1)
+    return {
+        "median": significant(statistics.median(ordered)), "low": significant(ordered[inner - 1]),
+        "high": significant(ordered[n - inner]), "coverage": round(coverage(n, inner), 3), "rounds": n,
+    }  # fmt: skip
+
+
+def coverage(n: int, k: int) -> float:
+    """Probability that the median lies between the k-th smallest and the k-th largest of n independent values."""
+    return max(0.0, 1 - 2 * sum(math.comb(n, i) for i in range(k)) / 2**n)
 
 
 def significant(value: float, digits: int = 4) -> float:
     return float(f"{value:.{digits}g}")
 
 
-def ceilings(threads: int = 1, repeats: int = 15) -> dict[str, float]:
-    """What the machine can do at best: GFLOP/s of one large float32 matrix product and of the ConvNet's widest
-    convolution (batch 16, 128 channels, 16 px), GB/s read and written by copying 256 MB."""
-    a, x, w = torch.randn(1536, 1536), torch.randn(16, 128, 16, 16), torch.randn(128, 128, 3, 3)
-    source, target = torch.zeros(2**25), torch.zeros(2**25)
-    best = {
-        "matmul_gflop_per_second": 2 * 1536**3 / shortest(lambda: a @ a, repeats, threads) / 1e9,
-        "convolution_gflop_per_second": 2 * 16 * 256 * 9 * 128**2
-        / shortest(lambda: torch.conv2d(x, w, padding=1), repeats, threads) / 1e9,
-        "copy_gb_per_second": 2 * source.nbytes / shortest(lambda: target.copy_(source), repeats, threads) / 1e9,
-    }  # fmt: skip
-    return {name: significant(value) for name, value in best.items()}
+# --- what is measured on, and with ---------------------------------------------------------------------------------
 
 
-def shortest(work: Work, repeats: int, threads: int) -> float:
-    work()
-    taken = []
-    for _ in range(repeats):
-        start = clock(threads)
-        work()
-        taken.append(clock(threads) - start)
-    return min(taken)
-
-
-def shares(found: dict[str, Any], best: dict[str, float]) -> dict[str, Any]:
-    """`found` of `in_turn`, with the share of the higher of the two arithmetic ceilings that each kind reaches."""
-    peak = max(best["matmul_gflop_per_second"], best["convolution_gflop_per_second"])
-    for kind in KINDS:
-        found[kind]["share_of_arithmetic_peak"] = significant(found[kind]["gflop_per_second"] / peak, 3)
-    return found
-
-
-def random_data(n: int = 1000, size: int = 32, channels: int = 3, n_classes: int = 10) -> DataSet:
+def random_data(n: int = 1000, size: int = 32, channels: int = 3, n_classes: int = 10, device: str = "cpu") -> DataSet:
     """Random pixels in the shape of a data set: times do not depend on what is in the images."""
     rng = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (n, channels, size, size), generator=rng, dtype=torch.uint8)
     labels = torch.arange(n) % n_classes
     classes = tuple(f"class {c}" for c in range(n_classes))
     return DataSet("random", images, labels, images[:200], labels[:200], classes, (0.5,) * channels, (0.25,) * channels,
-                   "random pixels", "0" * 64)  # fmt: skip
+                   "random pixels", "0" * 64).to(device)  # fmt: skip
 
 
-def device_name() -> str:
-    return f"cpu-{os.cpu_count()}-cores"
+def device_name(device: str, threads: int) -> str:
+    """A name for files and tables, e.g. cpu-2-threads-x86_64 or nvidia-h100; the machine's own name is not in it."""
+    if device == "cpu":
+        return f"cpu-{threads}-threads-{platform.machine()}"
+    words = torch.cuda.get_device_name().lower() if device == "cuda" else device
+    return "-".join("".join(c if c.isalnum() else " " for c in words).split())
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -4,7 +4,7 @@ Written anew from the protocols of IDC (Kim et al. 2022) and DSA (Zhao & Bilen 2
 stacked from a list of image tensors, transformation parameters spelt out for every sample, the gradient of a gradient
 left to autograd, a number fetched from every loss, separate norm, ReLU and pooling in torch's default layout. Random
 draws are taken in the library's order from the library's streams, so that both do the same work on the same inputs:
-bench_inner_step, bench_training and bench_augment test that they arrive at the same numbers.
+checks.py holds the two together.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ class ImageList:
 
     def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
         chosen = index.tolist()
-        return torch.stack([self.images[i] for i in chosen]), torch.tensor([self.labels[i] for i in chosen])
+        images = torch.stack([self.images[i] for i in chosen])
+        return images, torch.tensor([self.labels[i] for i in chosen], device=images.device)
 
 
 # --- augmentation, parameters for every sample -----------------------------------------------------------------
@@ -62,7 +63,7 @@ class ImageList:
 
 def augmented(x: Tensor, draw: Draw) -> Tensor:
     """Apply a draw with one row of parameters for every sample; a shared one is repeated first."""
-    n = len(x)
+    n, draw = len(x), draw.to(x.device)
     if draw.flip is not None:
         x = torch.where(repeated(draw.flip, n).view(-1, 1, 1, 1), x.flip(3), x)
     if draw.color is not None:
@@ -70,7 +71,7 @@ def augmented(x: Tensor, draw: Draw) -> Tensor:
     if draw.crop is not None:
         x = cropped(x, repeated(draw.crop, n))
     if draw.affine is not None:
-        theta = torch.tensor([rows.tolist() for rows in repeated(draw.affine, n)], dtype=torch.float)
+        theta = torch.tensor([rows.tolist() for rows in repeated(draw.affine, n)], dtype=torch.float, device=x.device)
         x = F.grid_sample(x, F.affine_grid(theta, x.shape, align_corners=True), align_corners=True)
     return x if draw.cutout is None else cut_out(x, repeated(draw.cutout, n))
 
@@ -90,7 +91,7 @@ def colored(x: Tensor, u: Tensor) -> Tensor:
 def cropped(x: Tensor, offset: Tensor) -> Tensor:
     n, _, h, w = x.shape
     pad = int(h * CROP + 0.5)
-    which, down, right = torch.meshgrid(torch.arange(n), torch.arange(h), torch.arange(w), indexing="ij")
+    which, down, right = places(n, h, w, x.device)
     down = (down + offset[:, 0].view(-1, 1, 1) + pad).clamp(0, h + 2 * pad - 1)
     right = (right + offset[:, 1].view(-1, 1, 1) + pad).clamp(0, w + 2 * pad - 1)
     padded = F.pad(x, [pad, pad, pad, pad, 0, 0, 0, 0])
@@ -100,13 +101,18 @@ def cropped(x: Tensor, offset: Tensor) -> Tensor:
 def cut_out(x: Tensor, centre: Tensor) -> Tensor:
     n, _, h, w = x.shape
     side = int(h * CUTOUT + 0.5)
-    which, down, right = torch.meshgrid(torch.arange(n), torch.arange(side), torch.arange(side), indexing="ij")
+    which, down, right = places(n, side, side, x.device)
     down = down + centre[:, 0].view(-1, 1, 1).long() - side // 2
     right = right + centre[:, 1].view(-1, 1, 1).long() - side // 2
     inside = (down >= 0) & (down < h) & (right >= 0) & (right < w)
-    mask = torch.ones(n, h, w, dtype=x.dtype)
+    mask = torch.ones(n, h, w, dtype=x.dtype, device=x.device)
     mask[which[inside], down[inside], right[inside]] = 0
     return x * mask.unsqueeze(1)
+
+
+def places(n: int, h: int, w: int, device: torch.device) -> tuple[Tensor, ...]:
+    """Image, row and column of every pixel, (n, h, w) each."""
+    return torch.meshgrid(*(torch.arange(k, device=device) for k in (n, h, w)), indexing="ij")
 
 
 # --- training ----------------------------------------------------------------------------------------------------
@@ -124,7 +130,7 @@ class Meter:
 
 
 def normalised(x: Tensor, data: DataSet) -> Tensor:
-    mean, std = torch.tensor(data.mean).view(1, -1, 1, 1), torch.tensor(data.std).view(1, -1, 1, 1)
+    mean, std = (torch.tensor(t, device=x.device).view(1, -1, 1, 1) for t in (data.mean, data.std))
     return (x - mean) / std
 
 
@@ -144,6 +150,7 @@ class Trainer:
     def step(self, x: Tensor, y: Tensor) -> float:
         x = augmented(normalised(x, self.data), augment.draw(self.strategy, len(x), x.shape[-1], self.stream))
         x, partner, share = augment.cutmix(x, self.stream, self.cutmix)
+        partner = partner.to(x.device)
         output = self.net(x)
         loss = self.criterion(output, y)
         if share < 1:
@@ -189,8 +196,9 @@ class PlainLoop:
         self.real = ImageList(data.train_images, data.train_labels, data.n_classes)
         names = ("net", "real", "match augment", "net batch", "net augment")
         self.streams = {name: generator(settings.seed, "outer", 0, name) for name in names}
-        self.net = PlainNet(nets.build("convnet", data.shape, data.n_classes, depth=settings.depth,
-                                       width=settings.width, generator=self.streams["net"]))  # fmt: skip
+        built = nets.build("convnet", data.shape, data.n_classes, depth=settings.depth, width=settings.width,
+                           generator=self.streams["net"])  # fmt: skip
+        self.net = PlainNet(built).to(images.device)
         self.images = images.clone().requires_grad_()
         self.optimiser = torch.optim.SGD([self.images], lr=settings.lr_image, momentum=settings.momentum_image)
         self.trainer = Trainer(self.net, data, settings.net_augment, settings.cutmix, self.streams["net augment"])
@@ -218,11 +226,11 @@ class PlainLoop:
         matched = [p for p in self.net.parameters() if p.dim() == 4]
         real = augmented(normalised(real, self.data), draw)
         own = augmented(normalised(own, self.data), draw)
-        loss = self.criterion(self.net(real), torch.full((len(real),), c))
+        loss = self.criterion(self.net(real), torch.full((len(real),), c, device=real.device))
         target = [g.detach().clone() for g in torch.autograd.grad(loss, matched)]
-        loss = self.criterion(self.net(own), torch.full((len(own),), c))
+        loss = self.criterion(self.net(own), torch.full((len(own),), c, device=own.device))
         found = torch.autograd.grad(loss, matched, create_graph=True)
-        distance = torch.zeros(())
+        distance = torch.zeros((), device=own.device)
         for ours, theirs in zip(target, found, strict=True):
             distance = distance + ((ours - theirs) ** 2).sum()
         return distance

@@ -1,12 +1,13 @@
-"""`make bench`: the plain loop against the library on this machine's processor, in under ten minutes.
+"""`make bench`: the plain loop against the library's on this machine's processor, in at most ten minutes.
 
-Writes benchmarks/results/<device>.json: ratios with their spread, arithmetic, shares of the ceilings, and how the cost
-of an inner step grows. The page on performance is made from it. Run it on a machine that does nothing else.
+Writes benchmarks/results/<device>.json: ratios with their intervals, arithmetic, shares of the ceilings, how the cost
+of an inner step grows. book/performance.py makes the page of it. Run it on a machine that does nothing else.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 import time
@@ -18,70 +19,90 @@ import bench_augment
 import bench_evaluation
 import bench_inner_step
 import bench_training
+import small
 import torch
-from measure import KINDS, ceilings, device_name, shares
+from ceilings import ceilings, with_shares
+from measure import How, cores, device_name
 
+from rddlib import provenance
 from rddlib.base import write_atomic
 
-Part = Callable[[], Any]
+FORMAT = "rddlib benchmarks 1"
+MAIN = ("training", "inner_step", "evaluation", "augmentation")
+# What is measured, in order, and by when of the time allowed each part has to end.
+PARTS: dict[str, tuple[Callable[[How], Any], float]] = {
+    "training": (bench_training.results, 0.12),
+    "augmentation": (bench_augment.results, 0.2),
+    "inner_step": (bench_inner_step.results, 0.5),
+    "evaluation": (bench_evaluation.results, 0.65),
+    "growth": (bench_inner_step.growth, 0.88),
+}
+ON_A_PROCESSOR: dict[str, tuple[Callable[[How], Any], float]] = {
+    "risk": (small.risk, 0.9),
+    "probes": (small.probes, 0.93),
+    "imports": (small.imports, 0.97),
+}
 
 
-def parts(effort: float, threads: int) -> dict[str, Part]:
-    """What is measured, with repetitions for some five minutes at `effort` 1 on two cores of the kind we have."""
+def measured(how: How, minutes: float, keep: Callable[[dict[str, Any]], None] = lambda found: None) -> dict[str, Any]:
+    """Every part, in its time; `keep` gets what is known after each. A part for which no time is left is left out."""
+    start = time.monotonic()
+    found = head(how)
+    for name, (part, share) in (PARTS | (ON_A_PROCESSOR if how.device == "cpu" else {})).items():
+        if time.monotonic() - start > 60 * minutes:
+            print(f"{time.monotonic() - start:5.0f} s  {name}: no time is left, not measured", flush=True)
+            continue
+        print(f"{time.monotonic() - start:5.0f} s  {name}", flush=True)
+        made = part(dataclasses.replace(how, end=start + 60 * minutes * share))
+        found["results"][name] = with_shares(made, found["ceilings"])
+        found["seconds"] = round(time.monotonic() - start)
+        keep(found)
+    return found | {"complete": True}
 
-    def times(n: int) -> int:
-        return max(2, round(n * effort))
 
+def head(how: How) -> dict[str, Any]:
+    """What is known before the first part: device, clock, versions, ceilings."""
     return {
-        "training": lambda: bench_training.results(times(9), threads),
-        "inner_step": lambda: bench_inner_step.results({"laptop": times(9), "published": times(3)}, threads),
-        "evaluation": lambda: bench_evaluation.results(times(4), threads),
-        "augmentation": lambda: bench_augment.results(times(15), threads),
-        "growth": lambda: bench_inner_step.growth(times(2), threads),
-    }
-
-
-def with_shares(found: Any, best: dict[str, float]) -> Any:
-    """Shares of the ceilings, put into every measurement wherever it stands."""
-    if isinstance(found, dict) and set(KINDS) <= set(found):
-        return shares(found, best)
-    if isinstance(found, dict):
-        return {name: with_shares(value, best) for name, value in found.items()}
-    return [with_shares(value, best) for value in found] if isinstance(found, list) else found
-
-
-def measured(effort: float, threads: int) -> dict[str, Any]:
-    start, results = time.perf_counter(), {}
-    best = ceilings(threads)
-    for name, part in parts(effort, threads).items():
-        print(f"{time.perf_counter() - start:5.0f} s  {name}", flush=True)
-        results[name] = with_shares(part(), best)
-    return {
-        "device": device_name(),
-        "threads": threads,
-        "clock": "CPU time of the process" if threads == 1 else "wall clock",
+        "format": FORMAT, "device": device_name(how.device, how.threads),
+        "kind": "gpu" if how.device == "cuda" else "cpu", "words": provenance.describe_device(how.device == "cuda"),
+        "threads": how.threads, "clock": how.clock_name, "quick": how.quick, "complete": False,
         "versions": {"python": ".".join(map(str, sys.version_info[:3])), "torch": torch.__version__.split("+")[0]},
-        "seconds": round(time.perf_counter() - start),
-        "ceilings": best,
-        "results": results,
-    }
+        "commit": provenance.commit(), "seconds": 0, "ceilings": ceilings(how), "results": {},
+    }  # fmt: skip
 
 
-def main() -> None:
+def write(found: dict[str, Any], path: Path) -> Path:
+    """Whole or not at all."""
+    return write_atomic(path, json.dumps(found, indent=1) + "\n")
+
+
+def summary(found: dict[str, Any]) -> str:
+    """One line a case: the ratio and its interval."""
+    rows = [(name, case, entry["ratio"]) for name in MAIN for case, entry in found["results"].get(name, {}).items()]
+    return "\n".join(f"{n:13s} {c:50s} {r['median']:5.2f} x  ({r['low']:.2f} to {r['high']:.2f})" for n, c, r in rows)
+
+
+def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--effort", type=float, default=1.0, help="repetitions, as a multiple of the usual ones")
-    parser.add_argument("--threads", type=int, default=1, help="threads; more than one is timed by the wall clock")
+    parser.add_argument("--minutes", type=float, default=9.0, help="time allowed; rounds get fewer, parts are left out")
+    parser.add_argument("--effort", type=float, default=1.0, help="rounds, as a multiple of the usual ones")
+    parser.add_argument("--threads", type=int, default=min(2, cores()), help="default 2; one is timed by CPU time")
+    parser.add_argument(
+        "--quick", action="store_true", help="tiny work, once: does it run? Needs --out"
+    )
     parser.add_argument("--out", type=Path, help="file to write, default benchmarks/results/<device>.json")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    found = measured(arguments.effort, arguments.threads)
-    path = arguments.out or Path(__file__).parent / "results" / f"{device_name()}.json"
-    write_atomic(path, json.dumps(found, indent=1) + "\n")
-    for name in ("training", "inner_step", "evaluation", "augmentation"):
-        for case, entry in found["results"][name].items():
-            print(f"{name:13s} {case:50s} {entry['ratio']['median']:5.2f} x")
-    print(f"written: {path} after {found['seconds']} s")
+    options = parser.parse_args(words)
+    if options.quick and not options.out:
+        parser.error("--quick measures nothing: say with --out where its file goes")
+    torch.set_num_threads(options.threads)
+    how = How(threads=options.threads, effort=options.effort, quick=options.quick)
+    found = measured(how, options.minutes)
+    found["results"]["laptop_memory"] = small.laptop_memory(small.ROOT / "data")
+    path = options.out or Path(__file__).parent / "results" / f"{found['device']}.json"
+    write(found, path)
+    print(summary(found), f"\nwritten: {path} after {found['seconds']} s. The page: python book/performance.py")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
