@@ -1,4 +1,4 @@
-"""Command line: ``python -m rddlib run | show | list | grid | status | pack | merge``."""
+"""Command line: ``python -m rddlib run | show | list | grid | status | pack | merge | prior``."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from . import __version__, archive, grid
-from .base import SettingError
+from . import __version__, archive, data, genmake, grid
+from .base import SettingError, allowed_values
 from .experiment import Experiment, fields, run
+from .generator import GeneratorSettings
 from .grid import Job, Ledger, Tally
 from .presets import SCALES
 from .readers import DataError
@@ -66,11 +67,12 @@ def parser() -> argparse.ArgumentParser:
     listing.set_defaults(command=_list)
     listing.add_argument("--group", default="*", help="only the records of this folder under runs/")
     many, status, pack, merge = _grid_parser(commands), _status_parser(commands), *_archive_parsers(commands)
-    for command in (one, many):
+    prior = _prior_parser(commands)
+    for command in (one, many, prior):
         command.add_argument("--device", default="cpu", help="cpu, cuda, mps (default cpu); not part of the key")
         command.add_argument("--data-root", metavar="DIR", help="where data lies (default $RDD_DATA, else data/cache)")
         command.add_argument("--download", action="store_true", help="let torchvision download CIFAR-10 or SVHN")
-    for command in (one, show, listing, many, status, pack, merge):
+    for command in (one, show, listing, many, status, pack, merge, prior):
         command.add_argument("--store", metavar="DIR", help="where records are kept (default $RDD_STORE, else data/)")
     return top
 
@@ -111,9 +113,26 @@ def _archive_parsers(commands: Any) -> tuple[argparse.ArgumentParser, argparse.A
     return pack, merge
 
 
-def _reader(name: str) -> Any:
+def _prior_parser(commands: Any) -> argparse.ArgumentParser:
+    prior: argparse.ArgumentParser = commands.add_parser("prior", help="train, score and keep a generator for GLaD")
+    prior.set_defaults(command=_prior)
+    prior.add_argument("--dataset", required=True, metavar="NAME", help="as for `run`; the generator bears its name")
+    prior.add_argument("--image-size", type=int, metavar="PX", help="resize images to this many pixels a side")
+    prior.add_argument("--out", metavar="DIR", help="where it is kept (default priors/ of the store)")
+    prior.add_argument("--replace", action="store_true", help="let go the one that is kept there under this name")
+    for f in dataclasses.fields(GeneratorSettings):
+        prior.add_argument(f"--{f.name.replace('_', '-')}", type=_reader(f.name, GeneratorSettings), metavar="VALUE",
+                           default=argparse.SUPPRESS, help=f"{f.metadata['meaning']}; {allowed_values(f)}; default "
+                           f"{f.default}" + " (false for digits and svhn)" * (f.name == "flip"))  # fmt: skip
+    for name, default in list(genmake.JUDGE.items())[1:]:
+        prior.add_argument(f"--score-{name}", type=int, metavar="N", default=default,
+                           help=f"{name} of the classifier that scores (default {default})")  # fmt: skip
+    return prior
+
+
+def _reader(name: str, settings: type = Experiment) -> Any:
     """A function from the option's text to the field's type; what it cannot read it leaves to the field's check."""
-    kinds = str(next(f.type for f in dataclasses.fields(Experiment) if f.name == name)).split(" | ")
+    kinds = str(next(f.type for f in dataclasses.fields(settings) if f.name == name)).split(" | ")
 
     def read(text: str) -> Any:
         if "bool" in kinds:
@@ -227,6 +246,17 @@ def _merge(options: argparse.Namespace) -> int:
     for key, why in merged.clashes.items():
         print(f"rddlib: {key}: {why}; ours is kept (--theirs takes the file's)", file=sys.stderr)
     return merged.status
+
+
+def _prior(options: argparse.Namespace) -> None:
+    chosen = {"flip": options.dataset.partition("_")[0] not in ("digits", "svhn")}  # where digits are read: no mirror
+    chosen |= {f.name: vars(options)[f.name] for f in dataclasses.fields(GeneratorSettings) if f.name in options}
+    settings, judge = GeneratorSettings(**chosen), {"steps": options.score_steps, "width": options.score_width}
+    images = data.load(options.dataset, options.data_root, options.device, options.image_size,
+                       download=options.download)  # fmt: skip
+    with Bars() as bars:
+        made = genmake.make(images, settings, Store(options.store), options.out, judge, options.replace, bars.show)
+    print(genmake.summary(made))
 
 
 def describe(settings: dict[str, Any]) -> str:

@@ -1,0 +1,234 @@
+"""Making a generative prior: it goes on where it was stopped, is made once, and is refused before any work."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rddlib import __main__ as cli
+from rddlib import data, genmake, gentrain, prior
+from rddlib import generator as generators
+from rddlib.base import SettingError
+from rddlib.data import DataSet
+from rddlib.generator import GeneratorSettings
+from rddlib.readers import DataError
+from rddlib.store import Store, StoreError
+
+TINY = GeneratorSettings(latent=4, width=8, convs=1, steps=12, batch=8, judge_steps=3, flip=True)
+JUDGE = {"steps": 5, "width": 8}
+ON_THE_LINE = ["prior", "--dataset", "digits", "--latent", "4", "--width", "8", "--convs", "1", "--steps", "12",
+               "--batch", "8", "--judge-steps", "3", "--score-steps", "5", "--score-width", "8"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def digits() -> DataSet:
+    return data.load("digits", train_limit=300, test_limit=100)
+
+
+class Stop(KeyboardInterrupt):
+    """Ctrl-C at a moment that the test knows."""
+
+
+# --- a checkpoint -----------------------------------------------------------------------------------------
+
+
+def stopped_at(step: int, digits: DataSet, file: Path) -> None:
+    def stop(done: int, _: dict[str, float]) -> None:
+        if done == step:
+            raise Stop
+
+    with pytest.raises(Stop):
+        gentrain.train_generator(digits, TINY, stop, file, every=5)
+
+
+@pytest.mark.parametrize("step", [1, 5, 7, 12])
+def test_an_interrupted_training_goes_on_to_the_same_weights(digits: DataSet, tmp_path: Path, step: int) -> None:
+    whole, history = [], []
+    once = gentrain.train_generator(digits, TINY, lambda s, parts: whole.append((s, parts)))
+    stopped_at(step, digits, tmp_path / "state.pt")
+    again = gentrain.train_generator(digits, TINY, lambda s, p: history.append((s, p)), tmp_path / "state.pt")
+    assert history == whole and [s for s, _ in history] == list(range(1, 13))
+    states = once.state_dict(), again.state_dict()
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_a_killed_training_loses_what_came_after_its_checkpoint_and_no_more(
+    digits: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(gentrain.Training, "save", _up_to(5, gentrain.Training.save))
+        stopped_at(8, digits, tmp_path / "state.pt")  # what a kill leaves: the state after update 5
+    training = gentrain.Training(digits, TINY)
+    training.load(tmp_path / "state.pt")
+    assert len(training.history) == 5
+    once, again = (gentrain.train_generator(digits, TINY, None, c) for c in (None, tmp_path / "state.pt"))
+    assert all(torch.equal(a, b) for a, b in zip(once.state_dict().values(), again.state_dict().values(), strict=True))
+
+
+def _up_to(last: int, save: object) -> object:
+    def limited(self: gentrain.Training, path: Path) -> None:
+        if len(self.history) <= last:
+            save(self, path)  # type: ignore[operator]
+
+    return limited
+
+
+def test_an_update_that_was_cut_short_is_not_kept(
+    digits: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C between two parts of an update: the streams have moved on and the weights have not."""
+    file, calls, losses = tmp_path / "state.pt", iter(range(100)), gentrain._losses
+
+    def stop(*given: Any) -> dict[str, torch.Tensor]:
+        if next(calls) == 6:
+            raise Stop
+        return losses(*given)
+
+    monkeypatch.setattr(gentrain, "_losses", stop)
+    with pytest.raises(Stop):
+        gentrain.train_generator(digits, TINY, None, file, every=5)
+    training = gentrain.Training(digits, TINY)
+    training.load(file)
+    assert len(training.history) == 5
+
+
+@pytest.mark.parametrize("damage", ["half", "text", "settings", "data"])
+def test_a_checkpoint_that_does_not_fit_is_named_and_left(digits: DataSet, tmp_path: Path, damage: str) -> None:
+    file, settings, images = tmp_path / "state.pt", TINY, digits
+    gentrain.Training(digits, TINY).save(file)
+    if damage == "half":
+        file.write_bytes(file.read_bytes()[:5000])
+    elif damage == "text":
+        file.write_text("no checkpoint")
+    elif damage == "settings":
+        settings = dataclasses.replace(TINY, lr=0.1)
+    else:
+        images = data.load("digits", train_limit=200, test_limit=100)
+    before = file.read_bytes()
+    with pytest.raises(DataError, match=r"(?s)state\.pt: damaged checkpoint .*delete it"):
+        gentrain.train_generator(images, settings, None, file)
+    assert file.read_bytes() == before
+
+
+# --- the whole --------------------------------------------------------------------------------------------
+
+
+def made(digits: DataSet, store: Store, **changes: object) -> dict[str, object]:
+    return genmake.make(digits, TINY, store, judge=JUDGE, **changes)  # type: ignore[arg-type]
+
+
+def test_a_generator_is_trained_scored_and_kept_once(
+    digits: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, seen = Store(tmp_path), []
+    record = made(digits, store, progress=lambda part, done, of, _: seen.append((part, done, of)))
+    assert seen == [*(("train", n, 12) for n in range(1, 13)), ("score", 1, 1)]
+    kept = json.loads((tmp_path / "priors" / "digits.json").read_text())
+    assert kept == json.loads(json.dumps(record)) and not re.search(str(tmp_path), json.dumps(kept))
+    assert set(kept["scores"]) == {"frechet", "frechet_real", "share", "share_real", "images"}
+    assert kept["score_settings"] == {"seed": 0} | JUDGE and kept["seconds"] > 0 < kept["peak_memory_mb"]
+    assert {"device", "versions", "commit", "source_hash", "source_modules", "cpu_seconds"} <= set(kept)
+    assert not list(tmp_path.glob("work/prior-*/*")), "what it needed only while it ran is gone"
+    source = prior.load(f"generator:{tmp_path / 'priors' / 'digits.safetensors'}", digits, layer=1)
+    assert source.shape == digits.shape
+    monkeypatch.setattr(gentrain, "train_generator", lambda *_: pytest.fail("trained twice"))
+    assert made(digits, store) == kept
+
+
+def test_the_committed_records_have_what_is_kept_here() -> None:
+    ours = Path(genmake.__file__).parent.parent / "data" / "priors"
+    for file in ours.glob("*.json"):
+        record = json.loads(file.read_text())
+        assert genmake.summary(record).startswith(f"{file.stem}  {record['bytes'] / 1e6:.2f} MB")
+        assert tuple(record["source_modules"]) == genmake.MAKERS
+        assert set(record["score_settings"]) == set(genmake.JUDGE)
+
+
+def test_interrupted_in_scoring_it_is_kept_and_trained_no_further(
+    digits: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(gentrain, "score", lambda *_, **__: (_ for _ in ()).throw(Stop()))
+        with pytest.raises(Stop):
+            made(digits, store)
+    first = (tmp_path / "priors" / "digits.safetensors").read_bytes()
+    assert "scores" not in json.loads((tmp_path / "priors" / "digits.json").read_text())
+    with monkeypatch.context() as patch:
+        patch.setattr(gentrain.Training, "update", lambda _: pytest.fail("trained further"))
+        record = made(digits, store)
+    assert record["scores"] and (tmp_path / "priors" / "digits.safetensors").read_bytes() == first
+
+
+def test_what_is_kept_goes_only_when_told(digits: DataSet, tmp_path: Path) -> None:
+    store, other = Store(tmp_path), dataclasses.replace(TINY, kl=0.5)
+    made(digits, store)
+    before = (tmp_path / "priors" / "digits.safetensors").read_bytes()
+    with pytest.raises(StoreError, match=r"kl 0\.0001 \(not 0\.5\) is kept there.*--replace"):
+        genmake.make(digits, other, store, judge=JUDGE)
+    with pytest.raises(StoreError, match="other images is kept"):
+        made(data.load("digits", train_limit=200, test_limit=100), store)
+    assert (tmp_path / "priors" / "digits.safetensors").read_bytes() == before
+    assert genmake.make(digits, other, store, tmp_path / "mine", JUDGE)["settings"]["kl"] == 0.5
+    assert genmake.make(digits, other, store, judge=JUDGE, replace=True)["settings"]["kl"] == 0.5
+    assert generators.read(tmp_path / "priors" / "digits.safetensors").settings == other
+    (tmp_path / "priors" / "digits.json").write_text("{")
+    with pytest.raises(StoreError, match="damaged record"):
+        genmake.make(digits, other, store, judge=JUDGE)
+
+
+def test_refusals_come_before_any_work(digits: DataSet, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    with pytest.raises(SettingError, match="score_steps = 0"):
+        genmake.make(digits, TINY, store, judge={"steps": 0})
+    few = {"test_images": digits.test_images[:2], "test_labels": digits.test_labels[:2]}
+    with pytest.raises(SettingError, match=r"test images = 2"):
+        genmake.make(dataclasses.replace(digits, **few), TINY, store)
+    with pytest.raises(SettingError, match="size = 12"):
+        genmake.make(data.load("digits", size=12, train_limit=100, test_limit=50), TINY, store)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="a generator cannot be written there"):
+        made(digits, store, folder=tmp_path / "file" / "priors")
+    with pytest.raises(StoreError, match="results cannot be written there"):
+        made(digits, Store(tmp_path / "file" / "store"), folder=tmp_path / "mine")
+    assert sorted(p.name for p in tmp_path.rglob("*") if p.is_file()) == ["file"]
+
+
+# --- the command line -------------------------------------------------------------------------------------
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = [*ON_THE_LINE, "--store", str(tmp_path)]
+    assert cli.main(options) == 0
+    said = capsys.readouterr()
+    assert re.search(r"^digits  0\.\d\d MB, 12 updates, \d+ s; of the class asked for: ", said.out)
+    assert "train: 100%" in said.err
+    record = json.loads((tmp_path / "priors" / "digits.json").read_text())
+    assert record["settings"]["flip"] is False and record["data_sha256"] == data.load("digits").sha256
+    assert cli.main(options) == 0 and "train" not in capsys.readouterr().err
+    assert cli.main([*options, "--seed", "1"]) == 2
+    assert "seed 0 (not 1) is kept there" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--steps", "0"], "steps = 0"),
+        (["--lr", "x"], "lr = 'x'"),
+        (["--flip", "maybe"], "flip = 'maybe'"),
+        (["--dataset", "absent"], "absent"),
+        (["--image-size", "12"], "size = 12"),
+        (["--score-width", "0"], "score_width = 0"),
+    ],
+)
+def test_refusals_on_the_command_line(
+    options: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([*ON_THE_LINE, "--data-root", str(tmp_path), "--store", str(tmp_path / "s"), *options]) == 2
+    assert words in capsys.readouterr().err and not (tmp_path / "s").exists()
