@@ -21,6 +21,7 @@ ORDER = (
     "fused", "archs", "nets", "recipes", "groups", "synthetic", "generator", "gentrain", "prior", "match", "kernels",
     "kip", "methods", "loop", "distill", "bench", "audit", "evaluate", "presets", "provenance", "store", "sets",
     "genmake", "experiment", "probes", "grid", "schedule", "admit", "archive", "report",
+    "pages", "tables", "coverage", "claims", "verdicts",
 )
 # fmt: on
 ENTRY_POINTS = ("__init__", "__main__")
