@@ -1,0 +1,163 @@
+"""The graph of grids, notebooks and book: what it asks for, what it does again, what it sends to a cluster.
+
+Everything but the first tests needs Snakemake (extra `grid`), on the PATH or named by $SNAKEMAKE; the commands that the
+graph calls are played by a short script, so no run and no notebook is computed here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rddlib import __main__ as cli
+from rddlib import grid
+from rddlib.presets import SCALES
+
+ROOT = Path(__file__).resolve().parent.parent
+SNAKEMAKE = shutil.which(os.environ.get("SNAKEMAKE") or "snakemake")
+SNAKEFILE, PROFILE = ROOT / "Snakefile", ROOT / "profiles" / "slurm" / "config.yaml"
+needs_snakemake = pytest.mark.skipif(
+    SNAKEMAKE is None, reason="no snakemake on the PATH and none named by $SNAKEMAKE: pip install 'rddlib[grid]'"
+)
+
+
+# --- without Snakemake ------------------------------------------------------------------------------------
+
+
+def test_the_commands_of_the_graph_are_those_of_the_library() -> None:
+    text = SNAKEFILE.read_text()
+    command = re.search(r"-m rddlib (grid \{wildcards\.grid\}[^\"]*)\"", text)
+    assert command is not None
+    filled = (command[1].replace("{wildcards.grid}", "table1").replace("{SCALE}", "laptop").replace("{DEVICE}", "cuda")
+              .replace("{MINUTES}", "--budget-minutes 50"))  # fmt: skip
+    given = cli.parser().parse_args(shlex.split(filled))
+    assert (given.grids, given.scale, given.device, given.budget_minutes) == (["table1"], "laptop", "cuda", 50)
+    scales = re.search(r"^SCALES = (\(.*\))$", text, re.M)
+    assert scales is not None and tuple(re.findall(r'"(\w+)"', scales[1])) == SCALES
+    assert "--executed" in text and '"--executed"' in (ROOT / "book" / "build.py").read_text()
+
+
+def test_the_profile_names_rules_of_the_graph() -> None:
+    profile = yaml.safe_load(PROFILE.read_text())
+    rules = set(re.findall(r"^rule (\w+):", SNAKEFILE.read_text(), re.M))
+    assert rules == {"all", "grid", "records", "notebook", "book"}
+    assert set(profile["set-resources"]) <= rules and profile["executor"] == "slurm" and profile["keep-going"] is True
+    for path in (SNAKEFILE, PROFILE):
+        assert not re.search(r"(?<![\w.{}])/(home|root|opt|usr|tmp|work)\b|https?://", path.read_text())
+
+
+# --- with it ----------------------------------------------------------------------------------------------
+
+# Stands for the Python that has rddlib: notes each call, makes what the call would make, fails where told to.
+FAKE = """#!/bin/sh
+echo "$@" >> calls.txt
+case "$*" in
+  *"-m rddlib grid"*) mkdir -p data/runs/g; [ -e data/runs/g/$4.json ] || echo 1 > data/runs/g/$4.json
+                      [ ! -e fail.$4 ] || { echo "no such luck"; exit 1; } ;;
+  *papermill*) for last; do :; done; cp notebooks/$(basename "$last") "$last" ;;
+esac
+"""
+
+
+@pytest.fixture
+def toy(tmp_path: Path) -> Path:
+    """A small repository with two grids and two pages, one of which reads records."""
+    for name in ("data/grids", "rddlib", "notebooks", "book", "profiles"):
+        (tmp_path / name).mkdir(parents=True)
+    shutil.copy(SNAKEFILE, tmp_path)
+    for name in ("data/grids/a.toml", "data/grids/b.toml", "rddlib/risk.py", "book/build.py", "book/index.md"):
+        (tmp_path / name).write_text(name)
+    for name, source in (("00_quickstart", "mode = 'live'"), ("01_theory", "seed = 0"), ("30_table", "mode = 'load'")):
+        cell = {"cell_type": "code", "metadata": {"tags": ["parameters"]}, "source": [source], "outputs": []}
+        (tmp_path / f"notebooks/{name}.ipynb").write_text(json.dumps({"cells": [cell]}))
+    (tmp_path / "python").write_text(FAKE)
+    (tmp_path / "python").chmod(0o755)
+    return tmp_path
+
+
+def snake(folder: Path, *options: str, config: str = "", status: int = 0) -> str:
+    """Run Snakemake; what it said. `status` is what it must end with."""
+    quiet = {k: v for k, v in os.environ.items() if k not in ("RDD_STORE", "SNAKEMAKE_PROFILE")}
+    done = subprocess.run(
+        [str(SNAKEMAKE), "--cores", "2", *options, "--config", "python=./python", *config.split()],
+        cwd=folder, env=quiet | {"XDG_CACHE_HOME": str(folder / "cache")}, capture_output=True, text=True, timeout=120,
+        check=False,
+    )  # fmt: skip
+    said = done.stdout + done.stderr
+    assert done.returncode == status, said
+    return said
+
+
+def calls(folder: Path) -> Counter[str]:
+    """What was called since the last look."""
+    file = folder / "calls.txt"
+    lines = file.read_text().splitlines() if file.exists() else []
+    file.unlink(missing_ok=True)
+    words = {"rddlib grid": lambda line: line.split()[3], "papermill": lambda line: Path(line.split()[-1]).stem}
+    return Counter(next((tell(line) for word, tell in words.items() if word in line), "book") for line in lines)
+
+
+@needs_snakemake
+def test_the_graph_runs_once_and_again_only_what_changed(toy: Path) -> None:
+    snake(toy)
+    assert calls(toy) == Counter(["a", "b", "01_theory", "30_table", "book"])
+    assert "Nothing to be done" in snake(toy) and calls(toy) == Counter()
+    (toy / "data/runs/g/merged.json").write_text("2")  # a record from elsewhere: what reads records, and the book
+    snake(toy)
+    assert calls(toy) == Counter(["30_table", "book"])
+    (toy / "rddlib/risk.py").write_text("changed")  # library files are inputs of all but the book
+    snake(toy)
+    assert calls(toy) == Counter(["a", "b", "01_theory", "30_table", "book"])
+    (toy / "book/index.md").write_text("changed")
+    snake(toy)
+    assert calls(toy) == Counter(["book"]) and "Nothing to be done" in snake(toy)
+
+
+@needs_snakemake
+def test_a_failing_grid_is_told_and_the_others_go_on(toy: Path) -> None:
+    (toy / "fail.a").touch()
+    said = snake(toy, "--keep-going", status=1)
+    assert calls(toy) == Counter(["a", "b", "01_theory"]) and "no such luck" in said
+    (toy / "fail.a").unlink()
+    snake(toy)
+    assert calls(toy) == Counter(["a", "30_table", "book"])
+
+
+@needs_snakemake
+def test_options_choose_grids_pages_scale_and_calls(toy: Path) -> None:
+    snake(toy, config="grids=b notebooks=none calls=2 scale=smoke minutes=5 device=cuda")
+    made = (toy / "calls.txt").read_text().splitlines()
+    assert made == ["-m rddlib grid b --scale smoke --device cuda --budget-minutes 5"] * 2
+    calls(toy)
+    snake(toy, config="grids=none notebooks=30_table scale=smoke")
+    assert "-p mode run" in (toy / "calls.txt").read_text() and calls(toy) == Counter(["30_table", "book"])
+    assert "grids = 'c': allowed is none, or some of a, b" in snake(toy, config="grids=c", status=1)
+    assert "scale = 'huge'" in snake(toy, config="scale=huge", status=1)
+
+
+@needs_snakemake
+def test_the_cluster_is_planned_by_a_dry_run(toy: Path) -> None:
+    shutil.copytree(PROFILE.parent, toy / "profiles" / "slurm")
+    said = snake(toy, "--workflow-profile", "profiles/slurm", "--dry-run", config="scale=gpu device=cuda calls=3")
+    assert re.search(r"^grid +6$", said, re.M) and calls(toy) == Counter()
+    assert "runtime=600" in said and "gpu=1" in said and "mem_mb=8000" in said
+
+
+@needs_snakemake
+def test_the_graph_of_the_book_can_be_planned() -> None:
+    done = subprocess.run(
+        [str(SNAKEMAKE), "--cores", "2", "--dry-run", "--quiet", "rules", "--config", "scale=laptop"],
+        cwd=ROOT, capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    said = done.stdout + done.stderr
+    assert done.returncode == 0, said
+    assert re.search(rf"^grid +{len(grid.names())}$", said, re.M) or "Nothing to be done" in said
