@@ -22,6 +22,7 @@ ORDER = (
     "kip", "methods", "loop", "distill", "bench", "audit", "evaluate", "presets", "provenance", "store", "sets",
     "genmake", "experiment", "probes", "grid", "schedule", "admit", "archive", "report",
     "pages", "tables", "coverage", "claims", "verdicts",
+    "power", "factorial", "causes", "multiverse", "selection",
 )
 # fmt: on
 ENTRY_POINTS = ("__init__", "__main__")

@@ -1,0 +1,93 @@
+"""The fraction is balanced, pairs are pairs, shares and their intervals come back from known gains."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from rddlib import grid, multiverse
+from rddlib.base import SettingError, numpy_generator
+from rddlib.experiment import Experiment
+from rddlib.store import Record
+
+
+def record(experiment: Experiment, values: list[float]) -> Record:
+    return Record(
+        key=experiment.key, experiment=dataclasses.asdict(experiment), metrics={"accuracy": values}, history=[],
+        seconds={}, cpu_seconds={}, peak_memory_mb=1.0, device="cpu", versions={}, commit="", source_hash="",
+        data_sha256="", created="",
+    )  # fmt: skip
+
+
+def made(scale: str, gain, rng: np.random.Generator, sd: float = 0.1) -> list[Record]:
+    """Records of the grid: each context has a level, each run with the term `gain(settings)` more."""
+    found = []
+    for job in grid.jobs(["multiverse"], scale):
+        e = job.experiment
+        level = 40 + 7 * (e.ipc > 1) + 3 * (e.network == "convnet") + (gain(e) if e.risk != "control" else 0.0)
+        found.append(record(e, list(level + sd * rng.standard_normal(3))))
+    return found
+
+
+def test_the_fraction_is_balanced_and_unmixed_in_its_main_effects() -> None:
+    rows = multiverse.specifications(made("laptop", lambda e: 0.0, numpy_generator(0, "fraction")), ["accuracy"])
+    assert len(rows) == 8 and rows["control"].nunique() == 4
+    signs = np.array([[1 if v == rows[c].iloc[0] else -1 for v in rows[c]] for c in multiverse.CHOICES])  # (7, 8)
+    assert (signs.sum(1) == 0).all() and (signs @ signs.T == 8 * np.eye(7)).all()
+
+
+def test_smoke_scale_crosses_every_choice() -> None:
+    rows = multiverse.specifications(made("smoke", lambda e: 0.0, numpy_generator(1, "crossed")), ["accuracy"])
+    assert len(rows) == 192 and len(rows.drop_duplicates(list(multiverse.CHOICES))) == 192
+    assert rows["control"].nunique() == 8
+
+
+def test_each_run_is_compared_with_its_own_control() -> None:
+    rows = multiverse.specifications(
+        made("smoke", lambda e: e.alpha, numpy_generator(2, "pairs"), sd=0.0), ["accuracy"]
+    )
+    assert rows["accuracy"].to_numpy() == pytest.approx(rows["alpha"].to_numpy())
+    assert rows["accuracy error"].max() < 1e-12
+
+
+def test_runs_without_a_control_are_left_out() -> None:
+    records = made("laptop", lambda e: 0.0, numpy_generator(3, "orphans"))
+    kept = [r for r in records if not (r.experiment["risk"] == "control" and r.experiment["network"] == "convnet")]
+    assert set(multiverse.specifications(kept, ["accuracy"])["network"]) == {"resnetap10"}
+    assert multiverse.specifications([], ["accuracy"]).empty
+
+
+def test_shares_and_marks_of_a_known_rule() -> None:
+    """The upper tail gains two points, the lower loses two: half above, all clear, and the tail is what matters."""
+    rng = numpy_generator(4, "rule")
+    rows = multiverse.specifications(made("smoke", lambda e: 2.0 if e.risk == "upper" else -2.0, rng), ["accuracy"])
+    found = multiverse.share(rows, "accuracy")
+    assert (found.percent, found.n, found.controls) == (50.0, 192, 8)
+    assert sum(multiverse.clear(rows, "accuracy")) > 180
+    assert multiverse.importance(rows, "accuracy").index[0] == "tail"
+    assert multiverse.by_choice(rows, "accuracy").loc[("tail", "upper"), "above 0 (%)"] == 100
+    said = multiverse.in_words(rows, "accuracy", "accuracy")
+    assert "50 % of 192" in said and "moves the gain most is tail" in said
+
+
+def test_an_interval_counts_controls_not_runs() -> None:
+    """Noise of the controls alone moves whole blocks of gains: the interval must stay wide with many runs."""
+    rng = numpy_generator(5, "blocks")
+    rows = multiverse.specifications(made("smoke", lambda e: 0.0, rng), ["accuracy"])
+    hits = 0
+    for _ in range(100):
+        noise = {control: -rng.standard_normal() for control in rows["control"].unique()}
+        found = multiverse.share(rows.assign(accuracy=rows["control"].map(noise)), "accuracy", resamples=300)
+        hits += found.low <= 50 <= found.high
+    assert hits / 100 >= 0.85
+
+
+def test_few_controls_have_no_interval_and_none_is_an_error() -> None:
+    records = [r for r in made("laptop", lambda e: 1.0, numpy_generator(6, "few")) if r.experiment["ipc"] == 10]
+    rows = multiverse.specifications(records, ["accuracy"])
+    assert "too few controls" in str(multiverse.share(rows, "accuracy"))
+    with pytest.raises(SettingError, match="no specification"):
+        multiverse.share(rows.iloc[:0], "accuracy")
+    assert multiverse.in_words(rows.iloc[:0], "accuracy", "accuracy") == "accuracy: not run yet."

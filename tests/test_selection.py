@@ -1,0 +1,67 @@
+"""What a reading adds, computed by hand and by simulation of a training that only fluctuates."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from rddlib import selection
+from rddlib.base import SettingError, numpy_generator
+from rddlib.store import Record
+
+
+def record(seed: int, test: np.ndarray, valid: np.ndarray) -> Record:
+    """A record with the curves (E, K) of its audit and the readings as `audit.Audit.row` defines them."""
+    chosen = [float(t[v.argmax()]) for t, v in zip(test, valid, strict=True)]
+    metrics = {
+        "audit_last": test[:, -1].tolist(), "audit_chosen": chosen, "audit_best": test.max(1).tolist(),
+        "audit_test": test.tolist(), "audit_validation": valid.tolist(),
+    }  # fmt: skip
+    return Record(
+        key=f"k{seed}", experiment={"seed": seed}, metrics=metrics, history=[], seconds={}, cpu_seconds={},
+        peak_memory_mb=1.0, device="cpu", versions={}, commit="", source_hash="", data_sha256="", created="",
+    )  # fmt: skip
+
+
+def fluctuating(rng: np.random.Generator, seeds: int, level: float = 50.0) -> list[Record]:
+    return [record(s, level + rng.standard_normal((3, 10)), rng.standard_normal((3, 10))) for s in range(seeds)]
+
+
+def test_readings_by_hand_in_the_order_of_the_seeds() -> None:
+    test, valid = np.array([[1.0, 5.0, 3.0]]), np.array([[9.0, 1.0, 1.0]])
+    records = [record(1, test, valid), record(0, test + 10, valid)]
+    assert selection.readings(records, "best").tolist() == [[15.0], [5.0]]
+    assert selection.added(records, "best").mean == 2.0 and selection.added(records, "chosen").mean == -2.0
+    assert [found.mean for found in selection.looks(records).values()] == [0.0, 2.0, 2.0]
+
+
+def test_the_best_flatters_and_an_independent_choice_does_not() -> None:
+    records = fluctuating(numpy_generator(0, "flatters"), 60)
+    best, chosen = selection.added(records, "best"), selection.added(records, "chosen")
+    assert best.low < selection.expected_best(1.0, 10) < best.high and best.low > 1.3
+    assert chosen.low < 0 < chosen.high
+    adds = [found.mean for found in selection.looks(records).values()]
+    assert adds == sorted(adds) and adds[0] == 0 and adds[-1] == pytest.approx(best.mean)
+
+
+def test_a_comparison_that_mixes_readings_claims_a_gain_that_is_not_there() -> None:
+    rng = numpy_generator(1, "mixed")
+    a, b = fluctuating(rng, 12), fluctuating(rng, 12)
+    fair, mixed = selection.gain(a, b), selection.gain(a, b, "best", "last")
+    assert fair.low < 0 < fair.high and mixed.low > 0
+    assert selection.gain(a[:3], b[1:]).n == 2 and selection.gain(a[:1], b[1:]) is None
+
+
+def test_the_largest_of_one_is_nothing_and_grows_with_the_looks() -> None:
+    assert selection.expected_best(2.0, 1) == pytest.approx(0.0, abs=0.05)
+    assert selection.expected_best(1.0, 2) == pytest.approx(1 / np.sqrt(np.pi), abs=0.02)
+
+
+def test_faulty_calls_are_refused() -> None:
+    records = fluctuating(numpy_generator(2, "faulty"), 1)
+    with pytest.raises(SettingError, match="reading"):
+        selection.readings(records, "first")
+    with pytest.raises(SettingError, match="eval_audit"):
+        selection.readings([Record(**(vars(records[0]) | {"metrics": {}}))], "best")
+    with pytest.raises(SettingError, match="looks"):
+        selection.expected_best(1.0, 0)
