@@ -87,9 +87,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=9.0, help="time allowed; rounds get fewer, parts are left out")
     parser.add_argument("--effort", type=float, default=1.0, help="rounds, as a multiple of the usual ones")
     parser.add_argument("--threads", type=int, default=min(2, cores()), help="default 2; one is timed by CPU time")
-    parser.add_argument(
-        "--quick", action="store_true", help="tiny work, once: does it run? Needs --out"
-    )
+    parser.add_argument("--quick", action="store_true", help="tiny work, once: does it run? Needs --out")
     parser.add_argument("--out", type=Path, help="file to write, default benchmarks/results/<device>.json")
     options = parser.parse_args(words)
     if options.quick and not options.out:

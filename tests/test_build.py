@@ -76,6 +76,7 @@ def test_builds_prints_path_and_times(small_book: Path, tools: Tools, capsys: py
     assert str(index) in said
     assert [line.split()[0] for line in said.splitlines() if " s   " in line] == [
         "equations",
+        "performance",
         "quickstart",
         "stage",
         "render",
@@ -145,6 +146,21 @@ def test_render_fails_after_success_when_a_page_breaks(small_book: Path, tools: 
 def test_a_command_that_fails_raises_with_the_step_and_the_advice(tmp_path: Path) -> None:
     with pytest.raises(build.StepError, match=r"step 'render' failed\. Look above\."):
         build.run("render", [sys.executable, "-c", "raise SystemExit(3)"], "Look above.", tmp_path)
+
+
+def test_notebooks_that_have_just_run_are_shown(small_book: Path, tools: Tools) -> None:
+    page = small_book / "notebooks" / "30_table.ipynb"
+    page.write_text(json.dumps(NOTEBOOK))
+    ran = {**NOTEBOOK, "cells": [*NOTEBOOK["cells"], {"cell_type": "markdown", "metadata": {}, "source": "now"}]}
+    (small_book / "ran").mkdir()
+    (small_book / "ran" / page.name).write_text(json.dumps(ran))
+    build.build_book(small_book, small_book / "ran")
+    shown = json.loads((small_book / "_build/source/notebooks" / page.name).read_text())
+    assert shown["cells"][-1]["source"] == "now" and "papermill" not in shown["metadata"]
+    assert json.loads(page.read_text()) == NOTEBOOK
+    (small_book / "ran" / "99_absent.ipynb").write_text(json.dumps(ran))
+    with pytest.raises(build.StepError, match=r"99_absent\.ipynb has no page"):
+        build.build_book(small_book, small_book / "ran")
 
 
 def test_makefile_offers_what_the_readme_names() -> None:

@@ -1,0 +1,233 @@
+"""Benchmarks and their page: the page equals its sources, verdicts follow from numbers, the scripts run end to end."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+BENCHMARKS = ROOT / "benchmarks"
+
+
+def load(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"{path.parent.name}_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+page = load(ROOT / "book" / "performance.py")
+sys.path.insert(0, str(BENCHMARKS))  # its scripts import each other by their plain names
+import ceilings  # noqa: E402
+import measure  # noqa: E402
+import run_all  # noqa: E402
+
+# --- results that nobody measured -------------------------------------------------------------------------------
+
+
+def spread(median: float, width: float = 0.1) -> dict[str, Any]:
+    return {"median": median, "low": median * (1 - width), "high": median * (1 + width), "coverage": 0.98, "rounds": 7}
+
+
+def entry(ratio: float, milliseconds: float = 100.0, flops: int = 10**10) -> dict[str, Any]:
+    kinds = {}
+    for kind, ms in (("reference", ratio * milliseconds), ("library", milliseconds)):
+        kinds[kind] = {"milliseconds": spread(ms), "flops": flops, "operand_bytes": 10**9, "peak_memory_mb": 300,
+                       "gflop_per_second": flops / ms / 1e6, "operand_gb_per_second": 1e3 / ms}  # fmt: skip
+    return {"ratio": spread(ratio), **kinds}
+
+
+def results(kind: str = "cpu", ratio: float = 3.0, **changed: Any) -> dict[str, Any]:
+    """A results file in which every ratio is `ratio`."""
+    best = {"matmul_gflop_per_second": 200.0, "convolution_gflop_per_second": 100.0, "copy_gb_per_second": 20.0}
+    best |= {"stack_bf16_images_per_second": 8000.0} if kind == "gpu" else {}
+    parts: dict[str, Any] = {
+        "training": {"ConvNet-3, width 128, batch 64": entry(ratio)},
+        "augmentation": {"matching: shared draw, with gradient, 64 images": entry(ratio, flops=0)},
+        "inner_step": {"published": entry(ratio, 9000.0)},
+        "evaluation": {"5 networks, ConvNet-3, width 128": entry(ratio)},
+        "growth": {"ipc": [{"setting": {"ipc": n}} | entry(ratio, 100.0 * n) for n in (1, 10)]},
+        "laptop_memory": {"runs": 2, "largest_mb": 1500.0, "by_method": {"idc": {"runs": 2, "largest_mb": 1500.0}}},
+    }
+    parts["training"]["ConvNet-3, width 128, batch 64"]["library"]["images_per_second"] = 5000.0
+    found = {"format": page.FORMAT, "device": f"{kind}-x", "kind": kind, "words": kind, "threads": 2, "clock": "wall",
+             "quick": False, "complete": True, "versions": {"python": "3.12.0", "torch": "2.6.0"}, "commit": "",
+             "seconds": 1, "ceilings": best, "results": ceilings.with_shares(parts, best)}  # fmt: skip
+    return found | changed
+
+
+def repository(root: Path, *files: dict[str, Any]) -> Path:
+    (root / "book").mkdir()
+    (root / page.RESULTS).mkdir(parents=True)
+    for number, found in enumerate(files):
+        (root / page.RESULTS / f"{number}.json").write_text(json.dumps(found))
+    (root / page.RESULTS / "risk_old.json").write_text('{"device": "another format"}')
+    return root
+
+
+def rows(root: Path) -> dict[str, list[str]]:
+    """The table of targets: work -> its cells."""
+    lines = [line for line in (root / page.PAGE).read_text().splitlines() if line.startswith("| ")]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return {row[0]: row[1:] for row in cells if len(row) == 7}
+
+
+# --- the page ---------------------------------------------------------------------------------------------------
+
+
+def test_the_committed_page_equals_its_sources(capsys: pytest.CaptureFixture[str]) -> None:
+    assert page.main(["--check"]) == 0, capsys.readouterr().err
+
+
+def test_what_nobody_measured_is_called_so(tmp_path: Path) -> None:
+    root = repository(tmp_path, results() | {"quick": True})
+    assert page.main([], root) == 0
+    table = rows(root)
+    assert all(cell in ("not measured", "-") for row in list(table.values())[2:] for cell in (*row[1:3], *row[4:6]))
+    assert "nothing has been measured" in (root / page.PAGE).read_text()
+    assert not (root / page.FIGURES).exists()
+
+
+@pytest.mark.parametrize(("ratio", "verdict"), [(3.0, "yes"), (2.1, "the median only"), (1.9, "no")])
+def test_a_verdict_follows_from_the_interval(tmp_path: Path, ratio: float, verdict: str) -> None:
+    root = repository(tmp_path, results(ratio=ratio))
+    page.main([], root)
+    (row,) = [cells for work, cells in rows(root).items() if work.startswith("network training")]
+    assert row[2] == verdict
+    assert row[5] == "not measured"
+
+
+def test_upper_bounds_predictions_and_the_gpu_column(tmp_path: Path) -> None:
+    run = {"dataset": "cifar10", "method": "idc", "ipc": 10, "scale": "gpu", "seconds": 300.0}
+    gpu = results("gpu", 9.0, runs=[run, run | {"seconds": 660.0}, run | {"ipc": 1, "seconds": 1.0}])
+    root = repository(tmp_path, results(), gpu)
+    page.main([], root)
+    table = {work.split(" (")[0].split(",")[0]: cells for work, cells in rows(root).items()}
+    assert table["peak memory of a laptop run on CIFAR-10"][1:3] == ["1.5 GB", "yes"]
+    assert table["CIFAR-10"][4:] == ["8 (5 to 11) min", "the median only"]
+    assert table["full protocol"][5] == "no"  # 200,000 steps of 9 s
+    assert table["network training on a distilled set"][5] == "yes"
+    assert table["the same: share of the arithmetic peak"][4:] == ["62.5 %", "yes"]
+    assert "takes 500 hours here" in (root / page.PAGE).read_text()
+
+
+def test_figures_are_small_labelled_and_described(tmp_path: Path) -> None:
+    root = repository(tmp_path, results())
+    page.main([], root)
+    text = (root / page.PAGE).read_text()
+    for name in ("roofline-cpu-x.svg", "growth-cpu-x.svg"):
+        file = root / page.FIGURES / name
+        assert 2_000 < file.stat().st_size < 150_000
+        assert f"{{figure}} _static/performance/{name}\n:alt: " in text
+    shown = page.figures([results()])
+    assert [p["name"] for p in shown["roofline-cpu-x.svg"]["points"]] == [
+        "training: ConvNet-3, width 128, batch 64", "evaluation: 5 networks, ConvNet-3, width 128",
+        "IDC inner step: published",
+    ]  # fmt: skip
+    assert [point[0] for point in shown["growth-cpu-x.svg"]["ipc"]] == [1, 10]
+    assert "From 1 to 10 images a class it costs 10 times as much (plain loop: 10)" in text
+
+
+def test_every_colour_is_one_of_the_book() -> None:
+    from rddlib.report import COLOURS
+
+    assert {page.BLUE, page.ORANGE} <= set(COLOURS)
+
+
+def test_check_writes_nothing_and_names_what_is_stale(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = repository(tmp_path, results())
+    assert page.main(["--check"], root) == 1
+    assert not (root / page.PAGE).exists()
+    page.main([], root)
+    assert page.main(["--check"], root) == 0
+    slower = copy.deepcopy(results())
+    slower["results"]["growth"]["ipc"][0]["library"]["milliseconds"] = spread(150.0)
+    (root / page.RESULTS / "0.json").write_text(json.dumps(slower))
+    (root / page.FIGURES / "growth-gone.svg").write_text("<svg/>")
+    capsys.readouterr()
+    assert page.main(["--check"], root) == 1
+    said = capsys.readouterr().err
+    assert "performance.md differs" in said
+    assert "growth-cpu-x.svg shows other numbers" in said
+    assert "growth-gone.svg belongs to no results" in said
+    assert "roofline" not in said
+    page.main([], root)
+    assert page.main(["--check"], root) == 0
+
+
+# --- measuring --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [1, 3, 6, 9, 15])
+def test_the_interval_of_a_median_covers_it_as_often_as_it_says(n: int) -> None:
+    found = measure.spread([float(i) for i in range(n)])
+    draws = np.random.default_rng(n).standard_exponential((20_000, n))
+    draws.sort(axis=1)
+    low, high = int(found["low"]), int(found["high"])
+    covered = ((draws[:, low] <= np.log(2)) & (np.log(2) <= draws[:, high])).mean()
+    assert abs(covered - found["coverage"]) < 0.02
+    assert found["coverage"] >= 0.95 or (low, high) == (0, n - 1)
+
+
+def test_rounds_end_with_their_time_but_not_before_the_least() -> None:
+    assert measure.How(effort=0.1).rounds(9) == measure.LEAST
+    assert measure.How(effort=2).rounds(9) == 18
+    assert measure.How(quick=True).rounds(9) == 1
+
+
+def test_names_of_devices_say_no_machine() -> None:
+    assert measure.device_name("cpu", 2).startswith("cpu-2-threads-")
+
+
+def test_shares_are_of_the_higher_ceiling() -> None:
+    best = {"matmul_gflop_per_second": 50.0, "convolution_gflop_per_second": 200.0, "copy_gb_per_second": 20.0}
+    found = ceilings.with_shares({"a": [entry(2.0)]}, best)["a"][0]
+    assert found["library"]["share_of_arithmetic_peak"] == pytest.approx(0.5)
+    assert found["library"]["share_of_copy"] == pytest.approx(0.5)
+
+
+def test_a_part_without_time_is_left_out(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    kept: list[int] = []
+    monkeypatch.setattr(run_all, "PARTS", {"first": (lambda how: {"x": 1}, 1.0)})
+    monkeypatch.setattr(run_all, "ON_A_PROCESSOR", {})
+    how = measure.How(quick=True)
+    assert run_all.measured(how, 1.0, lambda found: kept.append(len(found["results"])))["results"] == {
+        "first": {"x": 1}
+    }
+    assert run_all.measured(how, -1.0, lambda found: kept.append(0))["results"] == {}
+    assert kept == [1]
+    assert "not measured" in capsys.readouterr().out
+
+
+def test_quick_results_need_a_place_of_their_own(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run_all.main(["--quick"])
+    assert "--out" in capsys.readouterr().err
+
+
+def test_all_benchmarks_run_end_to_end_and_the_page_takes_their_file(tmp_path: Path) -> None:
+    file = tmp_path / "found.json"
+    command = [sys.executable, str(BENCHMARKS / "run_all.py"), "--quick", "--threads", "1", "--out", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    found = json.loads(file.read_text())
+    assert found["complete"]
+    assert {*run_all.PARTS, *run_all.ON_A_PROCESSOR, "laptop_memory"} == set(found["results"])
+    root = repository(tmp_path, found | {"quick": False})
+    assert page.main([], root) == 0
+    assert page.main(["--check"], root) == 0
+    assert torch.__version__.split("+")[0] in (root / page.PAGE).read_text()
