@@ -108,11 +108,21 @@ def equations(root: Path, build: Path) -> str:
     return "complete"
 
 
+def performance(root: Path, build: Path) -> str:
+    """Check that the page on performance shows the measurements that are there."""
+    script = root / "book" / "performance.py"
+    if not script.exists():
+        return "no measurements"
+    advice = "The lines above name what differs; python book/performance.py writes page and figures anew."
+    run("performance", [sys.executable, str(script), "--check"], advice, root)
+    return "up to date"
+
+
 def stage(root: Path, build: Path) -> str:
     """Copy what Sphinx reads to _build/source, with the executed quickstart in the place of the tracked one."""
     source = build / "source"
     shutil.rmtree(source, ignore_errors=True)
-    hidden = shutil.ignore_patterns(".*", "__pycache__", "build.py", "equations.py")
+    hidden = shutil.ignore_patterns(".*", "__pycache__", "build.py", "equations.py", "performance.py")
     for folder in ("book", "notebooks"):
         if (root / folder).is_dir():
             shutil.copytree(root / folder, source / folder, ignore=hidden)
@@ -163,6 +173,7 @@ def render(root: Path, build: Path) -> str:
 
 STEPS: dict[str, Callable[[Path, Path], str]] = {
     "equations": equations,
+    "performance": performance,
     "quickstart": execute_quickstart,
     "stage": stage,
     "render": render,
