@@ -1,0 +1,174 @@
+"""A page shows the records there are, says what is missing, and never shows a number that no record carries."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rddlib import pages
+from rddlib.base import SettingError
+from rddlib.experiment import Experiment
+from rddlib.pages import Arm, Page
+from rddlib.stats import Interval
+from rddlib.store import Record, Store
+
+GRID = """
+title = "Two arms"
+[common]
+dataset = "digits"
+ipc = 1
+seed = [0, 1, 2]
+[[arm]]
+name = "idc"
+why = "with and without"
+value = 9
+risk = ["control", "upper"]
+[[arm]]
+name = "floor"
+why = "random images"
+value = 8
+method = "random"
+[[arm]]
+name = "alphas"
+why = "another tail mass"
+value = 7
+risk = "upper"
+alpha = 0.2
+seed = 0
+[[arm]]
+name = "absent"
+why = "data that are not here"
+value = 1
+method = "dm"
+dataset = "npz:no_such_file.npz"
+seed = 0
+"""
+
+
+def record(experiment: Experiment, accuracy: list[float], least: float = 40.0) -> Record:
+    return Record(
+        key=experiment.key, experiment=dataclasses.asdict(experiment),
+        metrics={"accuracy": accuracy, "cluster_min": [least] * len(accuracy), "group_sizes": [40, 60]}, history=[],
+        seconds={"evaluate": 2.0}, cpu_seconds={"evaluate": 1.5}, peak_memory_mb=100.0, device="cpu", versions={},
+        commit="0123456789ab", source_hash="", data_sha256="", created="2026-01-01",
+    )  # fmt: skip
+
+
+@pytest.fixture
+def grid_file(tmp_path: Path) -> Path:
+    (tmp_path / "two.toml").write_text(GRID)
+    return tmp_path / "two.toml"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """Control has seeds 0, 1, 2, upper has 1 and 2 and is two points better."""
+    found = Store(tmp_path / "store")
+    for risk, seeds, more in (("control", (0, 1, 2), 0.0), ("upper", (1, 2), 2.0)):
+        for seed in seeds:
+            e = Experiment.preset("smoke", dataset="digits", ipc=1, risk=risk, seed=seed)
+            found.add(record(e, [50.0 + seed + more, 52.0 + seed + more]), "test")
+    return found
+
+
+def test_an_arm_has_the_records_of_its_seeds_and_counts_those_planned(grid_file: Path, store: Store) -> None:
+    page = Page.of(str(grid_file), "smoke", store=store)
+    control, upper = page.arm(method="idc", risk="control"), page.arm(method="idc", risk="upper", alpha=0.8)
+    assert (control.count(), upper.count()) == ("3 of 3", "2 of 3")
+    assert control.values("accuracy").tolist() == [[50, 52], [51, 53], [52, 54]]
+    assert upper.seeds() == [1, 2] and control.level().mean == 52.0 and control.sizes() == [40, 60]
+    assert page.missing().startswith("5 of the 11 runs")
+
+
+def test_differences_are_paired_over_the_seeds_that_both_have(grid_file: Path, store: Store) -> None:
+    page = Page.of(str(grid_file), "smoke", store=store)
+    gap = page.arm(method="idc", risk="upper", alpha=0.8).minus(page.arm(method="idc", risk="control"))
+    assert gap == Interval(2.0, 2.0, 2.0, 2)  # unpaired means would give 2.5
+    assert page.arm(method="random").minus(page.arm(method="idc", risk="control")) is None
+
+
+def test_what_was_not_run_is_no_number(grid_file: Path, store: Store) -> None:
+    page = Page.of(str(grid_file), "smoke", store=store)
+    floor, nothing = page.arm(method="random"), page.arm(method="dsa")
+    assert (floor.text(), floor.count(), floor.level(), floor.null()) == ("not run yet", "0 of 3", None, None)
+    assert (nothing.text(), nothing.count()) == ("", "")
+    table = page.progress()
+    assert table.loc[
+        "digits of 8 x 8 pixels, a trial run that the paper has no row for", ["runs", "done", "left"]
+    ].tolist() == [10, 5, 5]
+    assert page.provenance()["seeds"].tolist() == [3, 2]
+
+
+def test_idle_settings_fit_any_value_and_active_ones_must_be_named(grid_file: Path, store: Store) -> None:
+    page = Page.of(str(grid_file), "smoke", store=store)
+    assert page.arm(method="idc", risk="control", alpha=0.2).count() == "3 of 3"  # alpha does nothing under control
+    with pytest.raises(SettingError, match="only the seed"):
+        page.arm(method="idc", risk="upper", dataset="digits")  # two tail masses
+    assert page.values("alpha", risk="upper") == [0.2, 0.8]
+
+
+def test_a_data_set_is_chosen_or_carried_over(grid_file: Path, store: Store) -> None:
+    assert len(Page.of(str(grid_file), "smoke", "digits", store=store).jobs) == 10
+    carried = Page.of(str(grid_file), "laptop", "npz:mine.npz", store=store)
+    assert {e.dataset for e in carried.experiments} == {"npz:mine.npz"} and len(carried.jobs) == 10
+    assert {e.outer_steps for e in carried.experiments if e.method == "idc"} == {6}  # the scale's own presets
+
+
+def test_a_table_without_a_small_form_gets_one() -> None:
+    page = Page.of("table5", "smoke")
+    assert [(e.dataset, e.method, e.risk, e.ipc, e.seed) for e in page.experiments] == [
+        ("digits", "glad", "control", 1, 0), ("digits", "glad", "upper", 1, 0)]  # fmt: skip
+
+
+def test_run_makes_what_is_missing_and_goes_on_after_a_refusal(grid_file: Path, store: Store, monkeypatch) -> None:
+    made = []
+
+    def run(experiment: Experiment, into: Store) -> Record:
+        if experiment.dataset.startswith("npz"):
+            raise pages.DataError("no_such_file.npz: not found")
+        made.append(experiment.key)
+        into.add(record(experiment, [60.0, 61.0]), "test")
+        return record(experiment, [60.0, 61.0])
+
+    monkeypatch.setattr(pages, "run", run)
+    page = Page.of(str(grid_file), "smoke", mode="run", store=store)
+    assert len(page.records) == 10 and list(page.refused.values()) == ["no_such_file.npz: not found"]
+    assert len(made) == 10  # `run` itself returns what is stored
+
+
+def test_live_computes_the_most_valuable_runs_and_leaves_nothing(grid_file: Path, monkeypatch) -> None:
+    monkeypatch.setattr(pages, "LIVE_RUNS", 2)
+    monkeypatch.setattr(pages, "gather", lambda runs, *_, **__: ([record(e, [60.0]) for e in runs], Store("nowhere")))
+    page = Page.of(str(grid_file), "laptop", mode="live")
+    assert [e.scale for e in page.experiments] == ["smoke", "smoke"] and len(page.records) == 2
+    with pytest.raises(SettingError, match="mode"):
+        Page.of(str(grid_file), "smoke", mode="guess")
+
+
+@pytest.mark.parametrize(
+    ("found", "where", "text"),
+    [
+        (Interval(1.26, 0.5, 2.0, 3), "above", "+1.3 [0.5, 2.0]"),
+        (Interval(-1.0, -2.0, -0.1, 3), "below", "-1.0 [-2.0, -0.1]"),
+        (Interval(0.5, -0.5, 1.5, 3), "not separated", "+0.5 [-0.5, 1.5]"),
+        (Interval(3.0, np.nan, np.nan, 1), "no interval", "+3.0 (one seed: no interval)"),
+        (None, "not run yet", "not run yet"),
+    ],
+)
+def test_a_difference_in_words(found: Interval | None, where: str, text: str) -> None:
+    assert pages.side(found) == where and pages.cell(found, signed=True) == text
+
+
+def test_stand_ins_are_named_where_they_stand() -> None:
+    small = Experiment.preset("laptop", dataset="imagenette128")
+    assert pages.title(small) == "Imagenette at 64 px, in the place of ImageNet-10"
+    assert "in the place of SVHN" in pages.title(Experiment.preset("laptop", dataset="svhn_mini"))
+    names = [pages.paper_name(n) for n in ("svhn_mini", "imagenette128", "imagenet_b", "digits", "npz:x.npz")]
+    assert names == ["svhn", "imagenet10", "imagenet_b", "", ""]
+
+
+def test_an_empty_arm_has_no_null() -> None:
+    assert Arm().level() is None and Arm().sizes() == []
