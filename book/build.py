@@ -134,6 +134,17 @@ def stage(root: Path, build: Path) -> str:
     return "laid out"
 
 
+def overlay(executed: Path, notebooks: Path) -> str:
+    """Put notebooks that were run elsewhere (the Snakefile does) in the place of the tracked ones of the same name."""
+    ran = sorted(executed.glob("*.ipynb"))
+    for path in ran:
+        if not (notebooks / path.name).exists():
+            raise StepError("stage", f"{path} has no page of its name in notebooks/: remove it.")
+        text = json.dumps(without_stamps(json.loads(path.read_text(encoding="utf-8"))), indent=1)
+        (notebooks / path.name).write_text(text, encoding="utf-8")
+    return f"laid out, {len(ran)} notebooks as they ran"
+
+
 def render(root: Path, build: Path) -> str:
     """Run jupyter-book; every warning is an error. Nothing changed: nothing is done.
 
@@ -180,14 +191,19 @@ STEPS: dict[str, Callable[[Path, Path], str]] = {
 }
 
 
-def build_book(root: Path = ROOT) -> Path:
-    """Take every step, print how long each took, return the path of the front page."""
+def build_book(root: Path = ROOT, executed: Path | None = None) -> Path:
+    """Take every step, print how long each took, return the path of the front page.
+
+    `executed`: a folder with notebooks that have just run, shown in the place of the tracked ones.
+    """
     build, lines = root / "_build", []
     build.mkdir(exist_ok=True)
     for name, step in STEPS.items():
         print(f"[{name}] {(step.__doc__ or '').splitlines()[0]}", flush=True)
         start = time.perf_counter()
         outcome = step(root, build)
+        if name == "stage" and executed is not None:
+            outcome = overlay(executed, build / "source" / "notebooks")
         lines.append(f"  {name:<12} {time.perf_counter() - start:6.1f} s   {outcome}")
     index = build / "html" / "index.html"
     print("\n".join(["", "Steps:", *lines, "", "The book:", f"  {index}"]))
@@ -195,10 +211,12 @@ def build_book(root: Path = ROOT) -> Path:
 
 
 def main() -> int:
-    """Command line: no options but --help."""
-    argparse.ArgumentParser(description=__doc__).parse_args()
+    """Command line: where notebooks that have just run lie, if any do."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--executed", type=Path, metavar="DIR", help="show the notebooks in DIR, not the tracked ones")
+    executed = parser.parse_args().executed
     try:
-        build_book()
+        build_book(executed=None if executed is None else executed.resolve())
     except StepError as error:
         print(f"make book: {error}", file=sys.stderr)
         return 1
