@@ -10,6 +10,7 @@ import argparse
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 QUICKSTART = Path("notebooks/00_quickstart.ipynb")
 TOP_FILES = ("_config.yml", "_toc.yml")
+SCRIPTS = ("build.py", "equations.py", "performance.py", "verdicts.py", "costs.py")  # they make pages and are none
+FRAGMENT = re.compile(r"^<!-- generated: (\w+) -->$", re.MULTILINE)
 
 
 class StepError(RuntimeError):
@@ -122,7 +125,7 @@ def stage(root: Path, build: Path) -> str:
     """Copy what Sphinx reads to _build/source, with the executed quickstart in the place of the tracked one."""
     source = build / "source"
     shutil.rmtree(source, ignore_errors=True)
-    hidden = shutil.ignore_patterns(".*", "__pycache__", "build.py", "equations.py", "performance.py")
+    hidden = shutil.ignore_patterns(".*", "__pycache__", *SCRIPTS)
     for folder in ("book", "notebooks"):
         if (root / folder).is_dir():
             shutil.copytree(root / folder, source / folder, ignore=hidden)
@@ -143,6 +146,49 @@ def overlay(executed: Path, notebooks: Path) -> str:
         text = json.dumps(without_stamps(json.loads(path.read_text(encoding="utf-8"))), indent=1)
         (notebooks / path.name).write_text(text, encoding="utf-8")
     return f"laid out, {len(ran)} notebooks as they ran"
+
+
+def verdicts(root: Path, build: Path) -> str:
+    """Compute verdicts and costs from the records, put them on their pages, and mark pages whose runs are stale."""
+    script, made, source = root / "book" / "verdicts.py", build / "generated", build / "source"
+    if not script.exists():
+        return "no verdicts"
+    folders = ("data/runs/*/*.json", "data/grids/*.toml", "data/coverage/*.json", "data/*.json", "data/claims.csv",
+               "rddlib/*.py", "notebooks/*.ipynb", "book/*.md", "book/*.py")  # fmt: skip
+    key = fingerprint((p for pattern in folders for p in root.glob(pattern)), sys.version)
+    if not fresh(build / "generated.stamp", key, made):
+        shutil.rmtree(made, ignore_errors=True)
+        advice = "The error above names the claim, the record or the grid."
+        run("verdicts", [sys.executable, str(script), "--into", str(made)], advice, root)
+        (build / "generated.stamp").write_text(key)
+    return fill(source, made, sorted(root.glob("data/runs/*/*.json")))
+
+
+def fill(source: Path, made: Path, records: Iterable[Path]) -> str:
+    """Put fragments in the place of their marks, the records beside the pages, and a note on each stale page."""
+    for page in (source / "book").glob("*.md"):
+        text = page.read_text(encoding="utf-8")
+        full = FRAGMENT.sub(lambda mark: (made / f"{mark[1]}.md").read_text(encoding="utf-8"), text)
+        if full != text:
+            page.write_text(full, encoding="utf-8")
+    for picture in made.glob("*.png"):
+        shutil.copy2(picture, source / "book" / picture.name)
+    (source / "book" / "_static" / "records").mkdir(parents=True, exist_ok=True)
+    for record in records:
+        shutil.copyfile(record, source / "book" / "_static" / "records" / record.name)
+    stale = json.loads((made / "stale.json").read_text(encoding="utf-8"))
+    for name, why in stale.items():
+        mark_stale(source / "notebooks" / name, why)
+    return "filled in" + (f"; stale pages: {', '.join(stale)}" if stale else "")
+
+
+def mark_stale(page: Path, why: list[str]) -> None:
+    """Say below a page's title that its numbers are not those of today's code and records."""
+    notebook = json.loads(page.read_text(encoding="utf-8"))
+    said = ":::{warning}\nThis page is stale: " + "; ".join(why) + ".\n:::"
+    cell = {"cell_type": "markdown", "id": "stale", "metadata": {}, "source": said}
+    notebook["cells"].insert(1, cell)
+    page.write_text(json.dumps(notebook, indent=1), encoding="utf-8")
 
 
 def render(root: Path, build: Path) -> str:
@@ -187,6 +233,7 @@ STEPS: dict[str, Callable[[Path, Path], str]] = {
     "performance": performance,
     "quickstart": execute_quickstart,
     "stage": stage,
+    "verdicts": verdicts,
     "render": render,
 }
 

@@ -79,6 +79,7 @@ def test_builds_prints_path_and_times(small_book: Path, tools: Tools, capsys: py
         "performance",
         "quickstart",
         "stage",
+        "verdicts",
         "render",
     ]
 

@@ -1,0 +1,313 @@
+"""What pages and runs cost, which records a page shows, and whether they are still those of today's code.
+
+`data/pages.json` notes for each page the content of every record that its outputs name, and what executing it took:
+`python book/costs.py --note [PAGE ...]` writes the first after a page was executed, `--time` executes each page once
+into a scratch file and writes the second. Without options it says which pages are stale.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import hashlib
+import html
+import json
+import re
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from rddlib import grid, report
+from rddlib.base import SettingError, repository_root, write_atomic
+from rddlib.experiment import Experiment
+from rddlib.grid import Job, Ledger, duration
+from rddlib.provenance import describe_device
+from rddlib.store import Record, Store
+
+PAGES = Path("data/pages.json")
+KEY = re.compile(r"(?<![0-9a-f])[0-9a-f]{16}(?![0-9a-f])")
+GRIDS = ("table1", "table2", "table3", "table4", "table5", "figure4")
+BUDGETS = (("10 minutes", 10), ("an hour", 60), ("a day", 24 * 60))
+DEFAULTS = dataclasses.asdict(Experiment())
+
+
+def seconds(records: Iterable[Record]) -> float:
+    """What records cost: a set that several share once, processor time where that is less than the clock's."""
+    total, sets = 0.0, set[str]()
+    for r in records:
+        for part, wall in r.seconds.items():
+            if part != "distill" or not r.set_key or r.set_key not in sets:
+                total += min(wall, r.cpu_seconds.get(part, wall))
+        sets.add(r.set_key)
+    return total
+
+
+# --- pages and their records ------------------------------------------------------------------------------
+
+
+def notebooks(root: Path) -> list[Path]:
+    """The notebooks of the book, in order."""
+    return sorted((root / "notebooks").glob("*.ipynb"))
+
+
+def named(page: Path, noted: Iterable[str] = ()) -> list[str]:
+    """The 16-digit names in a page's outputs and those noted for it: keys of records, for the most part."""
+    cells = json.loads(page.read_text(encoding="utf-8"))["cells"]
+    text = json.dumps([[o for o in c.get("outputs", ()) if o["output_type"] != "error"] for c in cells])
+    return sorted(set(KEY.findall(re.sub(r'"image/png": "[^"]*"', "", text))) | set(noted))
+
+
+def in_load_mode(page: Path) -> bool:
+    """Whether a page reads records: its parameters say mode = "load"."""
+    cells = json.loads(page.read_text(encoding="utf-8"))["cells"]
+    own = ["".join(c["source"]) for c in cells if "parameters" in c["metadata"].get("tags", ())]
+    return any(re.search(r'^mode = "load"', text, re.MULTILINE) for text in own)
+
+
+def contents(store: Store) -> dict[str, str]:
+    """Key -> a hash of the record's file."""
+    return {p.stem: hashlib.sha256(p.read_bytes()).hexdigest()[:16] for p in store.root.glob("runs/*/*.json")}
+
+
+def notes(root: Path) -> dict[str, dict[str, Any]]:
+    """What data/pages.json says: page -> records, seconds, peak_memory_mb, device."""
+    path = root / PAGES
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def stale_pages(root: Path, ledger: Ledger) -> dict[str, list[str]]:
+    """Page -> what has changed under it, in words; pages without fault are left out.
+
+    Records made by other code, records that differ from those that the page was executed with, and records gone.
+    """
+    now, noted, found = contents(ledger.store), notes(root), dict[str, list[str]]()
+    for page in (p for p in notebooks(root) if in_load_mode(p)):
+        before = noted.get(page.name, {}).get("records", {})
+        keys = [k for k in named(page, before) if k in now or k in before]
+        faults = {
+            "made by code that has changed since": [k for k in keys if k in now and ledger.state(k) == "stale"],
+            "changed since the page was executed": [k for k in keys if k in now and before.get(k, now[k]) != now[k]],
+            "no longer there": [k for k in keys if k not in now],
+        }
+        said = [f"{len(own)} of {len(keys)} records {why} (first: {own[0]})" for why, own in faults.items() if own]
+        if said:
+            found[page.name] = said
+    return found
+
+
+def note(root: Path, pages: Sequence[Path], store: Store) -> None:
+    """Write down, for pages that have just been executed, the records that they name."""
+    now, noted = contents(store), notes(root)
+    for page in pages:
+        noted.setdefault(page.name, {})["records"] = {k: now[k] for k in named(page) if k in now}
+    _keep(root, noted)
+
+
+def take_time(root: Path, pages: Sequence[Path]) -> None:
+    """Execute pages into a scratch file, one after the other, and write down what that took. Let nothing else run."""
+    noted = notes(root)
+    for page in pages:
+        with tempfile.TemporaryDirectory() as folder:
+            start = time.perf_counter()
+            command = [
+                sys.executable,
+                "-m",
+                "papermill",
+                str(page),
+                f"{folder}/out.ipynb",
+                "--no-progress-bar",
+                "-k",
+                "python3",
+            ]
+            subprocess.run(command, cwd=root, check=True)
+        spent = time.perf_counter() - start
+        # The largest child so far: exact for the largest page, an upper bound for those after it.
+        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
+        noted.setdefault(page.name, {}).update(
+            seconds=round(spent, 1), peak_memory_mb=round(peak), device=describe_device(False)
+        )
+        _keep(root, noted)
+
+
+def _keep(root: Path, noted: dict[str, dict[str, Any]]) -> None:
+    there = {p.name for p in notebooks(root)}
+    kept = {name: noted[name] for name in sorted(noted) if name in there}
+    write_atomic(root / PAGES, json.dumps(kept, indent=1, sort_keys=True) + "\n")
+
+
+# --- fragments of the pages -------------------------------------------------------------------------------
+
+
+def fragments(root: Path, ledger: Ledger) -> dict[str, str]:
+    """The generated parts of the pages on cost and on records."""
+    return {
+        "cost_pages": pages_table(root, ledger),
+        "cost_runs": runs_table(ledger),
+        "cost_budgets": budgets(ledger),
+        "records": records_table(ledger),
+    }
+
+
+def pages_table(root: Path, ledger: Ledger) -> str:
+    """Each page: what executing it takes, and what the runs that it shows took."""
+    lines = [
+        "| Page | Executing it | Peak memory | Its runs | Peak memory of a run | Device |",
+        "|---|---|---|---|---|---|",
+    ]
+    noted, stale = notes(root), stale_pages(root, ledger)
+    for page in notebooks(root):
+        own = noted.get(page.name, {})
+        found = [ledger.records[k] for k in named(page, own.get("records", ())) if k in ledger.records]
+        found = found if in_load_mode(page) else []
+        took = (duration(own["seconds"]), f"{own['peak_memory_mb']} MB") if "seconds" in own else ("not measured", "-")
+        runs = (
+            f"{len(found)} runs, {duration(seconds(found))}"
+            if found
+            else "computed live"
+            if not in_load_mode(page)
+            else "none"
+        )
+        mark = " (stale)" if page.name in stale else ""
+        devices = sorted({r.device for r in found} | ({own["device"]} if "device" in own else set()))
+        lines.append(
+            f"| [{page.stem}](../notebooks/{page.name}){mark} | {took[0]} | {took[1]} | {runs} | "
+            f"{f'{max(r.peak_memory_mb for r in found):.0f} MB' if found else '-'} | {'; '.join(devices) or '-'} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def runs_table(ledger: Ledger) -> str:
+    """Each group of records: how many, how long in all and each, memory, devices."""
+    lines = ["| Runs | Number | In all | A run | Peak memory | Device |", "|---|---|---|---|---|---|"]
+    for folder in sorted({p.parent for p in ledger.store.root.glob("runs/*/*.json")}):
+        own = [ledger.records[p.stem] for p in folder.glob("*.json") if p.stem in ledger.records]
+        if own:
+            each = [sum(min(w, r.cpu_seconds.get(part, w)) for part, w in r.seconds.items()) for r in own]
+            spread = f"{duration(min(each))} to {duration(max(each))}"
+            lines.append(
+                f"| `{folder.name}` | {len(own)} | {duration(seconds(own))} | {spread} | "
+                f"{max(r.peak_memory_mb for r in own):.0f} MB | {'; '.join(sorted({r.device for r in own}))} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def plan(scale: str, ledger: Ledger, minutes: float) -> tuple[list[Job], float, int, int]:
+    """What a budget buys of the grids in an empty store, in their order: jobs, seconds, of how many, cost unknown."""
+    wanted, chosen, sets, spent, unknown, full = grid.jobs(GRIDS, scale), list[Job](), set[str](), 0.0, 0, False
+    for job in wanted:
+        price = ledger.cost(job, sets)
+        unknown += price is None
+        if price is not None and not full:
+            full = spent + price > 60 * minutes  # what follows waits, though it might be shorter: the order is by value
+            chosen += [] if full else [job]
+            spent += 0.0 if full else price
+            sets.add(job.set_key)
+    return chosen, spent, len(wanted), unknown
+
+
+def budgets(ledger: Ledger) -> str:
+    """What can be reproduced in a given time, with the commands."""
+    with tempfile.TemporaryDirectory() as empty:
+        fresh = {device: Ledger(ledger.store, device) for device in ("cpu", "cuda")}
+        for each in fresh.values():
+            each.store = Store(empty)  # prices come from the records here, but nothing is there yet
+        lines = []
+        for title, minutes in BUDGETS:
+            chosen, spent, of, unknown = plan("laptop", fresh["cpu"], minutes)
+            lines.append(
+                _budget(f"In {title}", f"--scale laptop --budget-minutes {minutes}", chosen, spent, of, unknown)
+            )
+        chosen, spent, of, unknown = plan("gpu", fresh["cuda"], float("inf"))
+        lines.append(_budget("With one GPU", "--scale gpu --device cuda", chosen, spent, of, unknown))
+    return "\n".join(lines)
+
+
+def _budget(title: str, options: str, chosen: Sequence[Job], spent: float, of: int, unknown: int) -> str:
+    arms: dict[str, int] = {}
+    for job in chosen:
+        arms[job.arms[0]] = arms.get(job.arms[0], 0) + 1
+    said = (
+        f"{len(chosen)} of {of} runs, {duration(spent)} by earlier records"
+        if chosen
+        else f"no run of the {of} has a known price yet"
+    )
+    said += f"; {unknown} runs have no record like them, so their price is unknown" if unknown else ""
+    which = "; ".join(f"`{arm}` {n}" for arm, n in arms.items())
+    return f"""### {title}
+
+```bash
+python -m rddlib grid {" ".join(GRIDS)} {options} --store again
+```
+
+{said}.{f" These are: {which}." if which else ""}
+"""
+
+
+def records_table(ledger: Ledger) -> str:
+    """Every record as a row that links can point to."""
+    e, rows = html.escape, []
+    for path in sorted(ledger.store.root.glob("runs/*/*.json"), key=lambda p: (p.parent.name, p.stem)):
+        if (r := ledger.records.get(path.stem)) is None:
+            continue
+        x = DEFAULTS | r.experiment
+        scores = "; ".join(
+            f"{name} {np.mean(r.metrics[name]):.1f}" for name in ("accuracy", "cluster_min") if name in r.metrics
+        )
+        arm = f"{x['dataset']}, {report.arm(r.experiment)}, IPC {x['ipc']}"
+        what = f"{arm}, seed {x['seed']}, judged by {x['eval_network']}"
+        file = f"../_static/records/{r.key}.json"
+        rows.append(
+            f'<tr id="record-{r.key}"><th scope="row"><a href="{file}"><code>{r.key}</code></a>'
+            f'<span class="note">{e(path.parent.name)}, {e(x["scale"])}</span></th><td data-label="Run">{e(what)}</td>'
+            f'<td data-label="Result (%)">{e(scores)}</td><td data-label="Cost">{duration(sum(r.seconds.values()))}, '
+            f'{r.peak_memory_mb:.0f} MB, {e(r.device)}</td><td data-label="Code">{e(r.commit or "-")}, '
+            f"{'current' if ledger.state(r.key) == 'done' else 'stale'}</td></tr>"
+        )
+    head = "".join(f'<th scope="col">{h}</th>' for h in ("Record", "Run", "Result (%)", "Cost", "Code"))
+    body = "\n".join(rows)
+    return f"""```{{raw}} html
+<link rel="stylesheet" href="../_static/verdicts.css">
+<div class="verdict-table"><table><thead><tr>{head}</tr></thead><tbody>
+{body}
+</tbody></table></div>
+```
+"""
+
+
+# --- command line -----------------------------------------------------------------------------------------
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """0 if no page is stale."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pages", nargs="*", type=Path, help="notebooks (default all)")
+    parser.add_argument("--note", action="store_true", help="these pages have just been executed: note their records")
+    parser.add_argument("--time", action="store_true", help="execute these pages once and note what that takes")
+    chosen = parser.parse_args(arguments)
+    root = repository_root()
+    pages, store = [p.resolve() for p in chosen.pages] or notebooks(root), Store(root / "data")
+    if absent := [p for p in pages if p not in notebooks(root)]:
+        raise SettingError("pages", str(absent[0]), "notebooks of the book")
+    if chosen.time:
+        take_time(root, pages)
+    if chosen.note:
+        note(root, pages, store)
+    found = stale_pages(root, Ledger(store))
+    for page, why in found.items():
+        print(f"stale: notebooks/{page}: {'; '.join(why)}")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(BrokenPipeError):
+        sys.exit(main())
