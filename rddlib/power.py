@@ -25,13 +25,15 @@ MOST_SEEDS = 10_000  # beyond it a comparison is called out of reach
 class Pilot:
     """Spread of a pilot of A arms, D distillation seeds each, E trainings on every set; in the units of its values.
 
-    `between`: standard deviation of the true means of distillations of one arm. `within`: of trainings on one set.
-    `paired`: of the difference of two arms at one seed, each arm a mean of `trainings` trainings; pairing takes off
-    what the seed does to all arms alike.
+    `between`: standard deviation of the true means of distillations of one arm. `within`: of trainings on one set;
+    `unshared`: the part of it that is left between arms whose trainings of the same number have the same seed, as
+    `evaluate` gives them. `paired`: of the difference of two arms at one seed, each arm a mean of `trainings`
+    trainings; pairing takes off what a seed does to all arms alike.
     """
 
     between: float
     within: float
+    unshared: float
     paired: float
     paired_df: int
     trainings: int
@@ -42,12 +44,12 @@ class Pilot:
         """`paired`, were each set judged by that many trainings."""
         if trainings is None:
             return self.paired
-        return math.sqrt(self.interaction**2 + 2 * self.within**2 / _count("trainings", trainings))
+        return math.sqrt(self.interaction**2 + 2 * self.unshared**2 / _count("trainings", trainings))
 
     @property
     def interaction(self) -> float:
         """The part of `paired` that no number of trainings takes away: what one seed does to one arm alone."""
-        return math.sqrt(max(self.paired**2 - 2 * self.within**2 / self.trainings, 0.0))
+        return math.sqrt(max(self.paired**2 - 2 * self.unshared**2 / self.trainings, 0.0))
 
     def limits(self, level: float = 0.95) -> tuple[float, float]:
         """Interval of `paired`: chi-square with `paired_df` degrees of freedom. A pilot of few seeds has a wide one."""
@@ -76,8 +78,10 @@ def pilot(tables: Sequence[ArrayLike]) -> Pilot:
     between = max(float(means.var(axis=1, ddof=1).mean()) - within / e, 0.0)
     residual = means - means.mean(1, keepdims=True) - means.mean(0, keepdims=True) + means.mean()
     df = (a - 1) * (d - 1)
+    own = values - values.mean(2, keepdims=True) - values.mean(0, keepdims=True) + values.mean((0, 2), keepdims=True)
+    unshared = math.sqrt(float((own**2).sum()) / ((a - 1) * (e - 1) * d))
     paired = math.sqrt(2 * float((residual**2).sum()) / df)
-    return Pilot(math.sqrt(between), math.sqrt(within), paired, df, e, a, d)
+    return Pilot(math.sqrt(between), math.sqrt(within), unshared, paired, df, e, a, d)
 
 
 def power(gain: float, sd: float, seeds: int, level: float = 0.95) -> float:
@@ -125,7 +129,7 @@ def best_trainings(found: Pilot, set_cost: float, training_cost: float) -> int:
     """Trainings on each set that give the narrowest paired interval at a fixed budget, at least 1.
 
     Costs in one unit, say seconds: of one distillation, of one training with its tests. Cochran 1977, section 10.6:
-    sqrt(cost of a set / cost of a training) x within / between, with the part of the spread that pairing leaves.
+    sqrt(cost of a set / cost of a training) x within / between, with the parts of the spread that pairing leaves.
     Where that part is nothing, every further training on the same set is as good as a set, and the pilot's number is
     returned: no budget should rest on a spread of zero found in a few seeds.
     """
@@ -133,8 +137,22 @@ def best_trainings(found: Pilot, set_cost: float, training_cost: float) -> int:
         raise SettingError("cost", (set_cost, training_cost), "costs above 0")
     if found.interaction == 0:
         return found.trainings
-    ratio = math.sqrt(2) * found.within / found.interaction
+    ratio = math.sqrt(2) * found.unshared / found.interaction
     return max(1, round(math.sqrt(set_cost / training_cost) * ratio))
+
+
+def half_width(
+    found: Pilot, trainings: int, set_cost: float, training_cost: float, budget: float, level: float = 0.95
+) -> float:
+    """Half the width of the interval of a difference that a budget buys, were the pilot's spread the true one.
+
+    Budget and costs in one unit; each seed costs two sets with their trainings. nan where it buys fewer than two seeds.
+    """
+    seeds = int(budget // (2 * (set_cost + _count("trainings", trainings) * training_cost)))
+    if seeds < 2:
+        return float("nan")
+    quantile = float(stats.t.ppf(0.5 + _share("level", level) / 2, seeds - 1))
+    return quantile * found.difference(trainings) / math.sqrt(seeds)
 
 
 def _count(name: str, value: int, least: int = 1) -> int:

@@ -50,6 +50,14 @@ def test_what_a_seed_does_to_all_arms_does_not_count() -> None:
     assert many.paired == pytest.approx(few.paired) and many.between > 10 * few.between
 
 
+def test_what_trainings_of_one_number_share_is_taken_off_too() -> None:
+    rng = numpy_generator(6, "trainings shared")
+    values = arms(3, 200, 4, 1.0, 0.3, 0.5, rng) + 2.0 * rng.standard_normal((1, 200, 4))
+    found = power.pilot(values)
+    assert found.unshared == pytest.approx(0.5, rel=0.05) and found.within > 2.0
+    assert found.interaction == pytest.approx(math.sqrt(2) * 0.3, rel=0.15)
+
+
 @pytest.mark.parametrize(("gain", "own", "within"), [(1.0, 0.5, 0.5), (1.0, 0.2, 0.8), (2.0, 1.0, 0.5)])
 def test_seeds_needed_reach_the_power_in_simulation(gain: float, own: float, within: float) -> None:
     sd = true_paired(own, within, 3)
@@ -74,7 +82,7 @@ def test_the_pilots_interval_of_seeds_covers_the_number_needed() -> None:
 
 
 def test_textbook_values() -> None:
-    """Paired t test, two-sided 5 %, power 80 %: 34 pairs for d = 0.5, 199 for d = 0.2, 15 for d = 0.8 (Cohen 1988)."""
+    """Paired t test, two-sided 5 %, power 80 %: the well-known 199, 34 and 15 pairs."""
     assert [power.seeds_needed(d, 1.0) for d in (0.2, 0.5, 0.8)] == [199, 34, 15]
 
 
@@ -95,7 +103,7 @@ def test_more_trainings_only_help_with_the_part_within() -> None:
 
 @pytest.mark.parametrize(("set_cost", "training_cost"), [(100.0, 40.0), (10.0, 40.0), (4000.0, 40.0)])
 def test_the_best_number_of_trainings_beats_its_neighbours(set_cost: float, training_cost: float) -> None:
-    found = power.Pilot(1.0, 0.9, math.sqrt(2 * (0.3**2 + 0.9**2 / 3)), 100, 3, 2, 100)
+    found = power.Pilot(1.0, 0.9, 0.9, math.sqrt(2 * (0.3**2 + 0.9**2 / 3)), 100, 3, 2, 100)
     best = power.best_trainings(found, set_cost, training_cost)
 
     def variance_at_equal_budget(trainings: int) -> float:
@@ -105,8 +113,15 @@ def test_the_best_number_of_trainings_beats_its_neighbours(set_cost: float, trai
         assert other < 1 or variance_at_equal_budget(best) <= variance_at_equal_budget(other) * 1.02
 
 
+def test_what_a_budget_buys() -> None:
+    """100 units buy five seeds of two sets of 10 each: t with 4 degrees of freedom, 2.776."""
+    found = power.Pilot(1.0, 0.6, 0.6, 1.0, 100, 3, 2, 100)
+    assert power.half_width(found, 3, 4.0, 2.0, 100.0) == pytest.approx(2.776 / math.sqrt(5), rel=1e-3)
+    assert math.isnan(power.half_width(found, 3, 4.0, 2.0, 39.0))
+
+
 def test_a_spread_of_nothing_decides_no_budget() -> None:
-    found = power.Pilot(0.0, 0.9, 0.1, 4, 3, 3, 3)
+    found = power.Pilot(0.0, 0.9, 0.9, 0.1, 4, 3, 3, 3)
     assert found.interaction == 0 and power.best_trainings(found, 100, 40) == 3
 
 
@@ -124,8 +139,8 @@ def test_a_gain_out_of_reach_is_none() -> None:
         (lambda: power.power(1, 1, 1), "seeds"),
         (lambda: power.seeds_needed(1, 1, wanted=1.0), "wanted"),
         (lambda: power.detectable(1, 3, level=0), "level"),
-        (lambda: power.best_trainings(power.Pilot(1, 1, 1, 4, 3, 3, 3), 0, 1), "cost"),
-        (lambda: power.Pilot(1, 1, 1, 4, 3, 3, 3).difference(0), "trainings"),
+        (lambda: power.best_trainings(power.Pilot(1, 1, 1, 1, 4, 3, 3, 3), 0, 1), "cost"),
+        (lambda: power.Pilot(1, 1, 1, 1, 4, 3, 3, 3).difference(0), "trainings"),
     ],
 )
 def test_faulty_calls_are_refused(call, name: str) -> None:
