@@ -20,7 +20,7 @@ from torch import Tensor
 
 from . import data as datasets
 from . import distill, evaluate, groups, kip, prior, provenance, sets, synthetic
-from .base import generator, write_atomic
+from .base import generator, repository_root, write_atomic
 from .bench import TestBench
 from .data import DataSet
 from .experiment import Experiment
@@ -84,7 +84,7 @@ class Probe:
 def probes() -> dict[str, Probe]:
     """All probes by name. Together about ten seconds on one core."""
     judged, looped = MAKERS + JUDGES, MAKERS + LOOP_MAKERS
-    found = {"draw": Probe(MAKERS, _drawn), "bench": Probe(judged, _benched)}
+    found = {"draw": Probe(MAKERS, _drawn), "bench": Probe(judged, _benched), "judge": Probe(judged, _judged)}
     kinds = ((LOOPED, looped, _distilled), (BY_GENERATOR, (*looped, "generator", "prior"), _distilled),
              (OTHER_NETWORKS, (*looped, "archs"), _distilled), (BY_KERNEL, MAKERS + KIP_MAKERS, _distilled),
              (TRAINED, judged, _trained), (ARCHS, (*judged, "archs"), _trained))  # fmt: skip
@@ -150,6 +150,16 @@ def _benched() -> list[float]:
     found = [v for images in (*bench.images.values(), *bench.corrupted.values()) for v in measured(images.double())[:2]]
     made, _ = groups.kmeans_groups(data.normalise(data.test_images), 10, 0)
     return found + measured(made.double())
+
+
+def _judged() -> list[float]:
+    """All metrics of an evaluation: groups of every kind and the audit; one number a metric."""
+    e = tiny(eval_honest_groups=True, eval_audit=2, eval_steps=12, eval_seeds=1, method="random", ipc=12)
+    data = _data(e)
+    small = sets.drawn(data, e)
+    metrics = evaluate.evaluate(small.images, small.labels, data, e, e.seed, (repository_root() / "data" / "groups",))
+    numbers = {name: torch.tensor(v, dtype=torch.float64) for name, v in metrics.items() if not name.endswith("sha256")}
+    return [measured(numbers[name])[2] for name in sorted(numbers)]
 
 
 # --- the ledger -------------------------------------------------------------------------------------------
