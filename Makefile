@@ -60,7 +60,7 @@ bench: $(ENV_STAMP) ## measure speed against the plain loop, <= 10 min on an idl
 	$(PY) benchmarks/run_all.py $(ARGS)
 
 benchtest: $(ENV_STAMP) ## the benchmarks' own tests: both ways give the same numbers, ratios keep to their limits
-	$(PY) -m pytest benchmarks -o python_files='bench_*.py' -p no:xdist $(ARGS)
+	$(PY) -m pytest benchmarks -o python_files='bench_risk.py test_*.py' -p no:xdist $(ARGS)
 
 serve: ## look at the built book over http, on this machine only
 	@test -f _build/html/index.html || { echo "make: there is no book yet: run make book"; exit 1; }

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
 import torch
-from measure import KINDS, How, Work, in_turn
+from measure import How, Work, in_turn
 from plain import augmented
 
 from rddlib import augment
@@ -46,17 +45,3 @@ def results(how: How) -> dict[str, Any]:
     """One entry a case."""
     cases = QUICK if how.quick else CASES
     return {case: in_turn(work, arguments, how.rounds(15), how) for case, arguments in cases.items()}
-
-
-@pytest.mark.parametrize("gradient", [False, True])
-@pytest.mark.parametrize("shared", [False, True])
-def test_both_give_the_same_images(shared: bool, gradient: bool) -> None:
-    arguments = ("color_crop_cutout_flip_scale_rotate", 8, shared, gradient)
-    plainly, library = (work(kind, "cpu", *arguments)() for kind in KINDS)
-    assert torch.allclose(plainly, library, atol=1e-4)
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_augmentation_is_faster(benchmark: Any, case: str) -> None:
-    found = benchmark.pedantic(in_turn, (work, CASES[case], 9), rounds=1)
-    assert found["ratio"]["median"] >= LIMITS[case]

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
 import torch
-from measure import KINDS, How, Work, in_turn, random_data
+from measure import How, Work, in_turn, random_data
 from plain import ImageList, PlainNet, Trainer
 
 from rddlib import nets, recipes
@@ -57,15 +56,3 @@ def results(how: How) -> dict[str, Any]:
     """One entry a case."""
     cases = QUICK if how.quick else CASES
     return {case: in_turn(work, arguments, how.rounds(4), how) for case, arguments in cases.items()}
-
-
-def test_both_find_the_same_accuracies() -> None:
-    torch.set_num_threads(1)
-    plainly, library = (work(kind, "cpu", 5, 8, 4, 200)() for kind in KINDS)
-    assert library == pytest.approx(plainly, abs=1.0)  # two of 200 predictions may sit on the edge
-
-
-@pytest.mark.parametrize("case", ["5 networks, ConvNet-3, width 32"])
-def test_evaluation_is_faster(benchmark: Any, case: str) -> None:
-    found = benchmark.pedantic(in_turn, (work, CASES[case], 3), rounds=1)
-    assert found["ratio"]["median"] >= LIMITS[case]

@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import pytest
-import torch
-from measure import KINDS, How, Work, in_turn, random_data
+from measure import How, Work, in_turn, random_data
 from plain import PlainLoop
 
-from rddlib import fused, prior
+from rddlib import prior
 from rddlib.distill import DistillSettings, begin
 from rddlib.loop import Loop
 
@@ -63,25 +61,3 @@ def growth(how: How) -> dict[str, list[dict[str, Any]]]:
         return {"setting": change} | made[name]
 
     return {name: [one(change) for change in changes] for name, changes in wanted.items()}
-
-
-@pytest.mark.parametrize(("factor", "on"), [(1, True), (2, True), (2, False)])
-def test_both_move_the_images_alike(factor: int, on: bool) -> None:
-    """Two inner steps, fast forms and plain ones of the library: images as in the plain loop, up to rounding."""
-    torch.set_num_threads(1)
-    chosen = {"ipc": 2, "factor": factor, "width": 8, "batch_real": 16, "net_steps": 2, "net_batch": 32,
-              "n_classes": 3}  # fmt: skip
-    with fused.use(on):
-        plainly, library = (work(kind, "cpu", chosen) for kind in KINDS)
-        start = plainly().clone()
-        library()
-        a, b = plainly(), library()
-    assert (a - start).abs().max() > 1e-4  # they do move
-    assert torch.allclose(a, b, atol=1e-5)
-
-
-@pytest.mark.parametrize("case", ["laptop"])
-def test_an_inner_step_is_faster(benchmark: Any, case: str) -> None:
-    found = benchmark.pedantic(in_turn, (work, (CASES[case],), 5), rounds=1)
-    assert found["ratio"]["median"] >= LIMITS[case]
-    assert found["library"]["peak_memory_mb"] <= 2048

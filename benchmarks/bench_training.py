@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
 import torch
 from measure import KINDS, How, Work, in_turn, random_data
 from plain import ImageList, PlainNet, Trainer
@@ -56,17 +55,3 @@ def results(how: How) -> dict[str, Any]:
             entry[kind]["images_per_second"] = round(batch * updates / seconds, 1)
         found[case] = entry
     return found
-
-
-@pytest.mark.parametrize("width", [8, 32])
-def test_both_train_the_same_network(width: int) -> None:
-    torch.set_num_threads(1)
-    plainly, library = (work(kind, "cpu", width, 32, 3)() for kind in KINDS)
-    for a, b in zip(plainly.parameters(), library.parameters(), strict=True):
-        assert torch.allclose(a, b, rtol=1e-3, atol=2e-5)
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_training_is_faster(benchmark: Any, case: str) -> None:
-    found = benchmark.pedantic(in_turn, (work, CASES[case], 5), rounds=1)
-    assert found["ratio"]["median"] >= LIMITS[case]
