@@ -246,7 +246,8 @@ def _budget(title: str, options: str, chosen: Sequence[Job], spent: float, of: i
     return f"""### {title}
 
 ```bash
-python -m rddlib grid {" ".join(GRIDS)} {options} --store again
+python -m rddlib grid {" ".join(GRIDS)} \\
+    {options} --store again
 ```
 
 {said}.{f" These are: {which}." if which else ""}

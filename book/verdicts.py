@@ -42,6 +42,7 @@ PAGES = (("Figure 2", "40_"), ("Figure 3", "41_"), ("Figure 4", "42_"), ("Table 
 SAME_BENCH = ("dataset", "scale", "size", "test_limit", "eval_network", "eval_width", "eval_depth", "eval_recipe",
               "eval_part")  # fmt: skip
 NAMES = {"cluster_min": "cluster-min", "invert": "inversion", "coverage": "coverage (relative)"}
+SAID = {"not": "not replicated"}
 MARKS = {"holds": ("#0072B2", "o"), "fails": ("#D55E00", "X"), "undecided": ("#666666", "|")}
 
 
@@ -110,13 +111,13 @@ def number(finding: Finding) -> str:
     return f"{sides}{shown(finding.difference)}, n = {finding.difference.n}"
 
 
-def detail(finding: Finding, records: dict[str, Record]) -> str:
+def detail(finding: Finding, records: dict[str, Record], several: bool) -> str:
     """All that is known about one comparison, as text."""
     said = [f"{words(finding.comparison.metric)}: {number(finding)}", finding.state]
     if finding.difference is not None:
         said.append(minus(f"standardised difference {finding.effect:.1f}") if np.isfinite(finding.effect) else "")
         said.append("equal within one point" if finding.equal else "not shown to be equal within one point")
-        said += [floor_and_ceiling(finding, records), null(finding, records)]
+        said += [floor_and_ceiling(finding, records), null(finding, records)] if several else []
     return "; ".join(filter(None, said))
 
 
@@ -145,13 +146,19 @@ def row(v: Verdict, ledger: Ledger, root: Path) -> str:
     notes += [f"{c.seen} of the seeds were there when the threshold was fixed"] if c.seen else []
     notes += [f"stale: {len(stale)} of {len(keys)} records were made by other code"] if stale else []
     single = number(v.findings[0]) if len(v.findings) == 1 else v.why
-    details = "".join(f"<li>{e(detail(f, ledger.records))}</li>" for f in v.findings if f.difference is not None)
+    details = "".join(
+        f"<li>{e(detail(f, ledger.records, len(v.findings) > 1))}</li>" for f in v.findings if f.difference is not None
+    )
     page = link(c, root)
     jump = f'<br><a href="{page}">page</a>' if page else ""
     links = "".join(f'<li><a href="records.html#record-{k}">{e(report.arm(r.experiment))}, IPC {r.experiment["ipc"]}, '
                     f'seed {r.experiment["seed"]}</a></li>' for k, r in zip(keys, records, strict=True))  # fmt: skip
     more = f"<details><summary>{len(keys)} records</summary><ul>{links}</ul></details>" if keys else ""
     body = f"<details><summary>numbers</summary><ul>{details}</ul></details>" if details else ""
+    beside = ""
+    if len(v.findings) == 1 and v.findings[0].difference is not None:
+        known = (floor_and_ceiling(v.findings[0], ledger.records), null(v.findings[0], ledger.records))
+        beside = f'<span class="note">{e("; ".join(filter(None, known)))}</span>'
     price = f"{', '.join(scales)}; {duration(costs.seconds(records))}" if scales else (
         f"planned: {', '.join(c.scales)}" if c.scales else "-")  # fmt: skip
     return (
@@ -159,8 +166,8 @@ def row(v: Verdict, ledger: Ledger, root: Path) -> str:
         f'<th scope="row"><span class="where">{e(c.place)}</span> {e(c.claim)}'
         f'<span class="note">{e("; ".join(notes))}</span></th>'
         f'<td data-label="Paper">{e(minus(c.paper))}{"" if c.gain is None else e(minus(f" = {c.gain:+.1f}"))}</td>'
-        f'<td data-label="Here">{e(single)}{body}</td>'
-        f'<td data-label="Verdict"><strong class="verdict">{v.verdict}</strong>'
+        f'<td data-label="Here">{e(single)}{beside}{body}</td>'
+        f'<td data-label="Verdict"><strong class="verdict">{SAID.get(v.verdict, v.verdict)}</strong>'
         f'<span class="note">{reason(v)}</span></td>'
         f'<td data-label="Scale, cost, runs">{e(price)}{jump}{more}</td></tr>'
     )
@@ -175,7 +182,7 @@ def options(name: str, label: str, values: Iterable[tuple[str, str]]) -> str:
 def table(found: Sequence[Verdict], ledger: Ledger, root: Path) -> str:
     """The filters, which the script shows, and the table; without the script the table is whole."""
     filters = [options("table", "Part of the paper", TABLES.items()),
-               options("verdict", "Verdict", ((v, v) for v in verdicts.VERDICTS)),
+               options("verdict", "Verdict", ((v, SAID.get(v, v)) for v in verdicts.VERDICTS)),
                options("reading", "Risk term", READINGS.items())]  # fmt: skip
     head = "".join(f'<th scope="col">{h}</th>' for h in ("Claim", "Paper", "Here", "Verdict", "Scale, cost, runs"))
     rows = "\n".join(row(v, ledger, root) for v in found)

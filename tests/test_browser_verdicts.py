@@ -1,0 +1,144 @@
+"""The page of verdicts in a real browser, read from files as a reader without a server would: filters, links, phone.
+
+Skipped as the other browser tests are.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from urllib.parse import unquote, urlparse
+
+import pytest
+from test_browser import CHROMIUM_NAMES, DESK, FLAGS, HTML, PHONE, absent
+
+pytestmark = pytest.mark.browser
+
+VERDICTS = HTML / "book" / "verdicts.html"
+ROWS = "#verdict-table tbody tr"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[object]:
+    if not VERDICTS.exists():
+        absent("the book is not built: run `make book`")
+    sync_api = pytest.importorskip("playwright.sync_api")
+    path = next(filter(None, (shutil.which(n) for n in [os.environ.get("CHROMIUM", ""), *CHROMIUM_NAMES] if n)), None)
+    if path is None:
+        absent("no browser: no Chromium is on the PATH, and CHROMIUM is not set")
+    with sync_api.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def page(browser):
+    """The page of verdicts over file://, with what the console complained of."""
+    context = browser.new_context(viewport=DESK)
+    page = context.new_page()
+    page.faults = []
+    page.on("console", lambda m: page.faults.append(m.text) if m.type == "error" else None)
+    page.on("pageerror", lambda error: page.faults.append(str(error)))
+    page.goto(VERDICTS.as_uri(), wait_until="load")
+    page.wait_for_selector("#verdict-filters:visible")
+    yield page
+    context.close()
+
+
+def shown(page) -> list[dict[str, str]]:
+    """What the visible rows say of themselves."""
+    return page.eval_on_selector_all(
+        ROWS, "rows => rows.filter(r => r.offsetParent !== null).map(r => ({...r.dataset}))"
+    )
+
+
+def test_filters_leave_the_rows_that_fit_and_say_how_many(page) -> None:
+    every = shown(page)
+    assert len(every) > 200
+    for name in ("table", "verdict", "reading"):
+        for value in sorted({row[name] for row in every}):
+            page.select_option(f"#verdict-filters [name={name}]", value)
+            assert shown(page) == [row for row in every if row[name] == value]
+            assert page.inner_text("#verdict-count") == f"{len(shown(page))} of {len(every)} claims."
+        page.click("#verdict-filters button[type=reset]")
+        page.wait_for_function(f"document.querySelectorAll('{ROWS}:not([hidden])').length === {len(every)}")
+    assert page.faults == []
+
+
+def test_two_filters_hold_together_and_the_address_brings_them_back(page) -> None:
+    page.select_option("#verdict-filters [name=table]", "2")
+    page.select_option("#verdict-filters [name=reading]", "upper")
+    both = shown(page)
+    assert both and all(row["table"] == "2" and row["reading"] == "upper" for row in both)
+    page.reload(wait_until="load")
+    assert shown(page) == both
+    assert page.faults == []
+
+
+def test_filters_work_with_the_keyboard_alone(page) -> None:
+    page.focus("#verdict-filters [name=table]")
+    page.keyboard.press("ArrowDown")
+    assert {row["table"] for row in shown(page)} == {"1"}
+    for _ in range(3):
+        page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.type") == "reset"
+    page.keyboard.press("Enter")
+    page.wait_for_function(f"document.querySelectorAll('{ROWS}:not([hidden])').length > 200")
+
+
+def test_without_the_script_every_claim_is_there(browser) -> None:
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(VERDICTS.as_uri())
+    assert page.locator(ROWS).count() > 200
+    assert not page.locator("#verdict-filters").is_visible()
+    context.close()
+
+
+def test_every_link_of_the_table_leads_somewhere(page) -> None:
+    for address in set(page.eval_on_selector_all("#verdict-table a", "links => links.map(a => a.href)")):
+        parts = urlparse(address)
+        assert parts.scheme == "file" and os.path.exists(unquote(parts.path)), address
+    named = set(
+        page.eval_on_selector_all("#verdict-table a[href*='#record-']", "links => links.map(a => a.hash.slice(1))")
+    )
+    page.goto((HTML / "book" / "records.html").as_uri())
+    there = set(page.eval_on_selector_all("tr[id^=record-]", "rows => rows.map(r => r.id)"))
+    assert named <= there
+
+
+def test_a_number_leads_to_its_record_and_the_record_is_that_run(page) -> None:
+    cell = page.locator(f"{ROWS} details:has(a[href*='#record-'])").first
+    if not cell.count():
+        pytest.skip("no claim has records yet")
+    cell.locator("summary").click()
+    link = cell.locator("a").first
+    key = link.get_attribute("href").split("#record-")[1]
+    link.click()
+    page.wait_for_url("**/records.html#record-*")
+    row = page.locator(f"#record-{key}")
+    assert row.is_visible()
+    file = HTML / "book" / row.locator("a").first.get_attribute("href")
+    assert json.loads(file.read_text())["key"] == key
+
+
+def test_rows_become_blocks_on_a_phone(browser) -> None:
+    context = browser.new_context(viewport=PHONE)
+    page = context.new_page()
+    page.goto(VERDICTS.as_uri(), wait_until="load")
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    assert page.eval_on_selector(f"{ROWS} td", "cell => getComputedStyle(cell).display") == "block"
+    context.close()
+
+
+def test_front_page_shows_tally_and_figure(page) -> None:
+    page.goto((HTML / "book" / "index.html").as_uri(), wait_until="load")
+    assert "claims" in page.inner_text("article")
+    picture = page.locator("article img[src$='forest.png']")
+    if picture.count():
+        assert picture.evaluate("i => i.naturalWidth") > 300
+        assert "Forest plot" in picture.get_attribute("alt")
+        assert (HTML / "_images" / "forest.png").stat().st_size <= 150_000

@@ -1,0 +1,203 @@
+"""The generated pages: what a claim's row says, what things cost, and which pages are stale."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+from rddlib import claims, provenance, verdicts
+from rddlib.experiment import Experiment
+from rddlib.grid import Ledger
+from rddlib.store import Record, Store
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "book" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+costs, build, pages = script("costs"), script("build"), script("verdicts")
+
+
+def record(experiment: Experiment, accuracy: float = 50.0, code: str = "", **changed: object) -> Record:
+    settings = dataclasses.asdict(experiment)
+    made = Record(
+        key=experiment.key, experiment=settings, set_key=experiment.set_key,
+        metrics={"accuracy": [accuracy, accuracy + 1], "cluster_min": [accuracy - 9, accuracy - 8],
+                 "group_sizes": [400, 600]},
+        history=[], seconds={"distill": 100.0, "evaluate": 20.0}, cpu_seconds={"distill": 60.0, "evaluate": 20.0},
+        peak_memory_mb=900.0, device="cpu, 1 threads", versions={}, commit="abc", data_sha256="", created="2026-01-01",
+        source_hash=code or provenance.source_hash(provenance.makers(settings)),
+    )  # fmt: skip
+    return dataclasses.replace(made, **changed)
+
+
+def arm(seeds: int = 3, **settings: object) -> list[Experiment]:
+    return [Experiment.preset("laptop", dataset="cifar10", seed=s, **settings) for s in range(seeds)]
+
+
+def notebook(keys: list[str], mode: str = '"load"') -> str:
+    output = {"output_type": "execute_result", "data": {"text/plain": " ".join(keys), "image/png": "0123456789abcdef"}}
+    cells = [
+        {"cell_type": "markdown", "metadata": {}, "source": ["# Title"]},
+        {"cell_type": "code", "metadata": {"tags": ["parameters"]}, "outputs": [],
+         "source": ["ipc = 1\n", f"mode = {mode}  # load"]},
+        {"cell_type": "code", "metadata": {}, "source": ["x"], "outputs": [output]},
+    ]  # fmt: skip
+    return json.dumps({"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5})
+
+
+@pytest.fixture
+def book(tmp_path: Path) -> tuple[Path, Store, list[Record]]:
+    """A repository with one page and the three records that it shows."""
+    store, made = Store(tmp_path / "data"), [record(e) for e in arm()]
+    for r in made:
+        store.add(r, "group")
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "notebooks" / "30_page.ipynb").write_text(notebook([r.key for r in made]))
+    (tmp_path / "notebooks" / "01_live.ipynb").write_text(notebook([made[0].key], '"live"'))
+    costs.note(tmp_path, costs.notebooks(tmp_path), store)
+    return tmp_path, store, made
+
+
+# --- stale pages ------------------------------------------------------------------------------------------
+
+
+def test_a_page_of_todays_records_and_code_is_not_stale(book: tuple[Path, Store, list[Record]]) -> None:
+    root, store, _ = book
+    assert costs.stale_pages(root, Ledger(store)) == {}
+
+
+def test_a_changed_record_makes_its_pages_stale_and_noting_them_again_ends_that(
+    book: tuple[Path, Store, list[Record]],
+) -> None:
+    root, store, made = book
+    store.add(dataclasses.replace(made[1], created="2026-02-02"), "group")
+    found = costs.stale_pages(root, Ledger(store))
+    assert list(found) == ["30_page.ipynb"]
+    assert found["30_page.ipynb"] == [f"1 of 3 records changed since the page was executed (first: {made[1].key})"]
+    costs.note(root, costs.notebooks(root), store)
+    assert costs.stale_pages(root, Ledger(store)) == {}
+
+
+def test_an_edited_module_and_a_missing_record_make_a_page_stale(book: tuple[Path, Store, list[Record]]) -> None:
+    root, store, made = book
+    store.add(record(arm()[0], code="made by older code"), "group")
+    (store.root / "runs" / "group" / f"{made[2].key}.json").unlink()
+    said = " ".join(costs.stale_pages(root, Ledger(store))["30_page.ipynb"])
+    assert "1 of 3 records made by code that has changed since" in said
+    assert "1 of 3 records no longer there" in said
+
+
+def test_the_build_marks_a_stale_page_and_fills_in_the_fragments(
+    tmp_path: Path, book: tuple[Path, Store, list[Record]]
+) -> None:
+    _, store, made = book
+    source, fragments = tmp_path / "source", tmp_path / "made"
+    (source / "book").mkdir(parents=True)
+    (source / "notebooks").mkdir()
+    fragments.mkdir()
+    (source / "book" / "a.md").write_text("# A\n\n<!-- generated: cost -->\n\nthe end\n")
+    (source / "notebooks" / "30_page.ipynb").write_text(notebook([]))
+    (fragments / "cost.md").write_text("a \\1 fragment")
+    (fragments / "stale.json").write_text(json.dumps({"30_page.ipynb": ["2 records changed"]}))
+    said = build.fill(source, fragments, sorted(store.root.glob("runs/*/*.json")))
+    assert "30_page.ipynb" in said
+    assert (source / "book" / "a.md").read_text() == "# A\n\na \\1 fragment\n\nthe end\n"
+    cells = json.loads((source / "notebooks" / "30_page.ipynb").read_text())["cells"]
+    assert len(cells) == 4 and "This page is stale: 2 records changed." in cells[1]["source"]
+    copied = source / "book" / "_static" / "records" / f"{made[0].key}.json"
+    assert json.loads(copied.read_text())["key"] == made[0].key
+
+
+def test_pages_of_the_book_are_named_where_they_are_stale() -> None:
+    """Not a failure: an edit of the library may come before its runs. The build marks these pages."""
+    if found := costs.stale_pages(ROOT, Ledger(Store(ROOT / "data"))):
+        pytest.xfail("stale pages: " + "; ".join(f"{page}: {', '.join(why)}" for page, why in found.items()))
+
+
+# --- what things cost -------------------------------------------------------------------------------------
+
+
+def test_a_shared_set_is_paid_once_and_processor_time_counts_where_it_is_less() -> None:
+    one, other = record(arm(1)[0]), record(arm(1, eval_network="vgg11")[0])
+    assert one.set_key == other.set_key
+    assert costs.seconds([one]) == 80 and costs.seconds([one, other]) == 100
+    assert costs.seconds([record(e) for e in arm(2, method="random")]) == 160
+
+
+def test_cost_tables_name_runs_memory_and_commands(book: tuple[Path, Store, list[Record]]) -> None:
+    root, store, made = book
+    found = costs.fragments(root, Ledger(store))
+    assert "| `group` | 3 | 4 min | 80 s to 80 s | 900 MB | cpu, 1 threads |" in found["cost_runs"]
+    assert (
+        "| [30_page](../notebooks/30_page.ipynb) | not measured | - | 3 runs, 4 min | 900 MB |" in found["cost_pages"]
+    )
+    assert "computed live" in found["cost_pages"]
+    assert found["cost_budgets"].count("python -m rddlib grid table1") == 4
+    assert "--budget-minutes 10" in found["cost_budgets"] and "--scale gpu --device cuda" in found["cost_budgets"]
+    assert all(f'id="record-{r.key}"' in found["records"] for r in made)
+
+
+def test_a_budget_buys_runs_in_their_order_and_no_more_than_it_can_pay(book: tuple[Path, Store, list[Record]]) -> None:
+    ledger = Ledger(book[1])
+    chosen, spent, of, _ = costs.plan("laptop", ledger, 10)
+    assert spent <= 600 and 0 < len(chosen) < of
+    more = costs.plan("laptop", ledger, 60)
+    assert [j.key for j in more[0]][: len(chosen)] == [j.key for j in chosen]
+
+
+# --- a claim's row ----------------------------------------------------------------------------------------
+
+
+def test_a_row_shows_both_numbers_floor_ceiling_null_and_links(tmp_path: Path) -> None:
+    """The worst cluster of IDC with the upper tail, from records that gain five points."""
+    store = Store(tmp_path / "data")
+    sets = {"upper": 55.0, "control": 50.0}
+    for risk, level in sets.items():
+        for n, e in enumerate(arm(risk=risk, ipc=10)):
+            store.add(record(e, level + n + (0.2 * n if risk == "upper" else 0)), "runs")
+    for e in arm(method="random", ipc=10):
+        store.add(record(e, 30.0), "runs")
+    ledger = Ledger(store)
+    (claim,) = [c for c in claims.read() if c.id == "t2-cifar10-cluster_min-idc-upper"]
+    (found,) = verdicts.judge([claim], ledger.records, claims.Plan(["table2"]))
+    text = pages.row(found, ledger, ROOT)
+    assert 'data-verdict="replicated"' in text and "65.0 − 63.3 = +1.7" in text
+    assert "47.7 − 42.5: +5.2 [" in text and "n = 3" in text
+    assert "floor 21.5, ceiling not run yet" in text
+    assert "if all clusters were equally hard" in text and "2 clusters of 400 to 600" in text
+    assert all(f'records.html#record-{k}"' in text for k in found.keys())  # noqa: SIM118 (a method)
+    assert "laptop; " in text and "3 of the seeds were there when the threshold was fixed" in text
+    figure = tmp_path / "forest.png"
+    pages.forest([found], figure)
+    assert 1000 < figure.stat().st_size <= 150_000
+
+
+def test_what_comes_from_records_cannot_break_the_page() -> None:
+    made = dataclasses.replace(claims.read()[0], claim="<script>alert(1)</script>", paper="1 < 2")
+    text = pages.row(verdicts.Verdict(made, "not tested", "<b>"), Ledger(Store("/nowhere-at-all")), ROOT)
+    assert "<script" not in text and "<b>" not in text and "1 &lt; 2" in text
+
+
+def test_the_tally_adds_up_and_says_when_nothing_was_run() -> None:
+    found = verdicts.judge(
+        claims.read(), {}, claims.Plan(["table1", "table2", "table3", "table4", "table5", "figure4"])
+    )
+    text = pages.tally(found, Ledger(Store("/nowhere-at-all")))
+    assert f"Of {len(found)} claims, **0 are replicated, 0 partly, 0 are not, and {len(found)} are not tested**" in text
+    assert "figure" not in text
+    assert np.isclose(sum(verdicts.tally(found)[v] for v in verdicts.VERDICTS), len(found))
