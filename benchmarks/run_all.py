@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import batched
 import bench_augment
 import bench_evaluation
 import bench_inner_step
@@ -35,7 +36,8 @@ PARTS: dict[str, tuple[Callable[[How], Any], float]] = {
     "augmentation": (bench_augment.results, 0.2),
     "inner_step": (bench_inner_step.results, 0.5),
     "evaluation": (bench_evaluation.results, 0.65),
-    "growth": (bench_inner_step.growth, 0.88),
+    "growth": (bench_inner_step.growth, 0.86),
+    "batched": (batched.results, 0.88),
 }
 ON_A_PROCESSOR: dict[str, tuple[Callable[[How], Any], float]] = {
     "risk": (small.risk, 0.9),
@@ -67,7 +69,8 @@ def head(how: How) -> dict[str, Any]:
         "kind": "gpu" if how.device == "cuda" else "cpu", "words": provenance.describe_device(how.device == "cuda"),
         "threads": how.threads, "clock": how.clock_name, "quick": how.quick, "complete": False,
         "versions": {"python": ".".join(map(str, sys.version_info[:3])), "torch": torch.__version__.split("+")[0]},
-        "commit": provenance.commit(), "source_hash": source_hash(), "seconds": 0, "ceilings": ceilings(how), "results": {},
+        "commit": provenance.commit(), "source_hash": source_hash(), "seconds": 0, "ceilings": ceilings(how),
+        "results": {},
     }  # fmt: skip
 
 

@@ -219,15 +219,164 @@ def test_quick_results_need_a_place_of_their_own(capsys: pytest.CaptureFixture[s
     assert "--out" in capsys.readouterr().err
 
 
-def test_all_benchmarks_run_end_to_end_and_the_page_takes_their_file(tmp_path: Path) -> None:
-    file = tmp_path / "found.json"
-    command = [sys.executable, str(BENCHMARKS / "run_all.py"), "--quick", "--threads", "1", "--out", str(file)]
+def test_memory_is_that_of_laptop_runs_on_cifar10_by_a_processor(tmp_path: Path) -> None:
+    import small
+
+    (tmp_path / "runs" / "x").mkdir(parents=True)
+    fits = {"scale": "laptop", "dataset": "cifar10", "method": "idc"}
+    others = [fits | {"scale": "smoke"}, fits | {"dataset": "digits"}]
+    kept = [(fits, 900.0, "cpu, 1 threads"), (fits, 1200.0, "cpu, 2 threads"), (fits, 9e3, "A100"),
+            *((e, 9e3, "cpu") for e in others)]  # fmt: skip
+    for number, (experiment, peak, device) in enumerate(kept):
+        text = json.dumps({"experiment": experiment, "peak_memory_mb": peak, "device": device})
+        (tmp_path / "runs" / "x" / f"{number}.json").write_text(text)
+    assert small.laptop_memory(tmp_path)["by_method"] == {"idc": {"runs": 2, "largest_mb": 1200.0}}
+    assert small.laptop_memory(tmp_path / "nothing")["largest_mb"] is None
+
+
+# --- the session on a lent machine ------------------------------------------------------------------------------
+
+SESSION = BENCHMARKS / "gpu_session.py"
+# A machine without these packages, and without those that a run imports but never calls. Prints the checks.
+BARE = """
+import importlib.machinery, runpy, sys
+real = importlib.machinery.PathFinder.find_spec
+def find(name, path=None, target=None):
+    gone = {"tqdm", "scipy", "safetensors", "pandas", "matplotlib", "PIL", "sklearn", "pytest"}
+    return None if name.split(".")[0] in gone else real(name, path, target)
+importlib.machinery.PathFinder.find_spec = find
+sys.meta_path[:] = [f for f in sys.meta_path if "editable" not in repr(f).lower()]
+names = runpy.run_path(sys.argv[1])
+print(next(names["checks"].everything("cpu")))
+job = names["grid"].jobs(["sanity"], "smoke")[0]
+print(names["refused"](job.experiment, None, names["Store"](sys.argv[2])))
+"""
+
+
+def session(out: Path) -> list[str]:
+    return ["--device", "cpu", "--scale", "smoke", "--threads", "1", "--out", str(out), "--grid", "sanity"]
+
+
+def test_a_session_checks_measures_runs_and_packs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import gpu_session
+
+    from rddlib.archive import merge
+    from rddlib.store import Store
+
+    out = tmp_path / "out"
+    command = [sys.executable, str(SESSION), *session(out), "--minutes", "10", "--runs", "1"]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stderr
-    found = json.loads(file.read_text())
+    assert done.returncode == 0, done.stdout + done.stderr
+    facts = json.loads((out / "session.json").read_text())
+    assert all(check["passed"] for check in facts["checks"])
+    assert facts["step"] == "done"
+    (key,) = facts["made"]
+    (measured,) = out.glob("cpu-*.json")
+    found = json.loads(measured.read_text())
     assert found["complete"]
-    assert {*run_all.PARTS, *run_all.ON_A_PROCESSOR, "laptop_memory"} == set(found["results"])
-    root = repository(tmp_path, found | {"quick": False})
+    assert [run["key"] for run in found["runs"]] == [key]
+    assert merge(out / "records.zip", Store(tmp_path / "home")).added == [key]
+    assert {*run_all.PARTS, *run_all.ON_A_PROCESSOR} == set(found["results"])
+
+    root = repository(tmp_path, found | {"quick": False})  # the page takes the very file
     assert page.main([], root) == 0
     assert page.main(["--check"], root) == 0
     assert torch.__version__.split("+")[0] in (root / page.PAGE).read_text()
+
+    monkeypatch.setattr(gpu_session.checks, "everything", lambda device: iter([]))
+    monkeypatch.setattr(gpu_session.signal, "signal", lambda *_: None)
+    assert gpu_session.main([*session(out), "--minutes", "10", "--runs", "1"]) == 0
+    said = capsys.readouterr().out
+    assert "measured before" in said  # nothing is done twice
+    assert "0 runs are missing" in said
+
+
+def test_a_bare_machine_can_check_and_says_what_it_cannot_run(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", BARE, str(SESSION), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    check, refusal = done.stdout.splitlines()
+    assert check.startswith("ok")
+    assert "No module named 'sklearn'" in refusal
+
+
+def test_a_failed_check_ends_the_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import checks
+    import gpu_session
+
+    wrong = checks.Check("planted", float("nan"), 1.0)
+    monkeypatch.setattr(checks, "everything", lambda device: iter([wrong]))
+    monkeypatch.setattr(gpu_session.signal, "signal", lambda *_: None)
+    assert gpu_session.main(["--device", "cpu", "--scale", "smoke", "--minutes", "1", "--out", str(tmp_path)]) == 1
+    facts = json.loads((tmp_path / "session.json").read_text())
+    assert not facts["checks"][0]["passed"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["session.json"]
+
+
+def test_a_session_without_a_gpu_says_how_to_try_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import gpu_session
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    assert gpu_session.main(["--minutes", "1", "--out", str(tmp_path)]) == 2
+    assert "--device cpu --scale smoke" in capsys.readouterr().err
+
+
+def test_a_wrong_fast_form_is_seen_by_the_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    import checks
+
+    from rddlib import loop
+
+    right = loop.Loop._move
+    monkeypatch.setattr(
+        loop.Loop, "_move", lambda self, g: right(self, {c: {k: -v for k, v in g[c].items()} for c in g})
+    )
+    found = next(checks.pairs("planted", ("reference", "cpu"), ("library", "cpu")))
+    assert not found.passed
+
+
+# --- classes batched instead of looped --------------------------------------------------------------------------
+
+
+def loops(**chosen: Any) -> tuple[Any, Any]:
+    """The library's loop and the batched prototype from the same start, in double precision."""
+    from dataclasses import replace
+
+    import batched
+
+    from rddlib import prior
+    from rddlib.distill import DistillSettings, begin
+    from rddlib.loop import Loop
+
+    data = measure.random_data(90, n_classes=3)
+    data = replace(data, train_images=data.train_images.double() / 255)
+    settings = DistillSettings(**{"ipc": 2, "width": 8, "batch_real": 16, "net_steps": 1, "net_batch": 16} | chosen)
+    source = prior.load("none", data, settings.prior_layer, settings.prior_start)
+    state = begin(data, settings, source)
+    return Loop(data, settings, state, source), batched.BatchedLoop(data, settings, state, source)
+
+
+@pytest.mark.parametrize(
+    "chosen", [{"factor": 1}, {"factor": 2}, {"momentum_image": 0.0}, {"batch_synthetic": 3}], ids=str
+)
+def test_all_classes_at_once_end_where_one_after_another_does(chosen: dict[str, Any]) -> None:
+    looped, batched = loops(lr_image=5.0, **chosen)
+    start = looped.codes["pixels"].clone()
+    for _ in range(3):
+        for each in (looped, batched):
+            each.image_steps()
+            each.network_steps()
+        for name in ("codes", "velocity"):
+            one, other = (getattr(each, name)["pixels"] for each in (looped, batched))
+            assert torch.allclose(one, other, rtol=0, atol=1e-12)
+    assert (looped.codes["pixels"] - start).abs().max() > 0.5  # they do move
+
+
+@pytest.mark.parametrize(
+    "chosen", [{"image_step": "sum"}, {"batch_real": 64}, {"where": "matching", "risk": "upper"}], ids=str
+)
+def test_what_cannot_be_batched_is_refused(chosen: dict[str, Any]) -> None:
+    with pytest.raises(NotImplementedError, match="full batches"):
+        loops(**chosen)
