@@ -57,6 +57,15 @@ def looks(records: Sequence[Record]) -> dict[int, Interval]:
     return {k: mean_interval(curves[:, :, -k:].max(2) - last) for k in range(1, curves.shape[2] + 1)}
 
 
+def over_trainings(records: Sequence[Record], test: str) -> Interval:
+    """What the best of a set's trainings adds to their mean on a test, with an interval over distillation seeds.
+
+    The other selection of published numbers: several networks are trained on one set and the largest value is told.
+    """
+    values = [r.metrics[test] for r in sorted(records, key=lambda r: r.experiment["seed"])]
+    return mean_interval([[max(own) - float(np.mean(own))] for own in values])
+
+
 def expected_best(error: float, looks: int, draws: int = 20000) -> float:
     """The mean of the largest of `looks` independent errors of this standard deviation: what chance alone would add.
 

@@ -57,6 +57,12 @@ def test_the_largest_of_one_is_nothing_and_grows_with_the_looks() -> None:
     assert selection.expected_best(1.0, 2) == pytest.approx(1 / np.sqrt(np.pi), abs=0.02)
 
 
+def test_the_best_of_some_trainings() -> None:
+    one = record(0, np.zeros((3, 2)), np.zeros((3, 2)))
+    records = [Record(**(vars(one) | {"metrics": {"accuracy": v}})) for v in ([1.0, 2.0, 6.0], [5.0, 5.0, 5.0])]
+    assert selection.over_trainings(records, "accuracy").mean == pytest.approx(1.5)
+
+
 def test_faulty_calls_are_refused() -> None:
     records = fluctuating(numpy_generator(2, "faulty"), 1)
     with pytest.raises(SettingError, match="reading"):
