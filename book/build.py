@@ -21,7 +21,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 QUICKSTART = Path("notebooks/00_quickstart.ipynb")
 TOP_FILES = ("_config.yml", "_toc.yml")
-SCRIPTS = ("build.py", "equations.py", "performance.py", "verdicts.py", "costs.py")  # they make pages and are none
+SCRIPTS = ("build.py", "equations.py", "performance.py", "verdicts.py", "costs.py", "prices.py")  # no pages
+GENERATORS = ("verdicts.py", "prices.py")  # each writes fragments for pages
 FRAGMENT = re.compile(r"^<!-- generated: (\w+) -->$", re.MULTILINE)
 
 
@@ -150,8 +151,9 @@ def overlay(executed: Path, notebooks: Path) -> str:
 
 def verdicts(root: Path, build: Path) -> str:
     """Compute verdicts and costs from the records, put them on their pages, and mark pages whose runs are stale."""
-    script, made, source = root / "book" / "verdicts.py", build / "generated", build / "source"
-    if not script.exists():
+    made, source = build / "generated", build / "source"
+    scripts = [root / "book" / name for name in GENERATORS if (root / "book" / name).exists()]
+    if not scripts:
         return "no verdicts"
     folders = ("data/runs/*/*.json", "data/grids/*.toml", "data/coverage/*.json", "data/*.json", "data/claims.csv",
                "rddlib/*.py", "notebooks/*.ipynb", "book/*.md", "book/*.py")  # fmt: skip
@@ -159,7 +161,8 @@ def verdicts(root: Path, build: Path) -> str:
     if not fresh(build / "generated.stamp", key, made):
         shutil.rmtree(made, ignore_errors=True)
         advice = "The error above names the claim, the record or the grid."
-        run("verdicts", [sys.executable, str(script), "--into", str(made)], advice, root)
+        for script in scripts:
+            run("verdicts", [sys.executable, str(script), "--into", str(made)], advice, root)
         (build / "generated.stamp").write_text(key)
     return fill(source, made, sorted(root.glob("data/runs/*/*.json")))
 
@@ -168,6 +171,10 @@ def fill(source: Path, made: Path, records: Iterable[Path]) -> str:
     """Put fragments in the place of their marks, the records beside the pages, and a note on each stale page."""
     for page in (source / "book").glob("*.md"):
         text = page.read_text(encoding="utf-8")
+        if absent := [m[1] for m in FRAGMENT.finditer(text) if not (made / f"{m[1]}.md").is_file()]:
+            raise StepError(
+                "verdicts", f"book/{page.name} asks for {', '.join(absent)}, which no script of book/ makes."
+            )
         full = FRAGMENT.sub(lambda mark: (made / f"{mark[1]}.md").read_text(encoding="utf-8"), text)
         if full != text:
             page.write_text(full, encoding="utf-8")

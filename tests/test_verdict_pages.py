@@ -121,6 +121,9 @@ def test_the_build_marks_a_stale_page_and_fills_in_the_fragments(
     assert len(cells) == 4 and "This page is stale: 2 records changed." in cells[1]["source"]
     copied = source / "book" / "_static" / "records" / f"{made[0].key}.json"
     assert json.loads(copied.read_text())["key"] == made[0].key
+    (source / "book" / "b.md").write_text("<!-- generated: nothing -->")
+    with pytest.raises(build.StepError, match=r"book/b\.md asks for nothing"):
+        build.fill(source, fragments, [])
 
 
 def test_pages_of_the_book_are_named_where_they_are_stale() -> None:
