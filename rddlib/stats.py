@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy.special import stdtrit  # Student's quantile alone: scipy.stats takes most of the import time of a run
 
 from .base import SettingError, numpy_generator
 
@@ -58,7 +58,7 @@ def mean_interval(values: ArrayLike, level: float = 0.95, resamples: int = 4000,
     if d == 1:
         return Interval(mean, float("nan"), float("nan"), 1)
     error = two_level_bootstrap(table, resamples, seed).std() * np.sqrt(d / (d - 1))
-    half = float(stats.t.ppf(0.5 + level / 2, d - 1) * error)
+    half = float(stdtrit(d - 1, 0.5 + level / 2) * error)
     return Interval(mean, mean - half, mean + half, d)
 
 
