@@ -337,6 +337,22 @@ def test_a_wrong_fast_form_is_seen_by_the_checks(monkeypatch: pytest.MonkeyPatch
     assert not found.passed
 
 
+def test_a_stopped_session_keeps_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import gpu_session
+
+    def stopped(how: measure.How, minutes: float, keep: Any) -> dict[str, Any]:
+        keep({"results": {"training": 1}, "complete": False})
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(gpu_session.checks, "everything", lambda device: iter([]))
+    monkeypatch.setattr(gpu_session.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(gpu_session.run_all, "measured", stopped)
+    assert gpu_session.main([*session(tmp_path), "--minutes", "1"]) == 130
+    assert "goes on from there" in json.loads((tmp_path / "session.json").read_text())["step"]
+    (measured,) = tmp_path.glob("cpu-*.json")
+    assert json.loads(measured.read_text())["results"] == {"training": 1}
+
+
 # --- classes batched instead of looped --------------------------------------------------------------------------
 
 
