@@ -1,9 +1,9 @@
 """How often a headline holds over the choices that a method leaves open: specifications, their curve, their shares.
 
 A specification is one way to make every choice; its gain is the run with the risk term less the control that differs
-from it in the term alone, at the same seed. Specifications share controls, so they are not independent: intervals
-resample the controls with all that is compared with them. Sources: Steegen et al. 2016 (multiverse); Simonsohn,
-Simmons & Nelson 2020 (specification curve).
+from it in the term alone, at the same seed. Specifications share controls, so they are not independent: an interval
+counts every control as one coin, however many runs are compared with it. Sources: Steegen et al. 2016 (multiverse);
+Simonsohn, Simmons & Nelson 2020 (specification curve).
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
-from .base import SettingError, numpy_generator
+from .base import SettingError
 from .store import Record
 
 OF_THE_TERM = ("risk", "where", "alpha", "average", "worst", "scope", "space", "max_centres", "centre_choice")
@@ -26,7 +27,7 @@ CLEAR = 2.0  # a gain this many standard errors (of the trainings) from zero is 
 
 @dataclass(frozen=True)
 class Share:
-    """A share in per cent of n specifications, with an interval that resamples their controls."""
+    """A share in per cent of n specifications, with an interval that counts their controls."""
 
     percent: float
     low: float
@@ -35,8 +36,6 @@ class Share:
     controls: int
 
     def __str__(self) -> str:
-        if not np.isfinite(self.low):
-            return f"{self.percent:.0f} % of {self.n} (too few controls for an interval)"
         return f"{self.percent:.0f} % of {self.n} [{self.low:.0f}, {self.high:.0f}]"
 
 
@@ -81,22 +80,19 @@ def _choices(settings: dict[str, Any], widest: dict[str, int]) -> dict[str, Any]
     }  # fmt: skip
 
 
-def share(found: pd.DataFrame, test: str, resamples: int = 2000, level: float = 0.95) -> Share:
+def share(found: pd.DataFrame, test: str, level: float = 0.95) -> Share:
     """The share of specifications with a gain above zero. Raises SettingError where there is none.
 
-    Interval: controls drawn again, each with its specifications; none below four controls.
+    Interval: Clopper & Pearson 1934 with the number of controls in the place of the number of runs. That is exact where
+    all runs beside a control rise or fall with it, and too wide where they do not.
     """
     if found.empty:
         raise SettingError("found", "no specification", "at least one run with its control")
-    own = [group[test].to_numpy() > 0 for _, group in found.groupby("control", sort=True)]
-    hits, sizes = np.array([o.sum() for o in own]), np.array([len(o) for o in own])
-    percent = 100 * float(hits.sum() / sizes.sum())
-    if len(own) < 4:
-        return Share(percent, float("nan"), float("nan"), len(found), len(own))
-    drawn = numpy_generator(0, "multiverse", len(own)).integers(len(own), size=(resamples, len(own)))
-    shares = 100 * hits[drawn].sum(1) / sizes[drawn].sum(1)
-    low, high = np.quantile(shares, [(1 - level) / 2, (1 + level) / 2])
-    return Share(percent, float(low), float(high), len(found), len(own))
+    n, part = found["control"].nunique(), float((found[test] > 0).mean())
+    tail, hits = (1 - level) / 2, part * n
+    low = stats.beta.ppf(tail, hits, n - hits + 1) if hits > 0 else 0.0
+    high = stats.beta.ppf(1 - tail, hits + 1, n - hits) if hits < n else 1.0
+    return Share(100 * part, 100 * float(low), 100 * float(high), len(found), n)
 
 
 def clear(found: pd.DataFrame, test: str) -> tuple[int, int]:
