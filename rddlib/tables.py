@@ -250,11 +250,12 @@ def between(page: Page, lines: Sequence[Line], columns: Sequence[Column]) -> str
     named = {line.name: line for line in lines}
     said = []
     for column in columns:
-        ends = [arm(page, end, column).level(column.test) for end in (FLOOR, CEILING)]
-        own = arm(page, named["IDC"], column).level(column.test) if "IDC" in named else None
+        wanted = {"IDC": arm(page, named["IDC"], column), "floor": arm(page, FLOOR, column)}
+        wanted |= {"ceiling": arm(page, CEILING, column)}
+        own, *ends = (a.level(column.test) for a in wanted.values())
         if own is None or ends[0] is None or ends[1] is None:
-            absent = [n for n, x in (("IDC", own), ("the floor", ends[0]), ("the ceiling", ends[1])) if x is None]
-            said.append(f"{column.name}: {' and '.join(absent)} not run yet")
+            absent = {f"{n} {NOT_RUN if a.planned else NOT_PLANNED}" for n, a in wanted.items() if not a.records}
+            said.append(f"{column.name}: {', '.join(sorted(absent))}")
             continue
         share = 100 * (own.mean - ends[0].mean) / (ends[1].mean - ends[0].mean)
         said.append(f"{column.name}: IDC covers {share:.0f} % of the way from random images ({ends[0].mean:.1f}) "

@@ -96,7 +96,7 @@ def test_sentences_follow_from_the_numbers(page: Page) -> None:
     assert "0 have been run" in none and "above" not in none
     assert "one seed only" in tables.reading([Gap("a", "b", "c", Interval(1.0, np.nan, np.nan, 1), 2.0)])
     assert tables.reading([]) == "No comparison of accuracy is planned at this scale."
-    assert tables.between(page, tables.LINES, COLUMNS[:1]) == "standard: the ceiling not run yet."
+    assert tables.between(page, tables.LINES, COLUMNS[:1]) == "standard: ceiling not planned."
 
 
 def test_the_papers_numbers_are_read_by_table() -> None:
