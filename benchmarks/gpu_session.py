@@ -117,7 +117,7 @@ class Session:
             scheduler.go(max(0.0, min(self.options.slice_minutes, self.left())), self.ended)
             self.pack()
             jobs = self.missing()
-        self.note("done", left=len(jobs))
+        self.note("done", left=len(jobs), made=[record.key for record in self.store.records()])
 
     # --- runs -------------------------------------------------------------------------------------------------
 

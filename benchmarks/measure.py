@@ -47,6 +47,7 @@ class How:
     effort: float = 1.0  # rounds, as a multiple of the usual ones
     quick: bool = False  # one round of tiny work: does it run at all?
     end: float = math.inf  # time.monotonic() after which no round begins beyond the least
+    stop: float = math.inf  # and after which none begins beyond the first
 
     def rounds(self, usual: int) -> int:
         return 1 if self.quick else max(LEAST, round(usual * self.effort))
@@ -146,7 +147,8 @@ def in_turn(factory: Factory, arguments: tuple[Any, ...], rounds: int, how: How 
         counts = {kind: pipe.recv() for kind, pipe in pipes.items()}
         taken: dict[str, list[float]] = {kind: [] for kind in KINDS}
         for number in range(-1, rounds):  # one to settle down: the counting run pages memory in too
-            if number >= LEAST and time.monotonic() > how.end:
+            now = time.monotonic()
+            if (number >= LEAST and now > how.end) or (number >= 1 and now > how.stop):
                 break
             for kind in KINDS if number % 2 else reversed(KINDS):
                 pipes[kind].send(True)

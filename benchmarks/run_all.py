@@ -55,7 +55,7 @@ def measured(how: How, minutes: float, keep: Callable[[dict[str, Any]], None] = 
             print(f"{time.monotonic() - start:5.0f} s  {name}: no time is left, not measured", flush=True)
             continue
         print(f"{time.monotonic() - start:5.0f} s  {name}", flush=True)
-        made = part(dataclasses.replace(how, end=start + 60 * minutes * share))
+        made = part(dataclasses.replace(how, end=start + 60 * minutes * share, stop=start + 60 * minutes))
         found["results"][name] = with_shares(made, found["ceilings"])
         found["seconds"] = round(time.monotonic() - start)
         keep(found)

@@ -270,6 +270,7 @@ def test_a_session_checks_measures_runs_and_packs(
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stdout + done.stderr
     facts = json.loads((out / "session.json").read_text())
+    assert len(facts["checks"]) == 8
     assert all(check["passed"] for check in facts["checks"])
     assert facts["step"] == "done"
     (key,) = facts["made"]
