@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from . import fused, kip, prior, synthetic
+from . import fused, kip, nets, prior, synthetic
 from .base import generator, write_atomic
 from .data import DataSet
 from .loop import State, outer_step
@@ -47,7 +47,8 @@ def distill(
         state = load_state(checkpoint, state)
     try:
         while state.outer < settings.outer_steps:
-            state = outer_step(data, settings, state, source)
+            with nets.arithmetic(settings.precision, data.train_images.device):
+                state = outer_step(data, settings, state, source)
             if checkpoint is not None and (state.outer % every == 0 or state.outer == settings.outer_steps):
                 save_state(checkpoint, state)
             if on_step is not None:

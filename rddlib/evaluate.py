@@ -43,6 +43,9 @@ class EvaluateSettings:
     eval_groups: int = setting(10, "k-means groups of test images for cluster-min", low=2)
     eval_honest_groups: bool = setting(False, "test groups in independent features, and balanced by class, too")
     eval_audit: int = setting(0, "steps in each training at which test and validation accuracy are noted", low=0)
+    eval_precision: str = setting(
+        "float32", "arithmetic of these trainings and tests; bfloat16: products alone", choices=nets.PRECISIONS
+    )
     eval_part: str = setting("test", "what is tested: the test part, or a tenth of the training part kept out",
                              choices=("test", "validation"))  # fmt: skip
 
@@ -124,8 +127,9 @@ def evaluate(
     rows = list(done)
     for number in range(len(rows), settings.eval_seeds):
         look = Audit(data, *validation) if validation else None
-        net = train(images, labels, data, settings, derive_seed(seed, "evaluation", number), factor, at, look)
-        rows.append(bench.score(net, data) | (look.row() if look else {}))
+        with nets.arithmetic(settings.eval_precision, images.device):
+            net = train(images, labels, data, settings, derive_seed(seed, "evaluation", number), factor, at, look)
+            rows.append(bench.score(net, data) | (look.row() if look else {}))
         if on_seed is not None:
             on_seed(rows)
     metrics: Metrics = {name: [row[name] for row in rows] for name in rows[0]}

@@ -117,6 +117,10 @@ class DistillSettings(KipSettings):
     match_augment: str = setting("color_crop_cutout", "augmentation shared by real and synthetic images")
     net_augment: str = setting("color_crop", "augmentation of the network step")
     cutmix: float = setting(0.5, "probability of CutMix in the network step", low=0, high=1)
+    precision: str = setting(
+        "float32", "arithmetic of the loop's networks; bfloat16: products alone, images and weights stay float32",
+        choices=nets.PRECISIONS,
+    )  # fmt: skip
     seed: int = setting(0, "distillation seed: the unit of replication", low=0)
 
     def __post_init__(self) -> None:

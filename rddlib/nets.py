@@ -7,7 +7,8 @@ ConvNet is the field's common network (Gidaris & Komodakis 2018, in the form of 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise
 
@@ -27,6 +28,7 @@ FIXED_DEPTH: dict[str, Callable[[int, int, int, int], nn.Module]] = {
     "vit": archs.ViT,
 }
 NETWORKS = ("convnet", *FIXED_DEPTH)
+PRECISIONS = ("float32", "bfloat16")
 
 # Channels of every block (ConvNet) or of the first stage (ResNets, VGG; the last has eight times as many); dimensions
 # of the tokens (ViT).
@@ -152,6 +154,21 @@ def _fill(module: nn.Module, generator: torch.Generator, he: bool) -> set[str]:
     if isinstance(module, archs.Dropout):
         module.reseed(int(torch.randint(2**62, (), generator=generator, device=generator.device)))
     return set()
+
+
+@contextmanager
+def arithmetic(precision: str, device: torch.device) -> Iterator[None]:
+    """Within the block, the arithmetic of the networks: float32, or bfloat16 products with float32 weights and images.
+
+    bfloat16 is PyTorch's autocast, so norms, losses and sums stay in float32; it halves memory traffic and doubles or
+    more the rate of products where the device has them (H100-class cards, AVX-512 processors), and is slow elsewhere.
+    """
+    if precision == "float32":
+        yield
+        return
+    # Without its cache: that keeps the rounded weights until the block ends, and they are trained within it.
+    with fused.use(False), torch.autocast(device.type, dtype=torch.bfloat16, cache_enabled=False):
+        yield
 
 
 def parameter_count(net: nn.Module) -> int:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from rddlib import fused
-from rddlib.base import generator
+from rddlib import distill, evaluate, fused, loop, nets, prior, probes, sets, stats
+from rddlib.base import SettingError, generator
+from rddlib.data import load
 
 Loss = Callable[[Tensor], Tensor]
 Measure = Callable[[list[Tensor]], Tensor]
@@ -211,3 +213,42 @@ def test_networks_of_another_form_are_not_taken() -> None:
             setattr(net, change, nn.Identity())
         assert not fused.differentiable(net), change
     assert not fused.differentiable(nn.Linear(2, 2))
+
+
+# --- bfloat16 products --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("chosen", [{"factor": 2}, {"method": "dm", "net_steps": 0}, {"method": "glad", "cutmix": 0.0}])
+def test_bfloat16_moves_images_the_same_way(chosen: dict[str, Any]) -> None:
+    """One step: the images stay float32 and move along nearly the same gradient; bfloat16 has 8 bits of mantissa."""
+    short = {"outer_steps": 1, "inner_steps": 1, "lr_image": 1e-3, **chosen}
+    data = load("digits")
+    moved = {}
+    for precision in nets.PRECISIONS:
+        s = probes.tiny(**short, precision=precision)
+        source = prior.load(s.parts().prior, data, s.prior_layer, s.prior_start)
+        begun = distill.begin(data, s, source)
+        with nets.arithmetic(s.precision, torch.device("cpu")):
+            after = loop.outer_step(data, s, begun, source)
+        assert all(code.dtype == torch.float32 for code in after.codes.values())
+        moved[precision] = torch.cat([(after.codes[n] - begun.codes[n]).flatten() for n in begun.codes])
+    gap = (moved["float32"] - moved["bfloat16"]).norm() / moved["float32"].norm()
+    assert 1e-5 < gap < 0.1
+
+
+def test_bfloat16_trains_as_well() -> None:
+    """Eight trainings each from the same starts: accuracy equal within three points, by an equivalence test."""
+    data = load("digits")
+    small = sets.drawn(data, probes.tiny(method="random", ipc=20))
+    found = {}
+    for precision in nets.PRECISIONS:
+        s = probes.tiny(eval_precision=precision, eval_steps=60, eval_seeds=8, eval_shifts=False)
+        found[precision] = evaluate.evaluate(small.images, small.labels, data, s, 0)["accuracy"]
+    assert found["float32"] != found["bfloat16"]
+    gap = stats.paired_difference(*(np.array(found[p])[:, None] for p in ("bfloat16", "float32")))
+    assert min(found["float32"]) > 40 and gap.low > -3 and gap.high < 3
+
+
+def test_unknown_precision_is_refused() -> None:
+    with pytest.raises(SettingError, match="precision = 'float16'"):
+        probes.tiny(precision="float16")
