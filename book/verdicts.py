@@ -254,7 +254,7 @@ def forest(found: Sequence[Verdict], path: Path) -> None:
         for f in own:
             colour, mark = MARKS[f.state]
             axes.plot([f.difference.low, f.difference.high], [y, y], color=colour, lw=0.9)
-            axes.plot(f.difference.mean, y, mark, color=colour, ms=3.5 if mark != "|" else 6)
+            axes.plot(f.difference.mean, y, mark, color=colour, ms={"o": 3.5, "X": 4.5, "|": 6}[mark])
             if f.comparison.claim.gain is not None and len(f.comparison.claim.test.split(" ; ")) == 1:
                 axes.plot(f.comparison.claim.gain, y, "D", mfc="none", mec="black", mew=0.6, ms=2.8)
             y += 1

@@ -204,3 +204,20 @@ def test_the_tally_adds_up_and_says_when_nothing_was_run() -> None:
     assert f"Of {len(found)} claims, **0 are replicated, 0 partly, 0 are not, and {len(found)} are not tested**" in text
     assert "figure" not in text
     assert np.isclose(sum(verdicts.tally(found)[v] for v in verdicts.VERDICTS), len(found))
+
+
+def test_the_front_page_says_of_the_details_what_their_records_show() -> None:
+    """Rows 7 and 8 move accuracy by less than a point, the matched distance and the judge's recipe by several."""
+    store = Store(ROOT / "data")
+
+    def accuracy(**changed: object) -> list[float]:
+        experiments = [Experiment.preset("laptop", dataset="cifar10", ipc=10, seed=s, **changed) for s in range(3)]
+        records = [record for e in experiments if (record := store.find(e.key)) is not None]
+        return [sum(r.metrics["accuracy"]) / len(r.metrics["accuracy"]) for r in records]
+
+    base = accuracy()
+    small, large = ({"net_data": "synthetic"}, {"net_steps": 0}), ({"metric": "dc"}, {"eval_recipe": "dc"})
+    for changes, fits in ((small, lambda gap: abs(gap) < 1), (large, lambda gap: gap < -2)):
+        for changed in changes:
+            own = accuracy(**changed)
+            assert len(own) == len(base) == 3 and fits(sum(own) / 3 - sum(base) / 3), changed
