@@ -82,13 +82,32 @@ def main() -> None:
     for case, (n, m, d, classes, probes, dtype) in CASES.items():
         for name, term in TERMS.items():
             found = {key: summary(values) for key, values in ratios(case, term, arguments.rounds).items()}
-            rows.append({"case": case, "loss": name, "n": n, "m": m, "d": d, "classes": classes, "M": probes,
-                         "dtype": str(dtype).removeprefix("torch."), **found})
-            print(f"{case:42s} {name:18s} batched {found['batched_ms']['median']:7.2f} ms, "
-                  f"loop {found['loop_ms']['median']:7.2f} ms, ratio {found['ratio']}")
-    result = {"what": "M evaluations of the bilevel L(S): batched against a Python loop", "device": arguments.device,
-              "threads": 1, "clock": "CPU time", "rounds": arguments.rounds,
-              "torch": torch.__version__.split("+")[0], "rows": rows}
+            rows.append(
+                {
+                    "case": case,
+                    "loss": name,
+                    "n": n,
+                    "m": m,
+                    "d": d,
+                    "classes": classes,
+                    "M": probes,
+                    "dtype": str(dtype).removeprefix("torch."),
+                    **found,
+                }
+            )
+            print(
+                f"{case:42s} {name:18s} batched {found['batched_ms']['median']:7.2f} ms, "
+                f"loop {found['loop_ms']['median']:7.2f} ms, ratio {found['ratio']}"
+            )
+    result = {
+        "what": "M evaluations of the bilevel L(S): batched against a Python loop",
+        "device": arguments.device,
+        "threads": 1,
+        "clock": "CPU time",
+        "rounds": arguments.rounds,
+        "torch": torch.__version__.split("+")[0],
+        "rows": rows,
+    }
     path = Path(__file__).parent / "results" / f"zeroth_{arguments.device}.json"
     write_atomic(path, json.dumps(result, indent=1) + "\n")
 

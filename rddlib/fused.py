@@ -70,7 +70,8 @@ class NormReluPool(nn.GroupNorm):
         super().__init__(channels, channels, eps)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The block's output; the plain operations where `usable` says no."""
+        """The block's output; the plain operations where `usable` says no. A bfloat16 product goes on as float32."""
+        x = x.float() if x.dtype == torch.bfloat16 and x.device.type == "cpu" else x
         if not usable(x):
             return F.avg_pool2d(super().forward(x).relu(), 2)
         y: Tensor = _Block.apply(x, self.weight, self.bias, self.eps)  # type: ignore[no-untyped-call]

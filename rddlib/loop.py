@@ -131,9 +131,10 @@ class Loop:
             return F.cross_entropy(logits, torch.full((len(logits),), c, device=logits.device))
 
         if self.parts.objective == "gradient" and fused.usable(seen) and fused.differentiable(self.net):
-            return fused.image_gradient(
-                self.net, seen.detach(), loss, lambda found: match.distance(target, found, metric), metric == "dc"
-            )
+            with torch.autocast(seen.device.type, enabled=False):  # written out for one type of number
+                return fused.image_gradient(
+                    self.net, seen.detach(), loss, lambda found: match.distance(target, found, metric), metric == "dc"
+                )
         images = seen.detach().requires_grad_()
         gap = match.distance(target, self._statistic(images, c), metric)
         return gap.detach(), torch.autograd.grad(gap, images)[0]

@@ -167,7 +167,7 @@ def arithmetic(precision: str, device: torch.device) -> Iterator[None]:
         yield
         return
     # Without its cache: that keeps the rounded weights until the block ends, and they are trained within it.
-    with fused.use(False), torch.autocast(device.type, dtype=torch.bfloat16, cache_enabled=False):
+    with torch.autocast(device.type, dtype=torch.bfloat16, cache_enabled=False):
         yield
 
 
