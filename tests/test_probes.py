@@ -36,7 +36,7 @@ UNPROBED = {
         risk._tail_items risk.cvar risk.cvar_as_printed risk.released_step risk.rockafellar_uryasev risk.tail_weights
         risk.value_at_risk""",
     "the exact derivative called from C++, where no profile is taken": "fused.backward",
-    "switches and refusals": "fused.use evaluate.check_fit kip.ipc kip.seed methods.differs",
+    "switches and refusals": "fused.use fused.keep_memory evaluate.check_fit kip.ipc kip.seed methods.differs",
 }
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from rddlib import report
+from rddlib import provenance, report
 from rddlib.base import SettingError
 from rddlib.store import Record
 
@@ -51,7 +51,7 @@ def test_null_uses_the_sizes_of_the_groups() -> None:
 
 
 def test_old_code_is_called_stale() -> None:
-    now = dataclasses.replace(RECORDS[0], source_hash=report.source_hash(report.makers(RECORDS[0].experiment)))
+    now = dataclasses.replace(RECORDS[0], source_hash=provenance.source_hash(provenance.makers(RECORDS[0].experiment)))
     assert report.provenance([RECORDS[1], now])["code"].tolist() == ["stale", "current"]
 
 
