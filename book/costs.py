@@ -61,10 +61,18 @@ def notebooks(root: Path) -> list[Path]:
 
 
 def named(page: Path, noted: Iterable[str] = ()) -> list[str]:
-    """The 16-digit names in a page's outputs and those noted for it: keys of records, for the most part."""
+    """Keys of records that a page shows: the 16-digit names in its outputs, those of its grid, those noted for it."""
     cells = json.loads(page.read_text(encoding="utf-8"))["cells"]
     text = json.dumps([[o for o in c.get("outputs", ()) if o["output_type"] != "error"] for c in cells])
-    return sorted(set(KEY.findall(re.sub(r'"image/png": "[^"]*"', "", text))) | set(noted))
+    return sorted(set(KEY.findall(re.sub(r'"image/png": "[^"]*"', "", text))) | set(of_grid(page)) | set(noted))
+
+
+def of_grid(page: Path) -> list[str]:
+    """Keys of the grid that a page is about, at the scale of its parameters: such a page sums records up, unnamed."""
+    cells = json.loads(page.read_text(encoding="utf-8"))["cells"]
+    code = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")
+    name, scale = re.search(r'Page\.of\("(\w+)"', code), re.search(r'^scale = "(\w+)"', code, re.MULTILINE)
+    return [job.key for job in grid.jobs([name[1]], scale[1])] if name and scale else []
 
 
 def in_load_mode(page: Path) -> bool:
@@ -97,6 +105,7 @@ def stale_pages(root: Path, ledger: Ledger) -> dict[str, list[str]]:
         faults = {
             "made by code that has changed since": [k for k in keys if k in now and ledger.state(k) == "stale"],
             "changed since the page was executed": [k for k in keys if k in now and before.get(k, now[k]) != now[k]],
+            "are new since the page was executed": [k for k in of_grid(page) if k in now and k not in before],
             "no longer there": [k for k in keys if k not in now],
         }
         said = [f"{len(own)} of {len(keys)} records {why} (first: {own[0]})" for why, own in faults.items() if own]

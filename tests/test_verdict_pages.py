@@ -93,6 +93,20 @@ def test_a_changed_record_makes_its_pages_stale_and_noting_them_again_ends_that(
     assert costs.stale_pages(root, Ledger(store)) == {}
 
 
+def test_a_page_of_a_grid_knows_its_records_without_naming_them(book: tuple[Path, Store, list[Record]]) -> None:
+    """A record that arrives after the page was executed, or changes, is noticed."""
+    root, store, made = book
+    cells = json.loads(notebook([]))
+    cells["cells"][2]["source"] = ['scale = "laptop"\n', 'page = Page.of("table2", scale, dataset, mode)']
+    (root / "notebooks" / "31_sums.ipynb").write_text(json.dumps(cells))
+    costs.note(root, costs.notebooks(root), store)
+    assert costs.stale_pages(root, Ledger(store)) == {}
+    store.add(dataclasses.replace(made[0], created="2026-02-02"), "group")
+    store.add(record(Experiment.preset("laptop", dataset="cifar10", seed=3)), "group")
+    said = " ".join(costs.stale_pages(root, Ledger(store))["31_sums.ipynb"])
+    assert "1 of 4 records changed since" in said and "1 of 4 records are new since" in said
+
+
 def test_an_edited_module_and_a_missing_record_make_a_page_stale(book: tuple[Path, Store, list[Record]]) -> None:
     root, store, made = book
     store.add(record(arm()[0], code="made by older code"), "group")
