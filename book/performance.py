@@ -193,7 +193,7 @@ TARGETS = (
            ratio("training", "ConvNet-3, width 128, batch 64"), 2, 6),
     Target("the same with bfloat16 products, an option for processors and cards that have them",
            ratio("training", "ConvNet-3, width 128, batch 64, bfloat16 products"), 2, 6),
-    Target("network training: share of the arithmetic peak (processor), of bare bf16 convolutions (GPU)",
+    Target("training: share of the arithmetic peak (processor), of bare bf16 convolutions (GPU)",
            share, 35, 50, "%"),
     Target("one IDC inner step as published (10 classes, 64 real and 40 decoded each, 32 network batches of 64)",
            ratio("inner_step", "published"), 2, 5),
