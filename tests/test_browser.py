@@ -184,7 +184,8 @@ def test_every_image_has_an_alternative_text(seen_page, name: str) -> None:
 def test_every_figure_of_the_notebook_is_shown(seen_page, name: str) -> None:
     path = ROOT / f"{name}.ipynb"
     cells = json.loads(path.read_text())["cells"] if path.exists() else []
-    figures = sum("image/png" in output.get("data", {}) for cell in cells for output in cell.get("outputs", []))
+    shown = [output.get("data", {}) for cell in cells for output in cell.get("outputs", [])]
+    figures = sum("image/png" in data or "image/jpeg" in data for data in shown)
     page = seen_page(name).page
     images = page.locator("article .cell_output img").count()
     broken = page.eval_on_selector_all("article img", "images => images.filter(i => !i.naturalWidth).map(i => i.src)")
