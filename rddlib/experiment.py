@@ -86,6 +86,8 @@ class Experiment(DistillSettings, EvaluateSettings):
         found = {name for name in methods.OVERRIDES if not self.differs(name)}
         if self.risk == "control":
             found |= {"where", "alpha", "average", "worst", "scope", "space", "max_centres", "centre_choice"}
+        if self.real_choice == "random":
+            found |= {"real_choice_interval", "real_pool"}
         if self.ipc <= self.max_centres:
             found.add("centre_choice")
         if self.parts().prior == "none":

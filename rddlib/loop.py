@@ -18,10 +18,11 @@ from .base import generator
 from .data import DataSet
 from .methods import DistillSettings
 from .prior import Codes, Prior
+from .representative import Representatives
 from .risk import robust_loss
 from .synthetic import SyntheticSet
 
-STREAMS = ("net", "real", "match augment", "net batch", "net augment", "centres", "synthetic batch")
+STREAMS = ("net", "real", "match augment", "net batch", "net augment", "centres", "synthetic batch", "real choice")
 
 
 @dataclass
@@ -71,6 +72,7 @@ class Loop:
             self.net.parameters(), lr=settings.lr_net, momentum=self.parts.momentum_net,
             weight_decay=self.parts.decay_net,
         )  # fmt: skip
+        self.representatives = Representatives(data, self.members, settings, self.streams["real choice"])
         self.risky = self.term.average > 0 or self.term.worst > 0
         if self.risky:
             centres = synthetic.choose_centres(
@@ -236,6 +238,8 @@ class Loop:
     # --- batches ------------------------------------------------------------------------------------------
 
     def _real_batch(self, c: int) -> Tensor:
+        if self.s.real_choice == "representative":
+            return self.representatives.batch(c, self.net)
         members = self.members[c]
         chosen = torch.randperm(len(members), generator=self.streams["real"])[: self.s.batch_real]
         return members[chosen.to(members.device)]

@@ -110,6 +110,14 @@ class DistillSettings(KipSettings):
     lr_image: float = setting(5e-3, "learning rate of the images, as used (after IDC's scaling by ipc and size)", low=0)
     momentum_image: float = setting(0.5, "momentum of the images", low=0, high=0.999)
     batch_real: int = setting(64, "real images of a class in one matching step", low=1)
+    real_choice: str = setting(
+        "random", "which real images of a class are matched: drawn, or the nearest to the centres of k-means clusters "
+        "in the network's features (DREAM)", choices=("random", "representative"),
+    )  # fmt: skip
+    real_choice_interval: int = setting(10, "image steps between two clusterings of a class", low=1)
+    real_pool: int | None = setting(
+        None, "images of a class that are clustered, drawn anew each time; default: all of them", low=1
+    )
     batch_synthetic: int = setting(128, "decoded images of a class in one matching step, at most", low=1)
     net_steps: int = setting(8, "network updates after each image step", low=0)
     net_batch: int = setting(256, "images in one network update (the paper's 256)", low=1)
@@ -161,6 +169,9 @@ def check_fit(data: DataSet, settings: DistillSettings) -> None:
         return
     if settings.batch_real > smallest:
         raise SettingError("batch_real", settings.batch_real, f"at most {smallest}, the smallest class")
+    pool = settings.real_pool if settings.real_choice == "representative" else None
+    if pool is not None and not settings.batch_real <= pool <= smallest:
+        raise SettingError("real_pool", pool, f"{settings.batch_real} (batch_real) to {smallest}, the smallest class")
     if settings.parts().net_data == "real" and settings.net_batch > len(data.train_labels):
         raise SettingError("net_batch", settings.net_batch, f"at most {len(data.train_labels)}, the training set")
     nets.check_fit(settings.network, data.shape, settings.depth, settings.width)

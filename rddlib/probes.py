@@ -9,6 +9,7 @@ steps on the embedded digits, and what comes out is kept in `data/lineage.json` 
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Callable
@@ -53,6 +54,10 @@ BY_GENERATOR: dict[str, dict[str, Any]] = {
     "glad": {"method": "glad", "prior_layer": 1, "cutmix": 0.0},
     "glad projected": {"method": "glad", "prior_layer": 0, "prior_start": "project", "cutmix": 0.0, **RISKY},
 }
+BY_CHOICE: dict[str, dict[str, Any]] = {
+    "idc representative": {"real_choice": "representative", "real_choice_interval": 1, "real_pool": 40},
+    "dm representative": {"method": "dm", "net_steps": 0, "lr_image": 3.0, "real_choice": "representative"},
+}
 OTHER_NETWORKS: dict[str, dict[str, Any]] = {
     "idc resnet": {"network": "resnetap10", "width": 4, "size": 32, "outer_steps": 1},
 }
@@ -86,6 +91,7 @@ def probes() -> dict[str, Probe]:
     judged, looped = MAKERS + JUDGES, MAKERS + LOOP_MAKERS
     found = {"draw": Probe(MAKERS, _drawn), "bench": Probe(judged, _benched), "judge": Probe(judged, _judged)}
     kinds = ((LOOPED, looped, _distilled), (BY_GENERATOR, (*looped, "generator", "prior"), _distilled),
+             (BY_CHOICE, (*looped, "representative"), _distilled),
              (OTHER_NETWORKS, (*looped, "archs"), _distilled), (BY_KERNEL, MAKERS + KIP_MAKERS, _distilled),
              (TRAINED, judged, _trained), (ARCHS, (*judged, "archs"), _trained))  # fmt: skip
     for settings, modules, run in kinds:
@@ -168,12 +174,11 @@ def _judged() -> list[float]:
 def all_makers() -> list[tuple[str, ...]]:
     """The sets of modules that results are made by, one for each kind of result."""
     found = set()
-    for part in ("all", "distill"):
-        for method in ("random", "idc", "glad", "kip"):
-            for network in ("convnet", "vit"):
-                for own in ("convnet", "resnetap10"):
-                    e = {"method": method, "eval_network": network, "network": own}
-                    found.add(provenance.makers(e, part))
+    networks = (("convnet", "vit"), ("convnet", "resnetap10"))
+    kinds = (("random", "idc", "glad", "kip"), *networks, ("random", "representative"), ("all", "distill"))
+    for method, network, own, choice, part in itertools.product(*kinds):
+        e = {"method": method, "eval_network": network, "network": own, "real_choice": choice}
+        found.add(provenance.makers(e, part))
     return sorted(found)
 
 

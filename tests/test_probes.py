@@ -29,7 +29,7 @@ UNPROBED = {
         readers._read_images readers._read_mat readers._svhn readers.import_torchvision readers.path_label
         readers.read_folder readers.read_npz data.validation prior.from_stylegan prior._from_signed""",
     "groups of test images: kept in files with their hashes": """
-        groups.make_feature_groups groups.train groups.embedded""",
+        groups.make_feature_groups groups.train""",
     "measures beside the records": """
         bench.nulls groups._agreement groups.overlap groups.training_overlap kip.storage corrupt.network_severity""",
     "references and definitions, tested one by one": """
