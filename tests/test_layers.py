@@ -22,7 +22,7 @@ ORDER = (
     "kip", "methods", "representative", "loop", "distill", "bench", "audit", "evaluate", "presets", "provenance",
     "store", "sets", "genmake", "experiment", "probes", "grid", "schedule", "admit", "archive", "price", "report",
     "pages", "tables", "coverage", "claims", "verdicts",
-    "power", "factorial", "causes", "multiverse", "selection",
+    "power", "factorial", "causes", "multiverse", "selection", "speedups",
 )
 # fmt: on
 ENTRY_POINTS = ("__init__", "__main__")
