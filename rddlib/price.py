@@ -142,10 +142,8 @@ def work(experiment: Experiment | Mapping[str, Any]) -> Work:
 def _distilling(e: Experiment, shape: tuple[int, int, int], classes: int) -> tuple[float, float]:
     """Multiply-adds and network passes of the loop."""
     one, _ = forward(e.network, shape, classes, e.depth, e.width)
-    parts, tiles = e.parts(), e.factor**2
-    steps, risky = e.outer_steps * e.inner_steps, e.risk in ("upper", "lower")
-    shown = min(e.batch_synthetic, e.ipc * tiles)
-    mean = parts.objective == "mean"
+    parts, tiles, steps = e.parts(), e.factor**2, e.outer_steps * e.inner_steps
+    shown, mean, risky = min(e.batch_synthetic, e.ipc * tiles), parts.objective == "mean", e.risk in ("upper", "lower")
     image: float = e.batch_real * (1 if mean else GRADIENT) + shown * (MATCHED_MEAN if mean else MATCHED_GRADIENT)
     n_net = e.net_batch if parts.net_data == "real" else min(e.net_batch, classes * e.ipc * tiles)
     updates = e.outer_steps * (e.inner_steps - (not parts.train_last)) * e.net_steps
@@ -154,7 +152,9 @@ def _distilling(e: Experiment, shape: tuple[int, int, int], classes: int) -> tup
         centres = min(e.ipc, e.max_centres) * tiles  # of a class
         network += classes * centres + n_net if e.where == "network" else 0
         image += centres + e.batch_real if e.where == "matching" else 0
-    madds = (steps * classes * image + updates * network) * one
+    clusterings = e.outer_steps * -(-e.inner_steps // e.real_choice_interval) * (e.real_choice == "representative")
+    embedded = clusterings * (e.real_pool or shape_of(e)[2] // classes)  # of a class
+    madds = (steps * classes * image + updates * network + classes * embedded) * one
     if parts.prior != "none":
         madds += steps * classes * e.ipc * GRADIENT * decoding(e.dataset, shape, classes)
     return madds, float(2 * steps * classes + updates)

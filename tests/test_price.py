@@ -80,6 +80,8 @@ def watched(e: Experiment) -> tuple[float, float]:
     [
         {"ipc": 2}, {"ipc": 2, "factor": 2}, {"ipc": 2, "risk": "upper"}, {"ipc": 12, "risk": "upper"},
         {"method": "dm"}, {"method": "dsa", "ipc": 3}, {"risk": "upper", "where": "matching"}, {"net_steps": 5},
+        {"real_choice": "representative", "real_choice_interval": 2},
+        {"real_choice": "representative", "real_pool": 40},
     ],
     ids=str,
 )  # fmt: skip
