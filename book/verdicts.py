@@ -27,7 +27,7 @@ from rddlib import claims, report, verdicts  # noqa: E402
 from rddlib.base import repository_root, write_atomic  # noqa: E402
 from rddlib.experiment import Experiment  # noqa: E402
 from rddlib.grid import Ledger, duration  # noqa: E402
-from rddlib.stats import Interval, minimum_null  # noqa: E402
+from rddlib.stats import Interval, mean_interval, minimum_null  # noqa: E402
 from rddlib.store import Record, Store  # noqa: E402
 from rddlib.verdicts import Finding, Verdict  # noqa: E402
 
@@ -121,6 +121,21 @@ def detail(finding: Finding, records: dict[str, Record], several: bool) -> str:
     return "; ".join(filter(None, said))
 
 
+def by_falling(finding: Finding, records: dict[str, Record]) -> str:
+    """What to read beside a drop that is smaller because the standard accuracy fell; '' for any other comparison."""
+    test, _, standard = finding.comparison.metric.partition("-")
+    if not standard or finding.state != "holds":
+        return ""
+    signed = [(weight, keys) for (weight, _), keys in zip(finding.comparison.terms, finding.keys, strict=True)]
+    gain = {m: sum(w * np.array([np.mean(records[k].metrics[m]) for k in keys]) for w, keys in signed)
+            for m in (test, standard)}  # fmt: skip
+    own = mean_interval(gain[test])
+    if own.low > 0 or gain[standard].mean() >= 0:
+        return ""
+    return (f"holds because {words(standard)} fell ({minus(f'{gain[standard].mean():+.1f}')}), not because accuracy "
+            f"under the test rose ({shown(own)})")  # fmt: skip
+
+
 # --- the table --------------------------------------------------------------------------------------------
 
 
@@ -157,7 +172,8 @@ def row(v: Verdict, ledger: Ledger, root: Path) -> str:
     body = f"<details><summary>numbers</summary><ul>{details}</ul></details>" if details else ""
     beside = ""
     if len(v.findings) == 1 and v.findings[0].difference is not None:
-        known = (floor_and_ceiling(v.findings[0], ledger.records), null(v.findings[0], ledger.records))
+        known = (floor_and_ceiling(v.findings[0], ledger.records), null(v.findings[0], ledger.records),
+                 by_falling(v.findings[0], ledger.records))  # fmt: skip
         beside = f'<span class="note">{e("; ".join(filter(None, known)))}</span>'
     price = f"{', '.join(scales)}; {duration(costs.seconds(records))}" if scales else (
         f"planned: {', '.join(c.scales)}" if c.scales else "-")  # fmt: skip
@@ -212,6 +228,10 @@ def tally(found: Sequence[Verdict], ledger: Ledger) -> str:
             f"{counts['not']} are not, and {counts['not tested']} are not tested** ({counts['undecided']} of these "
             f"because the intervals leave it open, the others for want of runs or a measure). Scales so far: {scales}. "
             "[Each claim with its numbers](verdicts.md).")  # fmt: skip
+    falling = sum(v.verdict == "replicated" and any(by_falling(f, ledger.records) for f in v.findings) for v in found)
+    if falling:
+        line += (f" Of those replicated, {falling} say that a drop from the standard test gets "
+                 "smaller, and it does because accuracy on the standard test fell.")  # fmt: skip
     line += f" {stale} of the records behind them were made by code that has changed since." if stale else ""
     states = {s: sum(f.state == s for f in tested) for s in MARKS}
     if not tested:

@@ -15,6 +15,7 @@ import pytest
 from rddlib import claims, provenance, verdicts
 from rddlib.experiment import Experiment
 from rddlib.grid import Ledger
+from rddlib.stats import paired_difference
 from rddlib.store import Record, Store
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -235,3 +236,29 @@ def test_the_front_page_says_of_the_details_what_their_records_show() -> None:
         for changed in changes:
             own = accuracy(**changed)
             assert len(own) == len(base) == 3 and fits(sum(own) / 3 - sum(base) / 3), changed
+
+    said = " ".join((ROOT / "book" / "index.md").read_text().replace(" points", "").split())
+    for changed in ({"net_data": "synthetic"}, {"net_steps": 0}, {"metric": "dc"}, {"eval_recipe": "glad"}):
+        assert str(paired_difference(accuracy(**changed), base)) in said, changed
+    for risk in ("upper", "lower"):
+        assert str(paired_difference(accuracy(risk=risk), base)) in said, risk
+
+
+@pytest.mark.parametrize(
+    ("standard", "shifted", "told"),
+    [((-2.0, -1.9, -2.1), (0.0, 0.3, -0.3), True),  # only the standard accuracy moves
+     ((-2.0, -1.9, -2.1), (1.0, 1.1, 0.9), False),  # the accuracy under the test rises as well
+     ((0.5, 0.6, 0.4), (2.0, 2.1, 1.9), False)],  # a drop that is smaller for the better
+)  # fmt: skip
+def test_a_smaller_drop_says_so_where_only_the_standard_accuracy_fell(
+    standard: tuple[float, ...], shifted: tuple[float, ...], told: bool
+) -> None:
+    claim = next(c for c in claims.read() if c.id == "t2-cifar10-invert-idc-upper-drop")
+    records = {}
+    for e in (e for risk in ("upper", "control") for e in arm(ipc=10, risk=risk)):
+        more, other = (standard[e.seed], shifted[e.seed]) if e.risk == "upper" else (0.0, 0.0)
+        made = {"accuracy": [50.0 + more], "invert": [20.0 + other]}
+        records[e.key] = record(e, metrics=made)
+    found = verdicts.find(claims.comparisons(claim, {})[0], records, claims.Plan(["table2"]))
+    assert found.state == "holds"
+    assert bool(pages.by_falling(found, records)) is told
