@@ -162,7 +162,7 @@ def test_cost_tables_name_runs_memory_and_commands(book: tuple[Path, Store, list
     found = costs.fragments(root, Ledger(store))
     assert "| `group` | 3 | 4 min | 80 s to 80 s | 900 MB | cpu, 1 threads |" in found["cost_runs"]
     assert (
-        "| [30_page](../notebooks/30_page.ipynb) | not measured | - | 3 runs, 4 min | 900 MB |" in found["cost_pages"]
+        "| 30 [Title](../notebooks/30_page.ipynb) | not measured | - | 3 runs, 4 min | 900 MB |" in found["cost_pages"]
     )
     assert "computed live" in found["cost_pages"]
     assert found["cost_budgets"].count("python -m rddlib grid table1") == 4
