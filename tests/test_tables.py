@@ -95,6 +95,9 @@ def test_sentences_follow_from_the_numbers(page: Page) -> None:
     none = tables.reading([Gap("a", "b", "c", None, None)])
     assert "0 have been run" in none and "above" not in none
     assert "one seed only" in tables.reading([Gap("a", "b", "c", Interval(1.0, np.nan, np.nan, 1), 2.0)])
+    tails = [Gap(f"IDC, {tail}", "IDC", "c", None, 1.1, "idc_r") for tail in ("upper", "lower")]
+    said = tables.reading([*tails, Gap("GLaD, upper", "GLaD", "c", None, -0.5, "glad_r")])
+    assert "The paper has 2 such differences; 1 of them are above zero, and they go from -0.5 to +1.1." in said
     assert tables.reading([]) == "No comparison of accuracy is planned at this scale."
     assert tables.between(page, tables.LINES, COLUMNS[:1]) == "standard: ceiling not planned."
 
