@@ -102,24 +102,24 @@ def execute_quickstart(root: Path, build: Path) -> str:
     return "ran here, just now"
 
 
+def _checked(root: Path, name: str, absent: str, outcome: str, fault: str) -> str:
+    """Have a script of book/ compare its page with what the page is made from."""
+    script = root / "book" / f"{name}.py"
+    if not script.exists():
+        return absent
+    advice = f"The lines above name {fault}; python book/{name}.py writes the page anew."
+    run(name, [sys.executable, str(script), "--check"], advice, root)
+    return outcome
+
+
 def equations(root: Path, build: Path) -> str:
     """Check that every equation of the paper has its function, its test and its page."""
-    script = root / "book" / "equations.py"
-    if not script.exists():
-        return "no table of equations"
-    advice = "The lines above name the equation; python book/equations.py writes the page anew."
-    run("equations", [sys.executable, str(script), "--check"], advice, root)
-    return "complete"
+    return _checked(root, "equations", "no table of equations", "complete", "the equation")
 
 
 def performance(root: Path, build: Path) -> str:
     """Check that the page on performance shows the measurements that are there."""
-    script = root / "book" / "performance.py"
-    if not script.exists():
-        return "no measurements"
-    advice = "The lines above name what differs; python book/performance.py writes page and figures anew."
-    run("performance", [sys.executable, str(script), "--check"], advice, root)
-    return "up to date"
+    return _checked(root, "performance", "no measurements", "up to date", "what differs")
 
 
 def stage(root: Path, build: Path) -> str:

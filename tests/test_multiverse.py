@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import unmade
 
 from rddlib import grid, multiverse
 from rddlib.base import SettingError, numpy_generator
@@ -15,11 +14,7 @@ from rddlib.store import Record
 
 
 def record(experiment: Experiment, values: list[float]) -> Record:
-    return Record(
-        key=experiment.key, experiment=dataclasses.asdict(experiment), metrics={"accuracy": values}, history=[],
-        seconds={}, cpu_seconds={}, peak_memory_mb=1.0, device="cpu", versions={}, commit="", source_hash="",
-        data_sha256="", created="",
-    )  # fmt: skip
+    return unmade(experiment, {"accuracy": values})
 
 
 def made(scale: str, gain, rng: np.random.Generator, sd: float = 0.1) -> list[Record]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from conftest import unmade
 
 from rddlib import selection
 from rddlib.base import SettingError, numpy_generator
@@ -17,10 +18,7 @@ def record(seed: int, test: np.ndarray, valid: np.ndarray) -> Record:
         "audit_last": test[:, -1].tolist(), "audit_chosen": chosen, "audit_best": test.max(1).tolist(),
         "audit_test": test.tolist(), "audit_validation": valid.tolist(),
     }  # fmt: skip
-    return Record(
-        key=f"k{seed}", experiment={"seed": seed}, metrics=metrics, history=[], seconds={}, cpu_seconds={},
-        peak_memory_mb=1.0, device="cpu", versions={}, commit="", source_hash="", data_sha256="", created="",
-    )  # fmt: skip
+    return unmade({"seed": seed}, metrics, key=f"k{seed}")
 
 
 def fluctuating(rng: np.random.Generator, seeds: int, level: float = 50.0) -> list[Record]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from conftest import unmade
 
 from rddlib import tables
 from rddlib.experiment import Experiment
@@ -25,11 +25,7 @@ COLUMNS = [
 
 def record(experiment: Experiment, accuracy: float, least: float) -> Record:
     metrics = {"accuracy": [accuracy, accuracy + 1], "cluster_min": [least, least], "group_sizes": [1000] * 10}
-    return Record(
-        key=experiment.key, experiment=dataclasses.asdict(experiment), metrics=metrics, history=[], seconds={},
-        cpu_seconds={}, peak_memory_mb=1.0, device="cpu", versions={}, commit="", source_hash="", data_sha256="",
-        created="",
-    )  # fmt: skip
+    return unmade(experiment, metrics)
 
 
 @pytest.fixture
