@@ -43,6 +43,7 @@ SAME_BENCH = ("dataset", "scale", "size", "test_limit", "eval_network", "eval_wi
               "eval_part")  # fmt: skip
 NAMES = {"cluster_min": "cluster-min", "invert": "inversion", "coverage": "coverage (relative)"}
 SAID = {"not": "not replicated"}
+REASONS = ("undecided", "some runs missing", "no runs", "no test")  # why a claim is not tested
 MARKS = {"holds": ("#0072B2", "o"), "fails": ("#D55E00", "X"), "undecided": ("#666666", "|")}
 
 
@@ -143,10 +144,16 @@ def reason(v: Verdict) -> str:
     """Why a claim was not tested, in a word or two."""
     if v.verdict != "not tested":
         return ""
+    undecided, some, none, untestable = REASONS
     if v.claim.rule == "none":
-        return "no test"
+        return untestable
     runs = [f.difference is not None for f in v.findings]
-    return "undecided" if all(runs) else "some runs missing" if any(runs) else "no runs"
+    return undecided if all(runs) else some if any(runs) else none
+
+
+def order(v: Verdict) -> tuple[int, int]:
+    """Decided claims first, then those not tested, the nearest to a verdict first; else the order of the paper."""
+    return verdicts.VERDICTS.index(v.verdict), REASONS.index(reason(v)) if reason(v) else 0
 
 
 def row(v: Verdict, ledger: Ledger, root: Path) -> str:
@@ -201,14 +208,15 @@ def table(found: Sequence[Verdict], ledger: Ledger, root: Path) -> str:
                options("verdict", "Verdict", ((v, SAID.get(v, v)) for v in verdicts.VERDICTS)),
                options("reading", "Risk term", READINGS.items())]  # fmt: skip
     head = "".join(f'<th scope="col">{h}</th>' for h in ("Claim", "Paper", "Here", "Verdict", "Scale, cost, runs"))
-    rows = "\n".join(row(v, ledger, root) for v in found)
+    parts = [[v for v in sorted(found, key=order) if (v.verdict == "not tested") is last] for last in (False, True)]
+    bodies = "".join(
+        "<tbody>\n" + "\n".join(row(v, ledger, root) for v in part) + "\n</tbody>" for part in parts if part
+    )
     return f"""```{{raw}} html
 <link rel="stylesheet" href="../_static/verdicts.css">
 <form id="verdict-filters" hidden aria-label="Filters">{"".join(filters)}<button type="reset">show all</button></form>
-<p id="verdict-count" role="status">{len(found)} claims.</p>
-<div class="verdict-table"><table id="verdict-table"><thead><tr>{head}</tr></thead><tbody>
-{rows}
-</tbody></table></div>
+<p id="verdict-count" role="status">{len(found)} claims, the {len(parts[0])} decided ones first.</p>
+<div class="verdict-table"><table id="verdict-table"><thead><tr>{head}</tr></thead>{bodies}</table></div>
 <script src="../_static/verdicts.js"></script>
 ```
 """

@@ -68,6 +68,17 @@ def test_filters_leave_the_rows_that_fit_and_say_how_many(page) -> None:
     assert page.faults == []
 
 
+def test_decided_claims_stand_before_those_not_tested(page) -> None:
+    rank = {name: n for n, name in enumerate(("replicated", "partly", "not", "not tested"))}
+    found = [rank[row["verdict"]] for row in shown(page)]
+    assert found == sorted(found) and found[-1] == rank["not tested"]
+    bodies = page.eval_on_selector_all(
+        "#verdict-table tbody",
+        "all => all.map(b => [...new Set([...b.rows].map(r => r.dataset.verdict === 'not tested'))])",
+    )
+    assert bodies[-1] == [True] and all(kinds == [False] for kinds in bodies[:-1])
+
+
 def test_two_filters_hold_together_and_the_address_brings_them_back(page) -> None:
     page.select_option("#verdict-filters [name=table]", "2")
     page.select_option("#verdict-filters [name=reading]", "upper")

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
-import sys
+import re
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
+from conftest import script, unmade
 
 from rddlib import claims, provenance, verdicts
 from rddlib.experiment import Experiment
@@ -21,29 +20,17 @@ from rddlib.store import Record, Store
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "book" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 costs, build, pages = script("costs"), script("build"), script("verdicts")
 
 
 def record(experiment: Experiment, accuracy: float = 50.0, code: str = "", **changed: object) -> Record:
     settings = dataclasses.asdict(experiment)
-    made = Record(
-        key=experiment.key, experiment=settings, set_key=experiment.set_key,
-        metrics={"accuracy": [accuracy, accuracy + 1], "cluster_min": [accuracy - 9, accuracy - 8],
-                 "group_sizes": [400, 600]},
-        history=[], seconds={"distill": 100.0, "evaluate": 20.0}, cpu_seconds={"distill": 60.0, "evaluate": 20.0},
-        peak_memory_mb=900.0, device="cpu, 1 threads", versions={}, commit="abc", data_sha256="", created="2026-01-01",
-        source_hash=code or provenance.source_hash(provenance.makers(settings)),
-    )  # fmt: skip
-    return dataclasses.replace(made, **changed)
+    metrics = {"accuracy": [accuracy, accuracy + 1], "cluster_min": [accuracy - 9, accuracy - 8],
+               "group_sizes": [400, 600]}  # fmt: skip
+    known = {"set_key": experiment.set_key, "seconds": {"distill": 100.0, "evaluate": 20.0},
+             "cpu_seconds": {"distill": 60.0, "evaluate": 20.0}, "peak_memory_mb": 900.0, "device": "cpu, 1 threads",
+             "commit": "abc", "source_hash": code or provenance.source_hash(provenance.makers(settings))}  # fmt: skip
+    return unmade(experiment, metrics, **known | changed)
 
 
 def arm(seeds: int = 3, **settings: object) -> list[Experiment]:
@@ -209,6 +196,19 @@ def test_what_comes_from_records_cannot_break_the_page() -> None:
     made = dataclasses.replace(claims.read()[0], claim="<script>alert(1)</script>", paper="1 < 2")
     text = pages.row(verdicts.Verdict(made, "not tested", "<b>"), Ledger(Store("/nowhere-at-all")), ROOT)
     assert "<script" not in text and "<b>" not in text and "1 &lt; 2" in text
+
+
+def test_decided_claims_come_first_and_else_the_order_of_the_paper() -> None:
+    every = claims.read()[:40]
+    names = [("not tested", "not", "replicated", "partly")[n % 4] for n in range(len(every))]
+    found = [verdicts.Verdict(c, name, "") for c, name in zip(every, names, strict=True)]
+    text = pages.table(found, Ledger(Store("/nowhere-at-all")), ROOT)
+    shown = [(m[2], m[1]) for m in re.finditer(r'<tr id="claim-([^"]+)"[^>]*data-verdict="([^"]+)"', text)]
+    rank, place = verdicts.VERDICTS.index, {c.id: n for n, c in enumerate(every)}
+    decided = [(rank(v), place[i]) for v, i in shown if v != "not tested"]
+    assert decided == sorted(decided) and len(decided) == 30 and sorted(i for _, i in shown) == sorted(place)
+    assert [v for v, _ in shown[30:]] == ["not tested"] * 10 and "40 claims, the 30 decided ones first" in text
+    assert text.split("</tbody>")[0].count("<tr id") == 30
 
 
 def test_the_tally_adds_up_and_says_when_nothing_was_run() -> None:
