@@ -108,7 +108,7 @@ def number(finding: Finding) -> str:
     """Our number in one line: both sides where there are two, the difference, its interval, and the seeds."""
     if finding.difference is None:
         return finding.note
-    sides = " − ".join(f"{m:.1f}" for m in finding.means) + ": " if len(finding.means) == 2 else ""
+    sides = " − ".join(minus(f"{m:.1f}") for m in finding.means) + ": " if len(finding.means) == 2 else ""
     return f"{sides}{shown(finding.difference)}, n = {finding.difference.n}"
 
 

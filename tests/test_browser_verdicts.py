@@ -136,6 +136,18 @@ def test_a_number_leads_to_its_record_and_the_record_is_that_run(page) -> None:
     assert json.loads(file.read_text())["key"] == key
 
 
+@pytest.mark.parametrize("name", ["30_table1_accuracy", "31_table2_robustness", "33_table4_ablation"])
+def test_a_table_of_the_paper_leads_to_the_records_of_its_numbers(page, name: str) -> None:
+    page.goto((HTML / "notebooks" / f"{name}.html").as_uri(), wait_until="load")
+    links = page.locator("article td a[href*='records.html#record-']")
+    keys = [address.split("#record-")[1] for address in links.evaluate_all("all => all.map(a => a.href)")]
+    assert keys and all(key.startswith(text) for key, text in zip(keys, links.all_inner_texts(), strict=True))
+    links.first.click()
+    page.wait_for_url("**/records.html#record-*")
+    there = set(page.eval_on_selector_all("tr[id^=record-]", "rows => rows.map(r => r.id.slice(7))"))
+    assert set(keys) <= there and page.locator(f"#record-{keys[0]}").is_visible()
+
+
 def test_rows_become_blocks_on_a_phone(browser) -> None:
     context = browser.new_context(viewport=PHONE)
     page = context.new_page()

@@ -128,6 +128,20 @@ def test_the_build_marks_a_stale_page_and_fills_in_the_fragments(
         build.fill(source, fragments, [])
 
 
+def test_keys_in_a_pages_tables_become_links_and_nothing_else_does(tmp_path: Path) -> None:
+    keys, page = ["0123456789abcdef", "fedcba9876543210"], tmp_path / "page.ipynb"
+    html = "<p>01234567</p><td>01234567 fedcba98</td><td>0123456789abcdef</td><td>deadbeef 012345678</td>"
+    cells = [{"cell_type": "code", "source": "01234567", "outputs": [
+        {"output_type": "execute_result", "data": {"text/html": list(html), "text/plain": "01234567"}}]}]  # fmt: skip
+    page.write_text(json.dumps({"cells": cells}))
+    build.link_records(page, keys)
+    (output,) = (cell := json.loads(page.read_text())["cells"][0])["outputs"]
+    found = re.findall(r'<a href="../book/records.html#record-(\w+)">(\w+)</a>', output["data"]["text/html"])
+    assert found == [(keys[0], "01234567"), (keys[1], "fedcba98"), (keys[0], keys[0])]
+    assert re.sub(r"</?a[^>]*>", "", output["data"]["text/html"]) == html
+    assert cell["source"] == output["data"]["text/plain"] == "01234567"
+
+
 def test_pages_of_the_book_are_named_where_they_are_stale() -> None:
     """Not a failure: an edit of the library may come before its runs. The build marks these pages."""
     if found := costs.stale_pages(ROOT, Ledger(Store(ROOT / "data"))):
