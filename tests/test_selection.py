@@ -37,7 +37,7 @@ def test_the_best_flatters_and_an_independent_choice_does_not() -> None:
     records = fluctuating(numpy_generator(0, "flatters"), 60)
     best, chosen = selection.added(records, "best"), selection.added(records, "chosen")
     assert best.low < selection.expected_best(1.0, 10) < best.high and best.low > 1.3
-    assert chosen.low < 0 < chosen.high
+    assert abs(chosen.mean) < chosen.high - chosen.low < best.mean / 2  # within some four standard errors of nothing
     adds = [found.mean for found in selection.looks(records).values()]
     assert adds == sorted(adds) and adds[0] == 0 and adds[-1] == pytest.approx(best.mean)
 
