@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
 import pytest
+from conftest import unmade
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_causes_pages import run_page
@@ -18,7 +18,7 @@ from rddlib.base import numpy_generator
 from rddlib.experiment import Experiment
 from rddlib.pages import Page
 from rddlib.speedups import Curve, arrival, at, race
-from rddlib.store import Record, Store
+from rddlib.store import Store
 
 mpl.use("Agg")
 pytestmark = pytest.mark.filterwarnings("ignore:.*non-interactive.*")
@@ -44,11 +44,10 @@ def fill(store: Store, made: Made, keep: Callable[[Experiment], bool] = lambda e
     for e in (job.experiment for job in grid.jobs(["speedups"], "laptop")):
         seconds, level = made(e)
         values = (level + noise * numpy_generator(0, e.key).standard_normal(e.eval_seeds)).tolist()
-        record = Record(
-            key=e.key, experiment=dataclasses.asdict(e), metrics={"accuracy": values}, history=[],
-            seconds={"distill": seconds, "evaluate": 100.0}, cpu_seconds={"distill": seconds, "evaluate": 100.0},
-            peak_memory_mb=1.0, device="cpu, 1 threads", versions={"torch": "2"}, commit="", source_hash="",
-            data_sha256="", created="2026-01-01", set_key=e.set_key,
+        price = {"distill": seconds, "evaluate": 100.0}
+        record = unmade(
+            e, {"accuracy": values}, seconds=price, cpu_seconds=price, device="cpu, 1 threads",
+            versions={"torch": "2"}, set_key=e.set_key,
         )  # fmt: skip
         if keep(e):
             store.add(record, "cifar10_laptop")
