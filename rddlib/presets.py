@@ -15,8 +15,8 @@ SIAMESE = ("dc", "dsa", "dm", "glad")  # one image a tile, DSA's augmentation, n
 
 # Widths for the short scales: a training step takes about as long as that of a ConvNet of 32 channels.
 NARROW = {"resnet10": 8, "resnetap10": 8, "resnet18": 8, "resnetap18": 8, "vgg11": 16, "vit": 32}
-# Numbers of the short scales. The image rates of DSA, DM and GLaD at laptop scale were chosen on held-out training images
-# (the methods' page); DC takes DSA's, and those of smoke scale have not been chosen by any such comparison.
+# Numbers of the short scales. The image rates of DSA, DM and GLaD at laptop scale were chosen on held-out training
+# images (the methods' page); DC takes DSA's, and those of smoke scale have not been chosen by any such comparison.
 METHOD_NUMBERS: dict[str, dict[str, dict[str, Any]]] = {
     "smoke": {
         "dc": {"inner_steps": 5, "net_steps": 5, "lr_image": 0.1},

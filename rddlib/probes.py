@@ -49,6 +49,10 @@ LOOPED: dict[str, dict[str, Any]] = {
     "dsa": {"method": "dsa", "cutmix": 0.0, "ipc": 30, "net_batch": 128},
     "dm": {"method": "dm", "net_steps": 0, "lr_image": 3.0},
 }
+AT_ONCE: dict[str, dict[str, Any]] = {
+    "idc at once": {"factor": 2, "classes_at_once": True},
+    "dm at once": {"method": "dm", "net_steps": 0, "lr_image": 3.0, "classes_at_once": True},
+}
 BY_GENERATOR: dict[str, dict[str, Any]] = {
     "glad": {"method": "glad", "prior_layer": 1, "cutmix": 0.0},
     "glad projected": {"method": "glad", "prior_layer": 0, "prior_start": "project", "cutmix": 0.0, **RISKY},
@@ -85,7 +89,8 @@ def probes() -> dict[str, Probe]:
     """All probes by name. Together about ten seconds on one core."""
     judged, looped = MAKERS + JUDGES, MAKERS + LOOP_MAKERS
     found = {"draw": Probe(MAKERS, _drawn), "bench": Probe(judged, _benched), "judge": Probe(judged, _judged)}
-    kinds = ((LOOPED, looped, _distilled), (BY_GENERATOR, (*looped, "generator", "prior"), _distilled),
+    kinds = ((LOOPED, looped, _distilled), (AT_ONCE, (*looped, "classwise"), _distilled),
+             (BY_GENERATOR, (*looped, "generator", "prior"), _distilled),
              (OTHER_NETWORKS, (*looped, "archs"), _distilled), (BY_KERNEL, MAKERS + KIP_MAKERS, _distilled),
              (TRAINED, judged, _trained), (ARCHS, (*judged, "archs"), _trained))  # fmt: skip
     for settings, modules, run in kinds:
@@ -173,7 +178,7 @@ def all_makers() -> list[tuple[str, ...]]:
             for network in ("convnet", "vit"):
                 for own in ("convnet", "resnetap10"):
                     e = {"method": method, "eval_network": network, "network": own}
-                    found.add(provenance.makers(e, part))
+                    found |= {provenance.makers(e | {"classes_at_once": on}, part) for on in (False, True)}
     return sorted(found)
 
 
@@ -195,8 +200,10 @@ def note() -> str:
         kept["versions"].append(now)
         write_atomic(path, _text(kept))
     last = known[0] if known else (kept["versions"][-2] if len(kept["versions"]) > 1 else now)
-    changed = [n for n, v in now["values"].items() if not provenance.agree(v, last["values"].get(n), TOLERANCE)]
+    old = last["values"]
+    changed = [n for n, v in now["values"].items() if n in old and not provenance.agree(v, old[n], TOLERANCE)]
     what = f"changed: {', '.join(changed)}" if changed else "all probes agree"
+    what += f"; new: {', '.join(sorted(new))}" if (new := set(now["values"]) - set(old)) else ""
     return f"{'known' if known else 'noted'}; against {last['commit'] or 'the last version'}: {what}"
 
 
