@@ -368,7 +368,7 @@ def others(r: Found) -> list[str]:
     """The smaller measurements, as one table."""
     rows = []
     for case, entry in (at(r, "results", "batched") or {}).items():
-        what = f"IDC's image steps ({case}): the library's loop over classes over a prototype that takes all at once"
+        what = f"IDC's image steps ({case}): one class after another over all at once (`classes_at_once`)"
         rows.append((what, Value.of(entry["ratio"]), "x"))
     for rival, spread in (at(r, "results", "risk", "over_group_cvar") or {}).items():
         what = f"grouped CVaR of {r['results']['risk']['losses']:,} losses, forward and backward: {rival} over it"
