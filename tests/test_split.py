@@ -215,6 +215,18 @@ def test_a_lost_process_ends_the_others_and_leaves_a_sound_checkpoint(found: Any
     assert torch.allclose(resumed.images, distill.distill(few(), s)[0].images, rtol=0, atol=1e-10)
 
 
+def test_the_page_says_what_is_exchanged_and_what_is_divided() -> None:
+    """Bytes as they are sent; shares by the factors of `rddlib.price`: 3 for weights' gradients, 6 for the images'."""
+    page = (repository_root() / "book" / "scale_out.md").read_text()
+    e = Experiment()
+    numbers = 10 + 10 * e.ipc * 3 * 32 * 32
+    divided = 10 * (3 * e.batch_real + 6 * e.ipc * e.factor**2)
+    share = divided / (divided + 3 * e.net_steps * e.net_batch)
+    two, ten = (1 / (1 - share + share / n) for n in (2, 10))
+    for said in (f"{4 * numbers:,} bytes", f"{share:.0%}".replace("%", " %"), f"{two:.1f} x", f"{ten:.1f} x for ten"):
+        assert said in page, said
+
+
 # --- the command line ---------------------------------------------------------------------------------------------
 
 TINY: dict[str, Any] = {
