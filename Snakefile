@@ -3,7 +3,9 @@
 # A grid's runs come first, then the notebooks that read records, then the book with the notebooks as they have just run.
 # A run is never done twice, whoever made it: calls share the store (rddlib/schedule.py), and a call that was stopped goes
 # on. So this file says only what depends on what. Library files are inputs: a change has the grids asked again (seconds,
-# records that are there stay) and the notebooks run again. Nothing else in the repository needs Snakemake.
+# records that are there stay) and the notebooks run again. A page depends on the grids that its code asks for; one that asks
+# for none may read any record. Claims, notes on pages and measurements count for what reads them. Nothing else in the
+# repository needs Snakemake.
 #
 # --config scale=laptop    smoke, laptop, gpu or paper
 #          grids=table1,table2    only these (default all of data/grids)
@@ -27,9 +29,17 @@ if SCALE not in SCALES:
 VENV = Path(".venv/bin/python")
 PYTHON = str(config.get("python") or (VENV if VENV.exists() else sys.executable))
 WORK = f"_build/graph/{SCALE}"
-LIBRARY = sorted(map(str, Path("rddlib").glob("*.py")))
-BOOK = [str(p) for ending in ("md", "py", "bib") for p in sorted(Path("book").glob(f"*.{ending}"))]
-BOOK += [name for name in ("_toc.yml", "_config.yml") if Path(name).exists()]
+
+
+def files(*patterns):
+    """The files that are there, in order."""
+    return [str(path) for pattern in patterns for path in sorted(Path().glob(pattern))]
+
+
+LIBRARY = files("rddlib/*.py", "data/lineage.json")  # the latter tells which records are those of today's code
+COVERAGE, PAPER, TOML = files("data/coverage/*.json"), files("data/paper/*"), files("data/grids/*.toml")
+BOOK = files("book/*.md", "book/*.py", "book/*.bib", "_toc.yml", "_config.yml", "notebooks/*.ipynb", "data/claims.csv",
+             "data/pages.json", "benchmarks/results/*") + COVERAGE + PAPER + TOML
 CALLS = range(int(config.get("calls", 1)))
 MINUTES = f"--budget-minutes {config['minutes']}" if config.get("minutes") else ""
 
@@ -42,10 +52,22 @@ def chosen(key, there):
     return wanted
 
 
-def parameters(name):
-    """The text of the cell of a notebook that is tagged `parameters`."""
+def code(name, tag=None):
+    """The code of a notebook, or that of its cell tagged `parameters`."""
     cells = json.loads(Path(f"notebooks/{name}.ipynb").read_text(encoding="utf-8"))["cells"]
-    return "\n".join("".join(c["source"]) for c in cells if "parameters" in c["metadata"].get("tags", []))
+    chosen = [c for c in cells if c["cell_type"] == "code" and (not tag or tag in c["metadata"].get("tags", []))]
+    return "\n".join("".join(c["source"]) for c in chosen)
+
+
+def read_by(name):
+    """What a page reads beside the library: the grids that it asks for, or all records, and measurements."""
+    if name not in READERS:
+        return []
+    text = code(name)
+    own = [Path(toml).stem for toml in TOML if f'Page.of("{Path(toml).stem}"' in text]
+    done = [f"{WORK}/{grid}.{call}.done" for grid in own if grid in GRIDS for call in CALLS]
+    found = [*(f"data/grids/{grid}.toml" for grid in own), *done, str(MARK)] if own else [str(KNOWN)]
+    return found + PAPER + (COVERAGE if "coverage." in text else [])
 
 
 def options(name):
@@ -66,7 +88,7 @@ def records():
 
 GRIDS = chosen("grids", sorted(p.stem for p in Path("data/grids").glob("*.toml")))
 # The quickstart is run by the book's own build.
-PAGES = {p.stem: parameters(p.stem) for p in sorted(Path("notebooks").glob("*.ipynb")) if not p.stem.startswith("00_")}
+PAGES = {p.stem: code(p.stem, "parameters") for p in sorted(Path("notebooks").glob("*.ipynb")) if not p.stem.startswith("00_")}
 NOTEBOOKS = chosen("notebooks", list(PAGES))
 READERS = [name for name in NOTEBOOKS if "mode" in PAGES[name]]  # the others compute what they show
 
@@ -116,7 +138,7 @@ rule notebook:
     input:
         "notebooks/{name}.ipynb",
         LIBRARY,
-        lambda wildcards: str(KNOWN) if wildcards.name in READERS else [],
+        lambda wildcards: read_by(wildcards.name),
     output:
         f"{WORK}/notebooks/{{name}}.ipynb",
     log:
@@ -131,6 +153,7 @@ rule notebook:
 rule book:
     input:
         expand(f"{WORK}/notebooks/{{name}}.ipynb", name=NOTEBOOKS),
+        str(KNOWN),
         BOOK,
     output:
         touch(f"{WORK}/book.done"),

@@ -18,6 +18,7 @@ from typing import Any
 import batched
 import bench_augment
 import bench_evaluation
+import bench_ideas
 import bench_inner_step
 import bench_training
 import small
@@ -37,6 +38,7 @@ PARTS: dict[str, tuple[Callable[[How], Any], float]] = {
     "inner_step": (bench_inner_step.results, 0.5),
     "evaluation": (bench_evaluation.results, 0.7),
     "batched": (batched.results, 0.75),
+    "ideas": (bench_ideas.results, 0.8),
     "growth": (bench_inner_step.growth, 0.97),
 }
 ON_A_PROCESSOR: dict[str, tuple[Callable[[How], Any], float]] = {

@@ -23,6 +23,7 @@ QUICKSTART = Path("notebooks/00_quickstart.ipynb")
 TOP_FILES = ("_config.yml", "_toc.yml")
 SCRIPTS = ("build.py", "equations.py", "performance.py", "verdicts.py", "costs.py", "prices.py")  # no pages
 GENERATORS = ("verdicts.py", "prices.py")  # each writes fragments for pages
+CELL, KEY = re.compile(r"(?<=<td>)[^<]*(?=</td>)"), re.compile(r"\b[0-9a-f]{8}(?:[0-9a-f]{8})?\b")
 FRAGMENT = re.compile(r"^<!-- generated: (\w+) -->$", re.MULTILINE)
 
 
@@ -102,24 +103,24 @@ def execute_quickstart(root: Path, build: Path) -> str:
     return "ran here, just now"
 
 
+def _checked(root: Path, name: str, absent: str, outcome: str, fault: str) -> str:
+    """Have a script of book/ compare its page with what the page is made from."""
+    script = root / "book" / f"{name}.py"
+    if not script.exists():
+        return absent
+    advice = f"The lines above name {fault}; python book/{name}.py writes the page anew."
+    run(name, [sys.executable, str(script), "--check"], advice, root)
+    return outcome
+
+
 def equations(root: Path, build: Path) -> str:
     """Check that every equation of the paper has its function, its test and its page."""
-    script = root / "book" / "equations.py"
-    if not script.exists():
-        return "no table of equations"
-    advice = "The lines above name the equation; python book/equations.py writes the page anew."
-    run("equations", [sys.executable, str(script), "--check"], advice, root)
-    return "complete"
+    return _checked(root, "equations", "no table of equations", "complete", "the equation")
 
 
 def performance(root: Path, build: Path) -> str:
     """Check that the page on performance shows the measurements that are there."""
-    script = root / "book" / "performance.py"
-    if not script.exists():
-        return "no measurements"
-    advice = "The lines above name what differs; python book/performance.py writes page and figures anew."
-    run("performance", [sys.executable, str(script), "--check"], advice, root)
-    return "up to date"
+    return _checked(root, "performance", "no measurements", "up to date", "what differs")
 
 
 def stage(root: Path, build: Path) -> str:
@@ -168,7 +169,8 @@ def verdicts(root: Path, build: Path) -> str:
 
 
 def fill(source: Path, made: Path, records: Iterable[Path]) -> str:
-    """Put fragments in the place of their marks, the records beside the pages, and a note on each stale page."""
+    """Put fragments in the place of their marks, the records and links to them, and a note on each stale page."""
+    records = list(records)
     for page in (source / "book").glob("*.md"):
         text = page.read_text(encoding="utf-8")
         if absent := [m[1] for m in FRAGMENT.finditer(text) if not (made / f"{m[1]}.md").is_file()]:
@@ -183,10 +185,28 @@ def fill(source: Path, made: Path, records: Iterable[Path]) -> str:
     (source / "book" / "_static" / "records").mkdir(parents=True, exist_ok=True)
     for record in records:
         shutil.copyfile(record, source / "book" / "_static" / "records" / record.name)
+    for page in (source / "notebooks").glob("*.ipynb"):
+        link_records(page, [record.stem for record in records])
     stale = json.loads((made / "stale.json").read_text(encoding="utf-8"))
     for name, why in stale.items():
         mark_stale(source / "notebooks" / name, why)
     return "filled in" + (f"; stale pages: {', '.join(stale)}" if stale else "")
+
+
+def link_records(page: Path, keys: Iterable[str]) -> None:
+    """Make each key in a table that a page shows, whole or its first eight digits, a link to its record."""
+    whole = {start: key for key in keys for start in (key, key[:8])}
+
+    def linked(found: re.Match[str]) -> str:
+        key = whole.get(found[0])
+        return f'<a href="../book/records.html#record-{key}">{found[0]}</a>' if key else found[0]
+
+    notebook = json.loads(page.read_text(encoding="utf-8"))
+    shown = [o["data"] for c in notebook["cells"] for o in c.get("outputs", ()) if "text/html" in o.get("data", {})]
+    for data in shown:
+        data["text/html"] = CELL.sub(lambda cell: KEY.sub(linked, cell[0]), "".join(data["text/html"]))
+    if shown:
+        page.write_text(json.dumps(notebook, indent=1), encoding="utf-8")
 
 
 def mark_stale(page: Path, why: list[str]) -> None:

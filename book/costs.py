@@ -167,6 +167,13 @@ def fragments(root: Path, ledger: Ledger) -> dict[str, str]:
     }
 
 
+def title(page: Path) -> str:
+    """The first heading of a notebook, as its readers know it."""
+    cells = json.loads(page.read_text(encoding="utf-8"))["cells"]
+    head = next((c for c in cells if c["cell_type"] == "markdown" and "".join(c["source"]).startswith("# ")), None)
+    return "".join(head["source"]).splitlines()[0][2:].strip() if head else page.stem
+
+
 def pages_table(root: Path, ledger: Ledger) -> str:
     """Each page: what executing it takes, and what the runs that it shows took."""
     lines = [
@@ -189,7 +196,7 @@ def pages_table(root: Path, ledger: Ledger) -> str:
         mark = " (stale)" if page.name in stale else ""
         devices = sorted({r.device for r in found} | ({own["device"]} if "device" in own else set()))
         lines.append(
-            f"| [{page.stem}](../notebooks/{page.name}){mark} | {took[0]} | {took[1]} | {runs} | "
+            f"| {page.stem[:2]} [{title(page)}](../notebooks/{page.name}){mark} | {took[0]} | {took[1]} | {runs} | "
             f"{f'{max(r.peak_memory_mb for r in found):.0f} MB' if found else '-'} | {'; '.join(devices) or '-'} |"
         )
     return "\n".join(lines) + "\n"

@@ -370,6 +370,11 @@ def others(r: Found) -> list[str]:
     for case, entry in (at(r, "results", "batched") or {}).items():
         what = f"IDC's image steps ({case}): one class after another over all at once (`classes_at_once`)"
         rows.append((what, Value.of(entry["ratio"]), "x"))
+    for idea, entry in (at(r, "results", "ideas") or {}).items():
+        told = (
+            f", its first call, {number(entry['first_call_seconds'])} s, aside" if "first_call_seconds" in entry else ""
+        )
+        rows.append((f"weighed and left out: {idea}, its time over the library's{told}", Value.of(entry["ratio"]), "x"))
     for rival, spread in (at(r, "results", "risk", "over_group_cvar") or {}).items():
         what = f"grouped CVaR of {r['results']['risk']['losses']:,} losses, forward and backward: {rival} over it"
         rows.append((what, Value.of(spread), "x"))

@@ -27,7 +27,7 @@ from rddlib import claims, report, verdicts  # noqa: E402
 from rddlib.base import repository_root, write_atomic  # noqa: E402
 from rddlib.experiment import Experiment  # noqa: E402
 from rddlib.grid import Ledger, duration  # noqa: E402
-from rddlib.stats import Interval, minimum_null  # noqa: E402
+from rddlib.stats import Interval, mean_interval, minimum_null  # noqa: E402
 from rddlib.store import Record, Store  # noqa: E402
 from rddlib.verdicts import Finding, Verdict  # noqa: E402
 
@@ -43,6 +43,7 @@ SAME_BENCH = ("dataset", "scale", "size", "test_limit", "eval_network", "eval_wi
               "eval_part")  # fmt: skip
 NAMES = {"cluster_min": "cluster-min", "invert": "inversion", "coverage": "coverage (relative)"}
 SAID = {"not": "not replicated"}
+REASONS = ("undecided", "some runs missing", "no runs", "no test")  # why a claim is not tested
 MARKS = {"holds": ("#0072B2", "o"), "fails": ("#D55E00", "X"), "undecided": ("#666666", "|")}
 
 
@@ -107,7 +108,7 @@ def number(finding: Finding) -> str:
     """Our number in one line: both sides where there are two, the difference, its interval, and the seeds."""
     if finding.difference is None:
         return finding.note
-    sides = " − ".join(f"{m:.1f}" for m in finding.means) + ": " if len(finding.means) == 2 else ""
+    sides = " − ".join(minus(f"{m:.1f}") for m in finding.means) + ": " if len(finding.means) == 2 else ""
     return f"{sides}{shown(finding.difference)}, n = {finding.difference.n}"
 
 
@@ -121,6 +122,21 @@ def detail(finding: Finding, records: dict[str, Record], several: bool) -> str:
     return "; ".join(filter(None, said))
 
 
+def by_falling(finding: Finding, records: dict[str, Record]) -> str:
+    """What to read beside a drop that is smaller because the standard accuracy fell; '' for any other comparison."""
+    test, _, standard = finding.comparison.metric.partition("-")
+    if not standard or finding.state != "holds":
+        return ""
+    signed = [(weight, keys) for (weight, _), keys in zip(finding.comparison.terms, finding.keys, strict=True)]
+    gain = {m: sum(w * np.array([np.mean(records[k].metrics[m]) for k in keys]) for w, keys in signed)
+            for m in (test, standard)}  # fmt: skip
+    own = mean_interval(gain[test])
+    if own.low > 0 or gain[standard].mean() >= 0:
+        return ""
+    return (f"holds because {words(standard)} fell ({minus(f'{gain[standard].mean():+.1f}')}), not because accuracy "
+            f"under the test rose ({shown(own)})")  # fmt: skip
+
+
 # --- the table --------------------------------------------------------------------------------------------
 
 
@@ -128,10 +144,16 @@ def reason(v: Verdict) -> str:
     """Why a claim was not tested, in a word or two."""
     if v.verdict != "not tested":
         return ""
+    undecided, some, none, untestable = REASONS
     if v.claim.rule == "none":
-        return "no test"
+        return untestable
     runs = [f.difference is not None for f in v.findings]
-    return "undecided" if all(runs) else "some runs missing" if any(runs) else "no runs"
+    return undecided if all(runs) else some if any(runs) else none
+
+
+def order(v: Verdict) -> tuple[int, int]:
+    """Decided claims first, then those not tested, the nearest to a verdict first; else the order of the paper."""
+    return verdicts.VERDICTS.index(v.verdict), REASONS.index(reason(v)) if reason(v) else 0
 
 
 def row(v: Verdict, ledger: Ledger, root: Path) -> str:
@@ -157,7 +179,8 @@ def row(v: Verdict, ledger: Ledger, root: Path) -> str:
     body = f"<details><summary>numbers</summary><ul>{details}</ul></details>" if details else ""
     beside = ""
     if len(v.findings) == 1 and v.findings[0].difference is not None:
-        known = (floor_and_ceiling(v.findings[0], ledger.records), null(v.findings[0], ledger.records))
+        known = (floor_and_ceiling(v.findings[0], ledger.records), null(v.findings[0], ledger.records),
+                 by_falling(v.findings[0], ledger.records))  # fmt: skip
         beside = f'<span class="note">{e("; ".join(filter(None, known)))}</span>'
     price = f"{', '.join(scales)}; {duration(costs.seconds(records))}" if scales else (
         f"planned: {', '.join(c.scales)}" if c.scales else "-")  # fmt: skip
@@ -185,14 +208,15 @@ def table(found: Sequence[Verdict], ledger: Ledger, root: Path) -> str:
                options("verdict", "Verdict", ((v, SAID.get(v, v)) for v in verdicts.VERDICTS)),
                options("reading", "Risk term", READINGS.items())]  # fmt: skip
     head = "".join(f'<th scope="col">{h}</th>' for h in ("Claim", "Paper", "Here", "Verdict", "Scale, cost, runs"))
-    rows = "\n".join(row(v, ledger, root) for v in found)
+    parts = [[v for v in sorted(found, key=order) if (v.verdict == "not tested") is last] for last in (False, True)]
+    bodies = "".join(
+        "<tbody>\n" + "\n".join(row(v, ledger, root) for v in part) + "\n</tbody>" for part in parts if part
+    )
     return f"""```{{raw}} html
 <link rel="stylesheet" href="../_static/verdicts.css">
 <form id="verdict-filters" hidden aria-label="Filters">{"".join(filters)}<button type="reset">show all</button></form>
-<p id="verdict-count" role="status">{len(found)} claims.</p>
-<div class="verdict-table"><table id="verdict-table"><thead><tr>{head}</tr></thead><tbody>
-{rows}
-</tbody></table></div>
+<p id="verdict-count" role="status">{len(found)} claims, the {len(parts[0])} decided ones first.</p>
+<div class="verdict-table"><table id="verdict-table"><thead><tr>{head}</tr></thead>{bodies}</table></div>
 <script src="../_static/verdicts.js"></script>
 ```
 """
@@ -212,6 +236,10 @@ def tally(found: Sequence[Verdict], ledger: Ledger) -> str:
             f"{counts['not']} are not, and {counts['not tested']} are not tested** ({counts['undecided']} of these "
             f"because the intervals leave it open, the others for want of runs or a measure). Scales so far: {scales}. "
             "[Each claim with its numbers](verdicts.md).")  # fmt: skip
+    falling = sum(v.verdict == "replicated" and any(by_falling(f, ledger.records) for f in v.findings) for v in found)
+    if falling:
+        line += (f" Of those replicated, {falling} say that a drop from the standard test gets "
+                 "smaller, and it does because accuracy on the standard test fell.")  # fmt: skip
     line += f" {stale} of the records behind them were made by code that has changed since." if stale else ""
     states = {s: sum(f.state == s for f in tested) for s in MARKS}
     if not tested:

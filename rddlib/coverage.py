@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,7 +31,9 @@ from .stats import Interval
 from .synthetic import SyntheticSet
 
 SPACES = ("feature", "pixel")
+METHODS, RISKS = ("idc", "glad"), ("control", "upper", "lower")  # whose sets are measured
 DRAWS, POOL, MAPPED = 200, 1000, 300  # draws of a null; training images a class to draw from; real images on the map
+DEALS = 40  # with fewer ways to deal images out to two arms, the extreme ones are no rarer than 1 in 20: no null
 NETWORK = FeatureNet(steps=400, batch=128)  # half a minute on one core for CIFAR-10
 
 
@@ -153,7 +156,7 @@ def measure(data: DataSet, sets: Mapping[str, Mapping[str, Any]], spec: FeatureN
         "dataset": data.name, "data_sha256": data.sha256, "classes": list(data.classes), "images": len(right),
         "network": asdict(spec) | {"accuracy": 100 * float(right.double().mean())}, "sets": found,
         "nulls": {name: ruler.nulls(m, factor, real) for name, (m, factor) in kinds.items()},
-        "maps": maps(ruler, sets),
+        "maps": {method: drawn for method in METHODS if (drawn := maps(ruler, sets, method))},
     }  # fmt: skip
 
 
@@ -165,17 +168,20 @@ def _way(data: DataSet, made: SyntheticSet, seed: int) -> dict[str, float]:
 
 
 def maps(
-    ruler: Ruler, sets: Mapping[str, Mapping[str, Any]], c: int = 0, seeds: Sequence[int] = (0, 1)
+    ruler: Ruler, sets: Mapping[str, Mapping[str, Any]], method: str = "idc", c: int = 0, seeds: Sequence[int] = (0, 1)
 ) -> dict[str, Any]:
-    """t-SNE of one class in feature space, real test images and the sets of seed 0 together, once for each t-SNE seed.
+    """t-SNE of one class in feature space: real test images and a method's sets of seed 0 together, by t-SNE seed.
 
-    "points" (seed, N, 2), "kind" (N,): "real", or the risk of the set; "exchange": the null of upper - control there.
+    "points" (seed, N, 2), "kind" (N,): "real", or the risk of the set; "exchange": the null of upper - control there,
+    left out where a handful of images can be dealt out in too few ways.
+    Empty where no set of seed 0 is there. Cost: seconds.
     """
     from sklearn.manifold import TSNE
 
-    first = [a for a in sets.values() if a["seed"] == 0 and a["method"] == "idc"]
-    first = [a for a in sets.values() if a["seed"] == 0 and a["method"] == "idc"]
+    first = [a for a in sets.values() if a["seed"] == 0 and a["method"] == method]
     shown = {a["risk"]: a["made"] for a in sorted(first, key=lambda a: a["risk"]) if a["risk"] != "lower"}
+    if not shown:
+        return {}
     real = ruler.real(c)["feature"]
     own = {risk: ruler.points(made.decoded()[0][made.decoded()[1] == c])["feature"] for risk, made in shown.items()}
     points = torch.cat([real[:MAPPED], *own.values()]).numpy()
@@ -187,8 +193,10 @@ def maps(
     if len(own) == 2:
         unit, pair = spread(real), (own["control"], own["upper"])
         gap = nearest_distance(real, pair[1]) - nearest_distance(real, pair[0])
-        null = exchange_null(real, *pair, draws=1000) / unit
-        found |= {"difference": gap / unit, "exchange": [round(v, 5) for v in np.quantile(null, [0.025, 0.5, 0.975])]}
+        found["difference"] = gap / unit
+        if math.comb(sum(map(len, pair)), len(pair[0])) >= DEALS:
+            null = exchange_null(real, *pair, draws=1000) / unit
+            found["exchange"] = [round(v, 5) for v in np.quantile(null, [0.025, 0.5, 0.975])]
     return found
 
 
@@ -200,20 +208,21 @@ def file(dataset: str, scale: str) -> Path:
     return repository_root() / "data" / "coverage" / f"{dataset.split(':')[0]}_{scale}.json"
 
 
+def arms_of(page: Page, dataset: str, ipc: int) -> dict[tuple[str, str], Arm]:
+    """The arms of a page whose sets are measured, those that it plans: (method, risk) -> arm."""
+    wanted = {"dataset": dataset, "ipc": ipc, "where": "network"}
+    found = {(m, r): page.arm(method=m, risk=r, **wanted) for m, r in itertools.product(METHODS, RISKS)}
+    return {name: arm for name, arm in found.items() if arm.planned}
+
+
 def sets_of(page: Page, dataset: str, ipc: int) -> dict[str, dict[str, Any]]:
     """The distilled sets of a page that are there, of IDC and GLaD: key -> made, method, risk, seed."""
-    found = {}
-    for method, risk in itertools.product(("idc", "glad"), ("control", "upper", "lower")):
-        arm: Arm = page.arm(dataset=dataset, ipc=ipc, method=method, risk=risk, where="network")
+    found: dict[str, dict[str, Any]] = {}
+    for (method, risk), arm in arms_of(page, dataset, ipc).items():
         for record in arm.records:
             if (path := page.store.distilled(record.set_key)).is_file():
-                about = {
-                    "made": synthetic.read(path),
-                    "method": method,
-                    "risk": risk,
-                    "seed": record.experiment["seed"],
-                }
-                found[record.set_key] = about
+                about = {"method": method, "risk": risk, "seed": record.experiment["seed"]}
+                found[record.set_key] = {"made": synthetic.read(path), **about}
     return found
 
 

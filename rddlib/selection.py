@@ -33,7 +33,7 @@ def readings(records: Sequence[Record], reading: str) -> NDArray[np.float64]:
 
 def added(records: Sequence[Record], reading: str) -> Interval:
     """What a reading adds to the last step of the same trainings, with an interval over distillation seeds."""
-    return mean_interval(readings(records, reading) - readings(records, "last"))
+    return paired_difference(readings(records, reading), readings(records, "last"))
 
 
 def gain(a: Sequence[Record], b: Sequence[Record], reading_a: str = "last", reading_b: str = "last") -> Interval | None:
@@ -54,7 +54,7 @@ def looks(records: Sequence[Record]) -> dict[int, Interval]:
         [r.metrics["audit_test"] for r in sorted(records, key=lambda r: r.experiment["seed"])]
     )  # (D, E, K)
     last = curves[:, :, -1]
-    return {k: mean_interval(curves[:, :, -k:].max(2) - last) for k in range(1, curves.shape[2] + 1)}
+    return {k: paired_difference(curves[:, :, -k:].max(2), last) for k in range(1, curves.shape[2] + 1)}
 
 
 def over_trainings(records: Sequence[Record], test: str) -> Interval:

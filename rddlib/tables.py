@@ -121,6 +121,7 @@ class Gap:
     column: str
     ours: Interval | None
     paper: float | None
+    cell: str = ""  # name of the paper's row: our two tails are compared with the same one
 
     @property
     def name(self) -> str:
@@ -137,7 +138,7 @@ def gaps(page: Page, lines: Sequence[Line], columns: Sequence[Column]) -> list[G
             both = line.paper in column.paper and base.paper in column.paper
             paper = round(column.paper[line.paper] - column.paper[base.paper], 1) if both else None
             ours = arm(page, line, column).minus(arm(page, base, column), column.test)
-            found.append(Gap(line.name, line.base, column.name, ours, paper))
+            found.append(Gap(line.name, line.base, column.name, ours, paper, line.paper))
     return found
 
 
@@ -159,7 +160,7 @@ def drops(page: Page, lines: Sequence[Line], columns: Sequence[Column]) -> list[
         ]
         gap = round(theirs[0] - theirs[1], 1)
         ours = paired_difference(fall, floor) if both else None
-        found.append(Gap(line.name, line.base, column.name, ours, gap if np.isfinite(gap) else None))
+        found.append(Gap(line.name, line.base, column.name, ours, gap if np.isfinite(gap) else None, line.paper))
     return found
 
 
@@ -225,11 +226,11 @@ def reading(found: Sequence[Gap], what: str = "accuracy") -> str:
         text += "".join(_named(sides, s, words) for s, words in (("above", "Above zero"), ("below", "Below zero")))
     single = [name for name, s in sides.items() if s == "no interval"]
     text += f"{len(single)} have one seed only, hence no interval. " if single else ""
-    claimed = [g.paper for g in found if g.paper is not None]
+    claimed = {(g.cell or g.line, g.base, g.column): g.paper for g in found if g.paper is not None}
     if claimed:
-        higher = sum(p > 0 for p in claimed)
-        text += f"In the paper {higher} of the same {len(claimed)} differences are above zero, "
-        text += f"{min(claimed):+.1f} to {max(claimed):+.1f}."
+        higher, values = sum(p > 0 for p in claimed.values()), claimed.values()
+        text += f"The paper has {len(claimed)} such differences; {higher} of them are above zero, "
+        text += f"and they go from {min(values):+.1f} to {max(values):+.1f}."
     return text.strip()
 
 

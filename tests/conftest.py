@@ -1,14 +1,48 @@
-"""Shared by all tests: one thread, so that results do not depend on how many workers run beside each other."""
+"""Shared by all tests: scripts of the book as modules, records of runs that nobody made, real images where there are.
+
+One thread, so that results do not depend on how many workers run beside each other.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import importlib.util
 import os
+import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 
+from rddlib.experiment import Experiment
+from rddlib.store import Record
+
+ROOT = Path(__file__).resolve().parent.parent
 torch.set_num_threads(1)
+
+
+def script(name: str) -> ModuleType:
+    """A script of book/ as a module of its own name, by which the others import it."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "book" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def unmade(of: Experiment | Mapping[str, Any], metrics: Mapping[str, Any], **known: Any) -> Record:
+    """A record as a run would leave it, without the run; what a test does not say is empty."""
+    settings = dataclasses.asdict(of) if isinstance(of, Experiment) else dict(of)
+    blank: dict[str, Any] = {
+        "key": of.key if isinstance(of, Experiment) else "", "history": [], "seconds": {}, "cpu_seconds": {},
+        "peak_memory_mb": 1.0, "device": "cpu", "versions": {}, "commit": "", "source_hash": "", "data_sha256": "",
+        "created": "",
+    }  # fmt: skip
+    return Record(experiment=settings, metrics=dict(metrics), **blank | known)
 
 
 @pytest.fixture

@@ -68,6 +68,17 @@ def test_filters_leave_the_rows_that_fit_and_say_how_many(page) -> None:
     assert page.faults == []
 
 
+def test_decided_claims_stand_before_those_not_tested(page) -> None:
+    rank = {name: n for n, name in enumerate(("replicated", "partly", "not", "not tested"))}
+    found = [rank[row["verdict"]] for row in shown(page)]
+    assert found == sorted(found) and found[-1] == rank["not tested"]
+    bodies = page.eval_on_selector_all(
+        "#verdict-table tbody",
+        "all => all.map(b => [...new Set([...b.rows].map(r => r.dataset.verdict === 'not tested'))])",
+    )
+    assert bodies[-1] == [True] and all(kinds == [False] for kinds in bodies[:-1])
+
+
 def test_two_filters_hold_together_and_the_address_brings_them_back(page) -> None:
     page.select_option("#verdict-filters [name=table]", "2")
     page.select_option("#verdict-filters [name=reading]", "upper")
@@ -123,6 +134,18 @@ def test_a_number_leads_to_its_record_and_the_record_is_that_run(page) -> None:
     assert row.is_visible()
     file = HTML / "book" / row.locator("a").first.get_attribute("href")
     assert json.loads(file.read_text())["key"] == key
+
+
+@pytest.mark.parametrize("name", ["30_table1_accuracy", "31_table2_robustness", "33_table4_ablation"])
+def test_a_table_of_the_paper_leads_to_the_records_of_its_numbers(page, name: str) -> None:
+    page.goto((HTML / "notebooks" / f"{name}.html").as_uri(), wait_until="load")
+    links = page.locator("article td a[href*='records.html#record-']")
+    keys = [address.split("#record-")[1] for address in links.evaluate_all("all => all.map(a => a.href)")]
+    assert keys and all(key.startswith(text) for key, text in zip(keys, links.all_inner_texts(), strict=True))
+    links.first.click()
+    page.wait_for_url("**/records.html#record-*")
+    there = set(page.eval_on_selector_all("tr[id^=record-]", "rows => rows.map(r => r.id.slice(7))"))
+    assert set(keys) <= there and page.locator(f"#record-{keys[0]}").is_visible()
 
 
 def test_rows_become_blocks_on_a_phone(browser) -> None:

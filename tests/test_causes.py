@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import unmade
 
 from rddlib import causes, factorial, grid
 from rddlib.base import numpy_generator
@@ -27,11 +26,7 @@ def values(
 
 
 def record(experiment: Experiment, **metrics: list[float]) -> Record:
-    return Record(
-        key=experiment.key, experiment=dataclasses.asdict(experiment), metrics=metrics, history=[], seconds={},
-        cpu_seconds={}, peak_memory_mb=1.0, device="cpu", versions={}, commit="", source_hash="", data_sha256="",
-        created="",
-    )  # fmt: skip
+    return unmade(experiment, metrics)
 
 
 @pytest.mark.parametrize("scale", ["smoke", "laptop"])

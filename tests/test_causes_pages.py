@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import io
 import json
 from collections.abc import Callable
@@ -13,11 +12,12 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from conftest import unmade
 
 from rddlib import causes, corrupt, grid
 from rddlib.base import numpy_generator
 from rddlib.experiment import Experiment
-from rddlib.store import Record, Store
+from rddlib.store import Store
 
 mpl.use("Agg")
 pytestmark = pytest.mark.filterwarnings("ignore:.*non-interactive.*")
@@ -55,11 +55,10 @@ def fill(store: Store, grids: list[str], scale: str, gain: Gain) -> None:
                 "audit_test": test.tolist(),
             }
             metrics |= {"audit_best": test.max(1).tolist(), "audit_steps": list(range(100, 1001, 100))}
-        record = Record(
-            key=e.key, experiment=dataclasses.asdict(e), metrics=metrics | {"group_sizes": [1000] * 10}, history=[],
-            seconds={"distill": 100.0, "evaluate": 100.0}, cpu_seconds={"distill": 100.0, "evaluate": 100.0},
-            peak_memory_mb=1.0, device="cpu, 1 threads", versions={"torch": "2"}, commit="", source_hash="",
-            data_sha256="", created="2026-01-01", set_key=e.set_key,
+        price = {"distill": 100.0, "evaluate": 100.0}
+        record = unmade(
+            e, metrics | {"group_sizes": [1000] * 10}, seconds=price, cpu_seconds=price, device="cpu, 1 threads",
+            versions={"torch": "2"}, set_key=e.set_key,
         )  # fmt: skip
         store.add(record, f"{e.dataset}_{scale}")
 

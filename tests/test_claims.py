@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import unmade
 from numpy.typing import NDArray
 from scipy import stats
 
@@ -59,10 +60,8 @@ class Named(Plan):
 def records(**arms: NDArray[np.float64]) -> dict[str, Record]:
     """Records of arms (D, E) of accuracies."""
     return {
-        f"{name}{seed}": Record(
-            key=f"{name}{seed}", experiment={"seed": seed}, metrics={"accuracy": list(own), "noise": list(own / 2)},
-            history=[], seconds={}, cpu_seconds={}, peak_memory_mb=1.0, device="cpu", versions={}, commit="",
-            source_hash="", data_sha256="", created="2026-01-01",
+        f"{name}{seed}": unmade(
+            {"seed": seed}, {"accuracy": list(own), "noise": list(own / 2)}, key=f"{name}{seed}"
         )
         for name, table in arms.items() for seed, own in enumerate(table)
     }  # fmt: skip

@@ -11,10 +11,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rddlib import coverage, synthetic
+from rddlib import claims, coverage, synthetic
 from rddlib.base import SettingError, generator
 from rddlib.data import load
 from rddlib.groups import FeatureNet
+from rddlib.pages import Page
 
 
 def cloud(n: int, d: int = 3, seed: int = 0) -> torch.Tensor:
@@ -68,19 +69,50 @@ def test_roughness_counts_steps_between_neighbours() -> None:
 def test_sets_are_measured_and_nothing_kept_is_an_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(coverage, "DRAWS", 5)
     digits = load("digits", train_limit=300, test_limit=200)
-    made = {s: synthetic.start(digits, 3, 1, generator(s, "start")) for s in (0, 1)}
-    sets = {f"{risk}{s}": {"made": made[s], "method": "idc", "risk": risk, "seed": s}
-            for risk in ("control", "upper") for s in (0, 1)}  # fmt: skip
+    made = {s: synthetic.start(digits, 4, 1, generator(s, "start")) for s in (0, 1)}
+    sets = {f"{method} {risk}{s}": {"made": made[s], "method": method, "risk": risk, "seed": s}
+            for method in coverage.METHODS for risk in ("control", "upper") for s in (0, 1)}  # fmt: skip
     found = coverage.measure(digits, sets, FeatureNet(steps=5, batch=32, width=8))
-    one = found["sets"]["control0"]
-    assert (one["moved"], one["rougher"], one["ipc"], one["factor"]) == (0.0, 0.0, 3, 1)  # the start itself
+    one, other = found["sets"]["idc control0"], found["sets"]["glad control0"]
+    assert (one["moved"], one["rougher"], one["ipc"], one["factor"]) == (0.0, 0.0, 4, 1)  # the start itself
+    assert other["coverage"] == one["coverage"] and "moved" not in other  # a generator has no start of pixels
     assert {s: len(v) for s, v in one["coverage"].items()} == {"feature": 10, "pixel": 10}
-    assert np.shape(found["nulls"]["3x1"]["stored"]["pixel"]) == (5,)
-    assert found["maps"]["kind"].count("upper") == 3 and np.shape(found["maps"]["points"])[0] == 2
-    assert found["maps"]["difference"] == 0.0  # the same images in both arms
+    assert np.shape(found["nulls"]["4x1"]["stored"]["pixel"]) == (5,)
+    assert found["nulls"]["4x1"]["stored"] == found["nulls"]["4x1"]["whole"]  # nothing is shrunk at factor 1
+    assert set(found["maps"]) == set(coverage.METHODS)
+    for drawn in found["maps"].values():
+        assert drawn["kind"].count("upper") == 4 and np.shape(drawn["points"])[0] == 2
+        assert drawn["difference"] == 0.0 and drawn["exchange"][0] <= 0 <= drawn["exchange"][2]  # the same images
     text = coverage.write(tmp_path / "kept.json", found).read_text()
-    assert json.loads(text)["sets"]["upper1"]["seed"] == 1 and "made" not in text
-    assert len(text) < 40_000
+    assert json.loads(text)["sets"]["glad upper1"]["seed"] == 1 and "made" not in text
+    assert len(text) < 60_000
+
+
+def test_a_map_has_no_null_where_images_are_too_few_and_no_method_that_was_not_run() -> None:
+    digits = load("digits", train_limit=300, test_limit=200)
+    ruler = coverage.Ruler(digits, FeatureNet(steps=2, batch=32, width=8).train(digits).eval())
+    one = {risk: {"made": synthetic.start(digits, 1, 1, generator(n, "start")), "method": "glad",
+                       "risk": risk, "seed": 0} for n, risk in enumerate(("control", "upper"))}  # fmt: skip
+    drawn = coverage.maps(ruler, one, "glad", seeds=(0,))
+    assert "difference" in drawn and "exchange" not in drawn  # two deals are no null
+    assert coverage.maps(ruler, one, "idc") == {}
+
+
+def test_the_verdict_on_glad_reads_what_was_measured_of_its_sets(tmp_path: Path) -> None:
+    """Claim f2-coverage-upper is about GLaD: its measure is coverage by the null of whole images."""
+    about = {"method": "glad", "ipc": 10, "factor": 1, "coverage": {"feature": [1.1, 1.3]}}
+    nulls = {"10x1": {"whole": {"feature": [1.5, 0.9]}, "stored": {"feature": [2.0, 2.0]}}}
+    coverage.write(tmp_path / "a_laptop.json", {"sets": {"k": about}, "nulls": nulls})
+    assert claims.measures(tmp_path)["k"]["coverage"] == pytest.approx(100.0)
+    (row,) = [c for c in claims.read() if c.id == "f2-coverage-upper"]
+    (comparison,) = claims.comparisons(row, {})
+    plan = claims.Plan(["table1", "table2"])
+    keys = {k for _, selector in comparison.terms for k in plan.select(selector, "laptop").values()}
+    page = Page.of("table2", "laptop", "cifar10")  # the runs whose sets rddlib.coverage takes
+    planned = {
+        e.key for arm, own in coverage.arms_of(page, "cifar10", 10).items() if arm[0] == "glad" for e in own.planned
+    }
+    assert keys == planned and len(keys) == 10
 
 
 def test_storing_as_tiles_blurs_and_keeps_the_number() -> None:

@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+from conftest import script
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("book_equations", ROOT / "book" / "equations.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-equations = load()
+equations = script("equations")
 
 ENTRY = '[[equation]]\nid = "2"\nsays = "a"\nfunctions = ["risk.cvar"]\npage = "book/theory.md"\n'
 TEST = 'import pytest\n@pytest.mark.equation("2")\ndef test_eq2(): pass\n'

@@ -191,3 +191,11 @@ def test_an_exercise_without_its_solution_is_found() -> None:
     for wrong in (cells[:2], cells[1:], [cells[0], cells[2], cells[1]]):
         with pytest.raises(AssertionError):
             exercises({"cells": wrong})
+
+
+def test_the_page_for_teachers_lists_every_exercise_once() -> None:
+    label = re.compile(r"```\{exercise(?:-start)?\}[^\n]*\n:label: (\S+)")
+    there = [name for path in NOTEBOOKS for cell in json.loads(path.read_text())["cells"]
+             if cell["cell_type"] == "markdown" for name in label.findall("".join(cell["source"]))]  # fmt: skip
+    table = (ROOT / "book" / "teaching.md").read_text().split("## All exercises")[1].split("## Longer work")[0]
+    assert sorted(re.findall(r"<([\w-]+)>`", table)) == sorted(there)

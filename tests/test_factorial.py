@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import unmade
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
@@ -29,11 +30,7 @@ def design(
 
 
 def record(seed: int, values: list[float], **settings: object) -> Record:
-    return Record(
-        key=f"{seed}{settings}", experiment={"seed": seed} | settings, metrics={"accuracy": values}, history=[],
-        seconds={}, cpu_seconds={}, peak_memory_mb=1.0, device="cpu", versions={}, commit="", source_hash="",
-        data_sha256="", created="",
-    )  # fmt: skip
+    return unmade({"seed": seed} | settings, {"accuracy": values}, key=f"{seed}{settings}")
 
 
 def test_exact_effects_of_a_table_without_noise() -> None:

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+from conftest import unmade
 
 from rddlib import grid, provenance
 from rddlib.base import SettingError
@@ -39,13 +40,9 @@ def write(folder: Path, arms: list[dict[str, object]], more: str = "", name: str
 
 def made(experiment: Experiment, cost: float = 1.0, **changes: object) -> Record:
     """A record as a run would leave it, without the run."""
-    settings = dataclasses.asdict(experiment)
-    record = Record(
-        key=experiment.key, experiment=settings, metrics={"accuracy": [50.0]}, history=[], seconds={"distill": cost},
-        cpu_seconds={}, peak_memory_mb=1.0, device="cpu, 1 threads, x86_64", versions={}, commit="",
-        source_hash=provenance.source_hash(provenance.makers(settings)), data_sha256="", created="2026-01-01",
-    )  # fmt: skip
-    return dataclasses.replace(record, **changes)
+    known = {"seconds": {"distill": cost}, "device": "cpu, 1 threads, x86_64",
+             "source_hash": provenance.source_hash(provenance.makers(dataclasses.asdict(experiment)))}  # fmt: skip
+    return unmade(experiment, {"accuracy": [50.0]}, **known | changes)
 
 
 # --- files ------------------------------------------------------------------------------------------------

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import unmade
 
 from rddlib import pages
 from rddlib.base import SettingError
@@ -49,12 +49,9 @@ seed = 0
 
 
 def record(experiment: Experiment, accuracy: list[float], least: float = 40.0) -> Record:
-    return Record(
-        key=experiment.key, experiment=dataclasses.asdict(experiment),
-        metrics={"accuracy": accuracy, "cluster_min": [least] * len(accuracy), "group_sizes": [40, 60]}, history=[],
-        seconds={"evaluate": 2.0}, cpu_seconds={"evaluate": 1.5}, peak_memory_mb=100.0, device="cpu", versions={},
-        commit="0123456789ab", source_hash="", data_sha256="", created="2026-01-01",
-    )  # fmt: skip
+    metrics = {"accuracy": accuracy, "cluster_min": [least] * len(accuracy), "group_sizes": [40, 60]}
+    return unmade(experiment, metrics, seconds={"evaluate": 2.0}, cpu_seconds={"evaluate": 1.5}, commit="0123456789ab",
+                  peak_memory_mb=100.0)  # fmt: skip
 
 
 @pytest.fixture

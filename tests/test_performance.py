@@ -3,34 +3,23 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from conftest import script
 
 ROOT = Path(__file__).resolve().parent.parent
 BENCHMARKS = ROOT / "benchmarks"
 
 
-def load(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"{path.parent.name}_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-page = load(ROOT / "book" / "performance.py")
+page = script("performance")
 sys.path.insert(0, str(BENCHMARKS))  # its scripts import each other by their plain names
 import ceilings  # noqa: E402
 import measure  # noqa: E402
@@ -352,6 +341,37 @@ def test_a_stopped_session_keeps_what_it_has(tmp_path: Path, monkeypatch: pytest
     assert "goes on from there" in json.loads((tmp_path / "session.json").read_text())["step"]
     (measured,) = tmp_path.glob("cpu-*.json")
     assert json.loads(measured.read_text())["results"] == {"training": 1}
+
+
+# --- ideas weighed and left out -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 4, 4, 1), (2, 5, 12, 8, 7)], ids=str)
+def test_the_minimal_filtering_is_a_convolution(shape: tuple[int, ...]) -> None:
+    import bench_ideas
+
+    n, c, h, w, o = shape
+    rng = torch.Generator().manual_seed(0)
+    x = torch.randn(n, c, h, w, dtype=torch.float64, generator=rng)
+    weight = torch.randn(o, c, 3, 3, dtype=torch.float64, generator=rng)
+    plain = torch.nn.functional.conv2d(x, weight, padding=1)
+    assert torch.allclose(bench_ideas.winograd(x, weight), plain, rtol=0, atol=1e-11)
+
+
+def test_a_rival_that_takes_twice_as_long_has_a_ratio_of_two() -> None:
+    import bench_ideas
+
+    now = [0.0]
+
+    def takes(seconds: float) -> Any:
+        return lambda: now.__setitem__(0, now[0] + seconds)
+
+    class Clock(measure.How):
+        def clock(self) -> float:
+            return now[0]
+
+    found = bench_ideas.in_turn(takes(2.0), takes(1.0), Clock(), 5)["ratio"]
+    assert (found["low"], found["median"], found["high"], found["rounds"]) == pytest.approx((2, 2, 2, 5))
 
 
 # --- classes at once instead of one after another ---------------------------------------------------------------

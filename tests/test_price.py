@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import math
 import statistics
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import script, unmade
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
@@ -21,11 +21,7 @@ from rddlib.experiment import Experiment
 from rddlib.store import Record, Store
 
 ROOT = Path(__file__).resolve().parent.parent
-SPEC = importlib.util.spec_from_file_location("book_prices", ROOT / "book" / "prices.py")
-assert SPEC is not None
-assert SPEC.loader is not None
-page = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(page)
+page = script("prices")
 
 SMALL = {"width": 8, "eval_width": 8, "depth": 2, "eval_depth": 2, "outer_steps": 1, "inner_steps": 2, "batch_real": 8,
          "net_batch": 32, "eval_steps": 4, "eval_seeds": 2, "eval_shifts": False}  # fmt: skip
@@ -125,11 +121,7 @@ def record(e: Experiment, noise: float = 0.0, device: str = "cpu, 1 threads", **
         "evaluate": (0.04 * w.training + 0.03 * w.testing + 0.004 * w.training_passes) * math.exp(noise),
     }
     memory = (400 + 3 * w.images_mb + w.batch_mb) * math.exp(noise)
-    return Record(
-        key=e.key, experiment=dataclasses.asdict(e), metrics={"accuracy": [50.0]}, history=[], seconds=seconds,
-        cpu_seconds={}, peak_memory_mb=memory, device=device, versions={}, commit="", source_hash="", data_sha256="",
-        created="2026-01-01", set_key=e.set_key,
-    )  # fmt: skip
+    return unmade(e, {"accuracy": [50.0]}, seconds=seconds, peak_memory_mb=memory, device=device, set_key=e.set_key)
 
 
 PLAN = [

@@ -8,6 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from conftest import unmade
 
 from rddlib import provenance, report
 from rddlib.base import SettingError
@@ -17,11 +18,9 @@ SETTINGS = {"dataset": "digits", "ipc": 1, "method": "idc"}
 
 
 def record(risk: str, seed: int, accuracy: list[float]) -> Record:
-    return Record(
-        key=f"{risk}{seed}", experiment=SETTINGS | {"risk": risk, "seed": seed},
-        metrics={"accuracy": accuracy, "group_sizes": [50, 50]}, history=[], seconds={"distill": 2.0}, cpu_seconds={},
-        peak_memory_mb=100.0, device="cpu", versions={"torch": "2"}, commit="c", source_hash="old", data_sha256="",
-        created="2026-01-01",
+    return unmade(
+        SETTINGS | {"risk": risk, "seed": seed}, {"accuracy": accuracy, "group_sizes": [50, 50]}, key=f"{risk}{seed}",
+        seconds={"distill": 2.0}, peak_memory_mb=100.0, versions={"torch": "2"}, commit="c", source_hash="old",
     )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from conftest import unmade
 
 from rddlib import selection
 from rddlib.base import SettingError, numpy_generator
@@ -17,10 +18,7 @@ def record(seed: int, test: np.ndarray, valid: np.ndarray) -> Record:
         "audit_last": test[:, -1].tolist(), "audit_chosen": chosen, "audit_best": test.max(1).tolist(),
         "audit_test": test.tolist(), "audit_validation": valid.tolist(),
     }  # fmt: skip
-    return Record(
-        key=f"k{seed}", experiment={"seed": seed}, metrics=metrics, history=[], seconds={}, cpu_seconds={},
-        peak_memory_mb=1.0, device="cpu", versions={}, commit="", source_hash="", data_sha256="", created="",
-    )  # fmt: skip
+    return unmade({"seed": seed}, metrics, key=f"k{seed}")
 
 
 def fluctuating(rng: np.random.Generator, seeds: int, level: float = 50.0) -> list[Record]:
@@ -39,9 +37,16 @@ def test_the_best_flatters_and_an_independent_choice_does_not() -> None:
     records = fluctuating(numpy_generator(0, "flatters"), 60)
     best, chosen = selection.added(records, "best"), selection.added(records, "chosen")
     assert best.low < selection.expected_best(1.0, 10) < best.high and best.low > 1.3
-    assert chosen.low < 0 < chosen.high
+    assert abs(chosen.mean) < chosen.high - chosen.low < best.mean / 2  # within some four standard errors of nothing
     adds = [found.mean for found in selection.looks(records).values()]
     assert adds == sorted(adds) and adds[0] == 0 and adds[-1] == pytest.approx(best.mean)
+
+
+def test_what_is_added_has_the_interval_of_any_paired_difference() -> None:
+    """A gain of a reading over the last step is paired like every other gain: no second interval for one quantity."""
+    records = fluctuating(numpy_generator(3, "paired"), 4)
+    assert selection.added(records, "best") == selection.gain(records, records, "best", "last")
+    assert selection.looks(records)[10] == selection.added(records, "best")
 
 
 def test_a_comparison_that_mixes_readings_claims_a_gain_that_is_not_there() -> None:

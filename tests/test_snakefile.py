@@ -67,21 +67,46 @@ case "$*" in
 esac
 """
 
+SOURCES = {
+    "00_quickstart": ("mode = 'live'", ""),
+    "01_theory": ("seed = 0", 'Page.of("a")  # no mode: reads nothing'),
+    "30_any": ("mode = 'load'", "Store().records()"),
+    "31_a": ("mode = 'load'", 'Page.of("a", scale)'),
+    "40_b": ("mode = 'load'", 'Page.of("b", scale); coverage.file(dataset, scale)'),
+}
+ALL = Counter(["a", "b", "01_theory", "30_any", "31_a", "40_b", "book"])
+BESIDE = ("data/claims.csv", "data/pages.json", "data/lineage.json", "data/coverage/x_laptop.json")
+
+
+def repository(folder: Path) -> Path:
+    """A small repository with two grids, and pages that read no record, any, those of grid a, and b with coverage."""
+    for name in ("data/grids", "data/coverage", "rddlib", "notebooks", "book", "profiles"):
+        (folder / name).mkdir(parents=True)
+    shutil.copy(SNAKEFILE, folder)
+    for name in ("data/grids/a.toml", "data/grids/b.toml", "rddlib/risk.py", "book/build.py", "book/index.md", *BESIDE):
+        (folder / name).write_text(name)
+    for name, (source, body) in SOURCES.items():
+        cells = [{"cell_type": "code", "metadata": {"tags": tags}, "source": [text], "outputs": []}
+                 for tags, text in ((["parameters"], source), ([], body))]  # fmt: skip
+        (folder / f"notebooks/{name}.ipynb").write_text(json.dumps({"cells": cells}))
+    (folder / "python").write_text(FAKE)
+    (folder / "python").chmod(0o755)
+    return folder
+
 
 @pytest.fixture
 def toy(tmp_path: Path) -> Path:
-    """A small repository with two grids and two pages, one of which reads records."""
-    for name in ("data/grids", "rddlib", "notebooks", "book", "profiles"):
-        (tmp_path / name).mkdir(parents=True)
-    shutil.copy(SNAKEFILE, tmp_path)
-    for name in ("data/grids/a.toml", "data/grids/b.toml", "rddlib/risk.py", "book/build.py", "book/index.md"):
-        (tmp_path / name).write_text(name)
-    for name, source in (("00_quickstart", "mode = 'live'"), ("01_theory", "seed = 0"), ("30_table", "mode = 'load'")):
-        cell = {"cell_type": "code", "metadata": {"tags": ["parameters"]}, "source": [source], "outputs": []}
-        (tmp_path / f"notebooks/{name}.ipynb").write_text(json.dumps({"cells": [cell]}))
-    (tmp_path / "python").write_text(FAKE)
-    (tmp_path / "python").chmod(0o755)
-    return tmp_path
+    """A repository in which nothing has been run."""
+    return repository(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository in which everything has been run once."""
+    folder = repository(tmp_path_factory.mktemp("whole"))
+    snake(folder)
+    assert calls(folder) == ALL
+    return folder
 
 
 def snake(folder: Path, *options: str, config: str = "", status: int = 0) -> str:
@@ -107,29 +132,43 @@ def calls(folder: Path) -> Counter[str]:
 
 
 @needs_snakemake
-def test_the_graph_runs_once_and_again_only_what_changed(toy: Path) -> None:
-    snake(toy)
-    assert calls(toy) == Counter(["a", "b", "01_theory", "30_table", "book"])
+def test_the_graph_runs_once_and_again_only_what_changed(whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, toy := tmp_path / "copy")
     assert "Nothing to be done" in snake(toy) and calls(toy) == Counter()
     (toy / "data/runs/g/merged.json").write_text("2")  # a record from elsewhere: what reads records, and the book
     snake(toy)
-    assert calls(toy) == Counter(["30_table", "book"])
-    (toy / "rddlib/risk.py").write_text("changed")  # library files are inputs of all but the book
+    assert calls(toy) == Counter(["30_any", "31_a", "40_b", "book"])
+    (toy / "rddlib/risk.py").write_text("changed")  # library files are inputs of all
     snake(toy)
-    assert calls(toy) == Counter(["a", "b", "01_theory", "30_table", "book"])
-    (toy / "book/index.md").write_text("changed")
-    snake(toy)
-    assert calls(toy) == Counter(["book"]) and "Nothing to be done" in snake(toy)
+    assert calls(toy) == ALL and "Nothing to be done" in snake(toy)
+
+
+@needs_snakemake
+@pytest.mark.parametrize(("changed", "again"), [
+    ("data/grids/a.toml", ["a", "30_any", "31_a", "book"]),  # not b, nor the page of b
+    ("data/coverage/x_laptop.json", ["40_b", "book"]),
+    ("data/coverage/new_laptop.json", ["40_b", "book"]),
+    ("data/claims.csv", ["book"]), ("data/pages.json", ["book"]), ("book/index.md", ["book"]),
+    ("data/lineage.json", list(ALL)),
+])  # fmt: skip
+def test_what_lies_beside_the_code_has_its_readers_run_again(
+    whole: Path, tmp_path: Path, changed: str, again: list[str]
+) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(whole, folder)
+    (folder / changed).write_text("changed")
+    snake(folder)
+    assert calls(folder) == Counter(again)
 
 
 @needs_snakemake
 def test_a_failing_grid_is_told_and_the_others_go_on(toy: Path) -> None:
     (toy / "fail.a").touch()
     said = snake(toy, "--keep-going", status=1)
-    assert calls(toy) == Counter(["a", "b", "01_theory"]) and "no such luck" in said
+    assert calls(toy) == Counter(["a", "b", "01_theory", "40_b"]) and "no such luck" in said
     (toy / "fail.a").unlink()
     snake(toy)
-    assert calls(toy) == Counter(["a", "30_table", "book"])
+    assert calls(toy) == Counter(["a", "30_any", "31_a", "book"])
 
 
 @needs_snakemake
@@ -138,8 +177,8 @@ def test_options_choose_grids_pages_scale_and_calls(toy: Path) -> None:
     made = (toy / "calls.txt").read_text().splitlines()
     assert made == ["-m rddlib grid b --scale smoke --device cuda --budget-minutes 5"] * 2
     calls(toy)
-    snake(toy, config="grids=none notebooks=30_table scale=smoke")
-    assert "-p mode run" in (toy / "calls.txt").read_text() and calls(toy) == Counter(["30_table", "book"])
+    snake(toy, config="grids=none notebooks=30_any scale=smoke")
+    assert "-p mode run" in (toy / "calls.txt").read_text() and calls(toy) == Counter(["30_any", "book"])
     assert "grids = 'c': allowed is none, or some of a, b" in snake(toy, config="grids=c", status=1)
     assert "scale = 'huge'" in snake(toy, config="scale=huge", status=1)
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from conftest import unmade
 
 from rddlib import tables
 from rddlib.experiment import Experiment
@@ -25,11 +25,7 @@ COLUMNS = [
 
 def record(experiment: Experiment, accuracy: float, least: float) -> Record:
     metrics = {"accuracy": [accuracy, accuracy + 1], "cluster_min": [least, least], "group_sizes": [1000] * 10}
-    return Record(
-        key=experiment.key, experiment=dataclasses.asdict(experiment), metrics=metrics, history=[], seconds={},
-        cpu_seconds={}, peak_memory_mb=1.0, device="cpu", versions={}, commit="", source_hash="", data_sha256="",
-        created="",
-    )  # fmt: skip
+    return unmade(experiment, metrics)
 
 
 @pytest.fixture
@@ -95,6 +91,9 @@ def test_sentences_follow_from_the_numbers(page: Page) -> None:
     none = tables.reading([Gap("a", "b", "c", None, None)])
     assert "0 have been run" in none and "above" not in none
     assert "one seed only" in tables.reading([Gap("a", "b", "c", Interval(1.0, np.nan, np.nan, 1), 2.0)])
+    tails = [Gap(f"IDC, {tail}", "IDC", "c", None, 1.1, "idc_r") for tail in ("upper", "lower")]
+    said = tables.reading([*tails, Gap("GLaD, upper", "GLaD", "c", None, -0.5, "glad_r")])
+    assert "The paper has 2 such differences; 1 of them are above zero, and they go from -0.5 to +1.1." in said
     assert tables.reading([]) == "No comparison of accuracy is planned at this scale."
     assert tables.between(page, tables.LINES, COLUMNS[:1]) == "standard: ceiling not planned."
 

@@ -3,30 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
-import sys
+import re
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
+from conftest import script, unmade
 
 from rddlib import claims, provenance, verdicts
 from rddlib.experiment import Experiment
 from rddlib.grid import Ledger
+from rddlib.stats import paired_difference
 from rddlib.store import Record, Store
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-def script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "book" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 costs, build, pages = script("costs"), script("build"), script("verdicts")
@@ -34,15 +25,12 @@ costs, build, pages = script("costs"), script("build"), script("verdicts")
 
 def record(experiment: Experiment, accuracy: float = 50.0, code: str = "", **changed: object) -> Record:
     settings = dataclasses.asdict(experiment)
-    made = Record(
-        key=experiment.key, experiment=settings, set_key=experiment.set_key,
-        metrics={"accuracy": [accuracy, accuracy + 1], "cluster_min": [accuracy - 9, accuracy - 8],
-                 "group_sizes": [400, 600]},
-        history=[], seconds={"distill": 100.0, "evaluate": 20.0}, cpu_seconds={"distill": 60.0, "evaluate": 20.0},
-        peak_memory_mb=900.0, device="cpu, 1 threads", versions={}, commit="abc", data_sha256="", created="2026-01-01",
-        source_hash=code or provenance.source_hash(provenance.makers(settings)),
-    )  # fmt: skip
-    return dataclasses.replace(made, **changed)
+    metrics = {"accuracy": [accuracy, accuracy + 1], "cluster_min": [accuracy - 9, accuracy - 8],
+               "group_sizes": [400, 600]}  # fmt: skip
+    known = {"set_key": experiment.set_key, "seconds": {"distill": 100.0, "evaluate": 20.0},
+             "cpu_seconds": {"distill": 60.0, "evaluate": 20.0}, "peak_memory_mb": 900.0, "device": "cpu, 1 threads",
+             "commit": "abc", "source_hash": code or provenance.source_hash(provenance.makers(settings))}  # fmt: skip
+    return unmade(experiment, metrics, **known | changed)
 
 
 def arm(seeds: int = 3, **settings: object) -> list[Experiment]:
@@ -140,6 +128,20 @@ def test_the_build_marks_a_stale_page_and_fills_in_the_fragments(
         build.fill(source, fragments, [])
 
 
+def test_keys_in_a_pages_tables_become_links_and_nothing_else_does(tmp_path: Path) -> None:
+    keys, page = ["0123456789abcdef", "fedcba9876543210"], tmp_path / "page.ipynb"
+    html = "<p>01234567</p><td>01234567 fedcba98</td><td>0123456789abcdef</td><td>deadbeef 012345678</td>"
+    cells = [{"cell_type": "code", "source": "01234567", "outputs": [
+        {"output_type": "execute_result", "data": {"text/html": list(html), "text/plain": "01234567"}}]}]  # fmt: skip
+    page.write_text(json.dumps({"cells": cells}))
+    build.link_records(page, keys)
+    (output,) = (cell := json.loads(page.read_text())["cells"][0])["outputs"]
+    found = re.findall(r'<a href="../book/records.html#record-(\w+)">(\w+)</a>', output["data"]["text/html"])
+    assert found == [(keys[0], "01234567"), (keys[1], "fedcba98"), (keys[0], keys[0])]
+    assert re.sub(r"</?a[^>]*>", "", output["data"]["text/html"]) == html
+    assert cell["source"] == output["data"]["text/plain"] == "01234567"
+
+
 def test_pages_of_the_book_are_named_where_they_are_stale() -> None:
     """Not a failure: an edit of the library may come before its runs. The build marks these pages."""
     if found := costs.stale_pages(ROOT, Ledger(Store(ROOT / "data"))):
@@ -161,7 +163,7 @@ def test_cost_tables_name_runs_memory_and_commands(book: tuple[Path, Store, list
     found = costs.fragments(root, Ledger(store))
     assert "| `group` | 3 | 4 min | 80 s to 80 s | 900 MB | cpu, 1 threads |" in found["cost_runs"]
     assert (
-        "| [30_page](../notebooks/30_page.ipynb) | not measured | - | 3 runs, 4 min | 900 MB |" in found["cost_pages"]
+        "| 30 [Title](../notebooks/30_page.ipynb) | not measured | - | 3 runs, 4 min | 900 MB |" in found["cost_pages"]
     )
     assert "computed live" in found["cost_pages"]
     assert found["cost_budgets"].count("python -m rddlib grid table1") == 4
@@ -210,6 +212,19 @@ def test_what_comes_from_records_cannot_break_the_page() -> None:
     assert "<script" not in text and "<b>" not in text and "1 &lt; 2" in text
 
 
+def test_decided_claims_come_first_and_else_the_order_of_the_paper() -> None:
+    every = claims.read()[:40]
+    names = [("not tested", "not", "replicated", "partly")[n % 4] for n in range(len(every))]
+    found = [verdicts.Verdict(c, name, "") for c, name in zip(every, names, strict=True)]
+    text = pages.table(found, Ledger(Store("/nowhere-at-all")), ROOT)
+    shown = [(m[2], m[1]) for m in re.finditer(r'<tr id="claim-([^"]+)"[^>]*data-verdict="([^"]+)"', text)]
+    rank, place = verdicts.VERDICTS.index, {c.id: n for n, c in enumerate(every)}
+    decided = [(rank(v), place[i]) for v, i in shown if v != "not tested"]
+    assert decided == sorted(decided) and len(decided) == 30 and sorted(i for _, i in shown) == sorted(place)
+    assert [v for v, _ in shown[30:]] == ["not tested"] * 10 and "40 claims, the 30 decided ones first" in text
+    assert text.split("</tbody>")[0].count("<tr id") == 30
+
+
 def test_the_tally_adds_up_and_says_when_nothing_was_run() -> None:
     found = verdicts.judge(
         claims.read(), {}, claims.Plan(["table1", "table2", "table3", "table4", "table5", "figure4"])
@@ -235,3 +250,29 @@ def test_the_front_page_says_of_the_details_what_their_records_show() -> None:
         for changed in changes:
             own = accuracy(**changed)
             assert len(own) == len(base) == 3 and fits(sum(own) / 3 - sum(base) / 3), changed
+
+    said = " ".join((ROOT / "book" / "index.md").read_text().replace(" points", "").split())
+    for changed in ({"net_data": "synthetic"}, {"net_steps": 0}, {"metric": "dc"}, {"eval_recipe": "glad"}):
+        assert str(paired_difference(accuracy(**changed), base)) in said, changed
+    for risk in ("upper", "lower"):
+        assert str(paired_difference(accuracy(risk=risk), base)) in said, risk
+
+
+@pytest.mark.parametrize(
+    ("standard", "shifted", "told"),
+    [((-2.0, -1.9, -2.1), (0.0, 0.3, -0.3), True),  # only the standard accuracy moves
+     ((-2.0, -1.9, -2.1), (1.0, 1.1, 0.9), False),  # the accuracy under the test rises as well
+     ((0.5, 0.6, 0.4), (2.0, 2.1, 1.9), False)],  # a drop that is smaller for the better
+)  # fmt: skip
+def test_a_smaller_drop_says_so_where_only_the_standard_accuracy_fell(
+    standard: tuple[float, ...], shifted: tuple[float, ...], told: bool
+) -> None:
+    claim = next(c for c in claims.read() if c.id == "t2-cifar10-invert-idc-upper-drop")
+    records = {}
+    for e in (e for risk in ("upper", "control") for e in arm(ipc=10, risk=risk)):
+        more, other = (standard[e.seed], shifted[e.seed]) if e.risk == "upper" else (0.0, 0.0)
+        made = {"accuracy": [50.0 + more], "invert": [20.0 + other]}
+        records[e.key] = record(e, metrics=made)
+    found = verdicts.find(claims.comparisons(claim, {})[0], records, claims.Plan(["table2"]))
+    assert found.state == "holds"
+    assert bool(pages.by_falling(found, records)) is told
