@@ -7,6 +7,7 @@ first message. The first process alone writes files. Where all processes are on 
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Iterator
@@ -69,18 +70,27 @@ class Team:
                              "device; what was done before is kept")  # fmt: skip
 
     def send(self, message: Any) -> None:
-        """Let the waiting processes begin, or with None go home; the first message counts, from process 0 alone."""
+        """Let the waiting processes begin, or with None go home; the first message counts, from process 0 alone.
+
+        `message` holds tensors and plain values.
+        """
         if self.size > 1 and self.rank == 0 and not self.begun:
             self.begun = True
+            buffer = io.BytesIO()
+            torch.save(message, buffer)
+            sent = torch.frombuffer(bytearray(buffer.getvalue()), dtype=torch.uint8)
             with _lost():
-                dist.broadcast_object_list([message], 0, self.control, torch.device("cpu"))
+                dist.broadcast(torch.tensor([len(sent)]), 0, self.control)
+                dist.broadcast(sent, 0, self.control)
 
     def receive(self) -> Any:
-        """Wait for what process 0 sends; None: there is nothing to do."""
-        box = [None]
+        """Wait for what process 0 sends; None: there is nothing to do. Read as files are: no code can come along."""
+        length = torch.zeros(1, dtype=torch.int64)
         with _lost():
-            dist.broadcast_object_list(box, 0, self.control, torch.device("cpu"))
-        return box[0]
+            dist.broadcast(length, 0, self.control)
+            got = torch.empty(int(length), dtype=torch.uint8)
+            dist.broadcast(got, 0, self.control)
+        return torch.load(io.BytesIO(got.numpy().tobytes()), weights_only=True)
 
 
 ALONE = Team()
