@@ -9,7 +9,7 @@ from measure import How, Work, in_turn, random_data
 from plain import PlainLoop
 from torch import Tensor
 
-from rddlib import nets, prior
+from rddlib import classwise, nets, prior
 from rddlib.distill import DistillSettings, begin
 from rddlib.loop import Loop
 
@@ -29,21 +29,25 @@ GROWTH = {
 }
 
 
-def work(kind: str, device: str, chosen: dict[str, Any]) -> Work:
-    """One inner step after another from the same start; `chosen` may also hold `n_classes` and `size`."""
+def begun(device: str, chosen: dict[str, Any]) -> Loop:
+    """The library's loop at its start, on random images; `chosen` may also hold `n_classes` and `size`."""
     chosen = dict(chosen)
     n_classes, size = chosen.pop("n_classes", 10), chosen.pop("size", 32)
     data = random_data(150 * n_classes, size=size, n_classes=n_classes, device=device)
     settings = DistillSettings(**chosen)
     source = prior.load("none", data, settings.prior_layer, settings.prior_start)
-    state = begin(data, settings, source)
+    return classwise.kind(settings)(data, settings, begin(data, settings, source), source)
+
+
+def work(kind: str, device: str, chosen: dict[str, Any]) -> Work:
+    """One inner step after another from the same start; `chosen` as in `begun`."""
+    ours = begun(device, chosen)
     if kind == "reference":
-        loop = PlainLoop(data, settings, state.codes["pixels"])
+        loop = PlainLoop(ours.data, ours.s, ours.codes["pixels"])
         return lambda: (loop.inner_step(), loop.images.detach())[1]
-    ours = Loop(data, settings, state, source)
 
     def step() -> Tensor:
-        with nets.arithmetic(settings.precision, data.train_images.device):
+        with nets.arithmetic(ours.s.precision, ours.device):
             ours.image_steps()
             ours.network_steps()
         return ours.codes["pixels"]

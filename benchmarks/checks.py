@@ -50,6 +50,8 @@ def everything(device: str) -> Iterator[Check]:
     """Fast against slow on the device, with fused forms and without; then the device against the processor."""
     with full_precision():
         yield from pairs(f"{device}: library against plain loop", *((kind, device) for kind in KINDS))
+        one, two = (inner_steps(("library", device), classes_at_once=each) for each in (False, True))
+        yield Check(f"{device}: classes at once against one after another", moved(one, two), ROUNDING)
         if device == "cpu":  # the only one that the fused forms serve
             with fused.use(False):
                 yield from pairs("cpu: library without fused forms against plain loop", *((k, device) for k in KINDS))
@@ -91,9 +93,9 @@ def moved(one: tuple[Tensor, Tensor], two: tuple[Tensor, Tensor]) -> float:
     return float((one[1] - two[1]).abs().max() / way) + float((one[0] - two[0]).abs().max())
 
 
-def inner_steps(way: Way) -> tuple[Tensor, Tensor]:
+def inner_steps(way: Way, **more: Any) -> tuple[Tensor, Tensor]:
     """Images after one inner step and after three."""
-    work: Callable[[], Any] = bench_inner_step.work(*way, STEP)
+    work: Callable[[], Any] = bench_inner_step.work(*way, STEP | more)
     start = work().detach().clone()
     work()
     return start.cpu(), work().detach().cpu()

@@ -19,7 +19,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE, FIGURES, RESULTS = Path("book/performance.md"), Path("book/_static/performance"), Path("benchmarks/results")
-FORMAT, DRAWING = "rddlib benchmarks 1", 1  # DRAWING: add one where the figures are drawn in another way
+FORMAT, DRAWING = "rddlib benchmarks 1", 2  # DRAWING: add one where the figures are drawn in another way
 BLUE, ORANGE = "#0072B2", "#D55E00"  # of Okabe & Ito's colours, as in every figure of the book
 KINDS = ("reference", "library")
 SHARES = ("share_of_arithmetic_peak", "share_of_copy")
@@ -368,7 +368,7 @@ def others(r: Found) -> list[str]:
     """The smaller measurements, as one table."""
     rows = []
     for case, entry in (at(r, "results", "batched") or {}).items():
-        what = f"IDC's image steps ({case}): the library's loop over classes over a prototype that takes all at once"
+        what = f"IDC's image steps ({case}): one class after another over all at once (`classes_at_once`)"
         rows.append((what, Value.of(entry["ratio"]), "x"))
     for idea, entry in (at(r, "results", "ideas") or {}).items():
         told = (
@@ -446,13 +446,13 @@ def draw(name: str, shown: Found, path: Path) -> None:
 
 def draw_roofline(plt: Any, shown: Found) -> Any:
     """Points of both kinds joined by an arrow, numbered; the ceilings as lines."""
-    made, axes = plt.subplots(figsize=(7, 5))
+    made, axes = plt.subplots(figsize=(7, 6.4))
     best, points = shown["ceilings"], shown["points"]
     peak, copy = max(best["matmul_gflop_per_second"], best["convolution_gflop_per_second"]), best["copy_gb_per_second"]
     reach = [p[k][0] for p in points for k in KINDS] + [peak / copy]
     low, high = min(reach) / 2, max(reach) * 2
     axes.plot([low, peak / copy, high], [low * copy, peak, peak], color="black", lw=1.2)
-    axes.annotate(f"{number(peak)} GFLOP/s", (high, peak), ha="right", va="bottom", fontsize=8)
+    axes.annotate(f"{number(peak)} GFLOP/s in float32", (high, peak), ha="right", va="bottom", fontsize=8)
     axes.annotate(f"{number(copy)} GB/s", (low, low * copy), ha="left", va="top", fontsize=8, xytext=(6, 0),
                   textcoords="offset points")  # fmt: skip
     for i, p in enumerate(points, 1):
@@ -466,7 +466,7 @@ def draw_roofline(plt: Any, shown: Found) -> Any:
         ticks = [m * 10.0**e for e in range(-6, 9) for m in (1, 2, 5) if ends[0] <= m * 10.0**e <= ends[1]]
         axis.set_ticks(ticks, [number(tick) for tick in ticks])
         axis.set_ticks([], minor=True)
-    made.legend(loc="outside lower center", ncols=2, fontsize=8, handlelength=1)
+    made.legend(loc="outside lower left", fontsize=8, handlelength=1)
     return made
 
 

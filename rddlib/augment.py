@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .base import SettingError
+from .base import SettingError, sent
 
 # Strengths as published (IDC misc/augment.py).
 SCALE, ROTATE, CROP, CUTOUT = 1.2, 15.0, 0.125, 0.5
@@ -35,9 +35,10 @@ class Draw:
     cutout: Tensor | None = None  # (B, 2) centre of the hole, in pixels
 
     def to(self, device: torch.device) -> Draw:
-        """The same draw on another device."""
+        """The same draw on another device; a shared crop stays on the host, where its two numbers are read."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Draw(**{k: None if v is None else v.to(device) for k, v in values.items()})
+        stays = "crop" if self.crop is not None and len(self.crop) == 1 else ""
+        return Draw(**{k: v if v is None or k == stays else sent(v, device) for k, v in values.items()})
 
 
 def operations(strategy: str) -> tuple[str, ...]:
@@ -164,7 +165,7 @@ def cutmix(x: Tensor, generator: torch.Generator, probability: float = 0.5) -> t
     cy, cx = int(u[2] * h), int(u[3] * w)
     top, bottom = max(cy - int(h * cut) // 2, 0), min(cy + int(h * cut) // 2, h)
     left, right = max(cx - int(w * cut) // 2, 0), min(cx + int(w * cut) // 2, w)
-    partner = partner.to(x.device)
+    partner = sent(partner, x.device)
     if float(u[0]) >= probability:
         return x, partner, 1.0
     box = torch.zeros(h, w, dtype=torch.bool, device=x.device)

@@ -131,6 +131,11 @@ def digest(*parts: Any) -> str:
     return sha.hexdigest()
 
 
+def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor of the host on `device`; a graphics processor is not waited for. On its own device it is itself."""
+    return tensor.to(device, non_blocking=device.type == "cuda" and tensor.device.type == "cpu")
+
+
 def write_atomic(path: str | Path, content: str | bytes) -> Path:
     """Write a file whole or not at all: a reader, or a kill at any moment, never sees half of it."""
     path = Path(path)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -66,8 +67,7 @@ class DataSet:
         """uint8 or [0, 1] float images (N, C, H, W) -> float32 (float64 stays it): zero mean, unit scale a channel."""
         scale = 255.0 if images.dtype == torch.uint8 else 1.0
         floats = images.to(torch.promote_types(images.dtype, torch.float32))
-        mean = torch.tensor(self.mean, device=images.device, dtype=floats.dtype).view(-1, 1, 1)
-        std = torch.tensor(self.std, device=images.device, dtype=floats.dtype).view(-1, 1, 1)
+        mean, std = (by_channel(v, images.device, floats.dtype) for v in (self.mean, self.std))
         return (floats / scale - mean) / std
 
     def validation(self, share: float = 0.1, seed: int = 0) -> DataSet:
@@ -81,6 +81,13 @@ class DataSet:
             test_images=self.train_images[~keep], test_labels=self.train_labels[~keep],
             source=f"{self.source}, validation part (share {share}, seed {seed})",
         )  # fmt: skip
+
+
+@lru_cache(maxsize=64)
+def by_channel(values: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """One number a channel as a tensor (C, 1, 1), made once: a graphics processor waits at each copy from the host."""
+    with torch.inference_mode(False):  # else the one that is kept could not enter a gradient later
+        return torch.tensor(values, device=device, dtype=dtype).view(-1, 1, 1)
 
 
 def load(

@@ -7,6 +7,7 @@ protocol of IDC (Kim et al. 2022), DC, DSA, DM, GLaD as released; Algorithm 1 an
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -14,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import augment, fused, groups, match, nets, synthetic
-from .base import generator
-from .data import DataSet
+from .base import generator, sent
+from .data import DataSet, by_channel
 from .methods import DistillSettings
 from .prior import Codes, Prior
 from .representative import Representatives
@@ -35,17 +36,30 @@ class State:
     history: list[dict[str, float]] = field(default_factory=list)
 
 
-def outer_step(data: DataSet, settings: DistillSettings, state: State, prior: Prior) -> State:
-    """`inner_steps` of images and network with one new network; pixels are then clamped. `state` is left as it is."""
-    loop = Loop(data, settings, state, prior)
+@dataclass(frozen=True)
+class Drawn:
+    """What chance decides for one class in one inner step."""
+
+    real: Tensor  # int64 (batch_real,), of all training images, on their device
+    theta: augment.Draw  # shared by the real and the synthetic batch
+    some: Tensor | None  # which decoded images are matched, int64 (batch_synthetic,); None: all of them
+
+
+def outer_step(
+    data: DataSet, settings: DistillSettings, state: State, prior: Prior, make: Callable[..., Loop] | None = None
+) -> State:
+    """`inner_steps` of images and network with one new network; pixels are then clamped. `state` is left as it is.
+
+    `make`: another kind of `Loop`, which goes the same way (`classwise`).
+    """
+    loop = (make or Loop)(data, settings, state, prior)
     totals = torch.zeros(3, device=data.train_images.device)
     for step in range(settings.inner_steps):
         distance = loop.image_steps()
         if loop.parts.train_last or step + 1 < settings.inner_steps:
             totals[1:] += loop.network_steps()
         totals[0] += distance
-    if set(loop.codes) == {"pixels"} and loop.parts.coordinates == "pixel":
-        loop.codes["pixels"].clamp_(0, 1)  # once an outer step, as published
+    loop.finish()
     means = (totals / settings.inner_steps).tolist()
     entry = dict(zip(("distance", "cross_entropy", "risk"), means, strict=True))
     return State(loop.codes, loop.velocity, state.outer + 1, [*state.history, entry])
@@ -61,12 +75,14 @@ class Loop:
         self.velocity = {name: code.clone() for name, code in state.velocity.items()}
         self.device = data.train_images.device
         self.labels = torch.arange(data.n_classes, device=self.device).repeat_interleave(settings.ipc)
-        self.members = [(data.train_labels == c).nonzero().flatten() for c in range(data.n_classes)]
+        labels = data.train_labels.cpu()
+        self.members = [(labels == c).nonzero().flatten() for c in range(data.n_classes)]
         self.streams = {name: generator(settings.seed, "outer", state.outer, name) for name in STREAMS}
         self.net = nets.build(
             settings.network, data.shape, data.n_classes, depth=settings.depth, width=settings.width,
             generator=self.streams["net"],
         ).to(next(iter(self.codes.values())))  # fmt: skip
+        self.rates = {name: settings.lr_image * rate * self._scale(name) for name, rate in prior.rates().items()}
         self.matched = match.matched_parameters(self.net, self.parts.metric)
         self.optimiser = torch.optim.SGD(
             self.net.parameters(), lr=settings.lr_net, momentum=self.parts.momentum_net,
@@ -85,6 +101,11 @@ class Loop:
         """The images that the codes stand for, as they are now."""
         return SyntheticSet(self.prior.decode(self.codes, self.labels), self.s.ipc, self.s.factor)
 
+    def finish(self) -> None:
+        """After the last inner step: pixels are clamped, once an outer step, as published."""
+        if set(self.codes) == {"pixels"} and self.parts.coordinates == "pixel":
+            self.codes["pixels"].clamp_(0, 1)
+
     # --- images -------------------------------------------------------------------------------------------
 
     def image_steps(self) -> Tensor:
@@ -93,12 +114,11 @@ class Loop:
         As published, IDC steps after each class with one momentum shared by all: a step of one class also carries the
         others along. DC, DM and GLaD sum the distances and step once.
         """
-        robust = self.risky and self.s.where == "matching"
-        places = self._centre_places() if robust else None
+        places = self._matched_places()
         distance = torch.zeros((), device=self.device)
         gradients: dict[int, Codes] = {}
-        for c in range(self.data.n_classes):
-            gap, gradients[c] = self.matching_gradient(c, places)
+        for c, drawn in enumerate(self.draws(range(self.data.n_classes))):
+            gap, gradients[c] = self.matching_gradient(c, places, drawn)
             distance += gap
             if self.parts.image_step == "class":
                 self._move({c: gradients[c]})
@@ -106,20 +126,56 @@ class Loop:
             self._move(gradients)
         return distance
 
-    def matching_gradient(self, c: int, places: Tensor | None = None) -> tuple[Tensor, Codes]:
-        """Distance of class `c` and its gradient at the codes of that class. `places`: see `_target`."""
-        real = self.data.train_images[self._real_batch(c)]
-        theta = augment.draw(
-            self.s.match_augment, 1, self.data.shape[1], self.streams["match augment"], self.parts.augment_rule
-        )
-        target = self._target(self.data.normalise(real), c, theta, places)
+    def draws(self, classes: Sequence[int]) -> list[Drawn]:
+        """The draws of these classes, in order; all indices go to the device in one copy.
+
+        Each kind of draw has a stream of its own, so that a class gets what it would get if it were asked for alone.
+        """
+        real, some, decoded = [], [], self.s.ipc * self.s.factor**2
+        for c in classes:
+            real.append(self._real(c))
+            if decoded > self.s.batch_synthetic:
+                order = torch.randperm(decoded, generator=self.streams["synthetic batch"])
+                some.append(order[: self.s.batch_synthetic])
+        parts = sent(torch.cat([*real, *some]), self.device).split([len(t) for t in (*real, *some)])
+        how = (self.s.match_augment, 1, self.data.shape[1], self.streams["match augment"], self.parts.augment_rule)
+        thetas = [augment.draw(*how).to(self.device) for _ in classes]
+        rest: Sequence[Tensor | None] = parts[len(real) :] or [None] * len(real)
+        return [Drawn(*each) for each in zip(parts[: len(real)], thetas, rest, strict=True)]
+
+    def _real(self, c: int) -> Tensor:
+        """Indices of the real images of class `c` that are matched next, on the host."""
+        if self.s.real_choice == "representative":
+            return self.representatives.batch(c, self.net)
+        chosen = torch.randperm(len(self.members[c]), generator=self.streams["real"])[: self.s.batch_real]
+        return self.members[c][chosen]
+
+    def real_images(self, drawn: Drawn) -> Tensor:
+        """The real batch, normalised: (batch_real, C, H, W)."""
+        return self.data.normalise(self.data.train_images[drawn.real])
+
+    def seen(self, images: Tensor, drawn: Drawn) -> Tensor:
+        """What the network sees of one class's stored images (ipc, C, H, W); differentiable in them."""
+        decoded = synthetic.decode(images, self.s.factor)
+        decoded = decoded if drawn.some is None else decoded[drawn.some]
+        return augment.apply(self.data.normalise(decoded), drawn.theta)
+
+    def matching_gradient(
+        self, c: int, places: Tensor | None = None, drawn: Drawn | None = None, at: Codes | None = None
+    ) -> tuple[Tensor, Codes]:
+        """Distance of class `c` and its gradient at the codes of that class, as they are or as given by `at`.
+
+        `places`: see `_target`. `drawn`: else it is drawn now.
+        """
+        drawn = drawn or self.draws([c])[0]
+        target = self._target(self.real_images(drawn), c, drawn.theta, places)
 
         rows = slice(c * self.s.ipc, (c + 1) * self.s.ipc)
-        codes = {name: code[rows].clone().requires_grad_() for name, code in self.codes.items()}
+        at = at or {name: code[rows] for name, code in self.codes.items()}
+        codes = {name: code.clone().requires_grad_() for name, code in at.items()}
         images = self.prior.decode(codes, self.labels[rows])
         own = images.detach().requires_grad_()
-        decoded = self._some(synthetic.decode(own, self.s.factor))
-        seen = augment.apply(self.data.normalise(decoded), theta)
+        seen = self.seen(own, drawn)
         gap, at_seen = self._gap(seen, c, target)
         (pixels,) = torch.autograd.grad(seen, own, at_seen)
         pulled = torch.autograd.grad(images, list(codes.values()), pixels)  # through the prior, as GLaD does
@@ -142,18 +198,17 @@ class Loop:
         return gap.detach(), torch.autograd.grad(gap, images)[0]
 
     def _move(self, gradients: dict[int, Codes]) -> None:
-        rates = self.prior.rates()
         for name, velocity in self.velocity.items():
             velocity *= self.s.momentum_image
             for c, codes in gradients.items():
                 velocity[c * self.s.ipc : (c + 1) * self.s.ipc] += codes[name]
-            self.codes[name] -= self.s.lr_image * rates[name] * self._scale(name) * velocity
+            self.codes[name] -= self.rates[name] * velocity
 
     def _scale(self, name: str) -> Tensor | float:
         """A step in normalised coordinates is one in pixels, times the square of the channel's scale."""
         if name != "pixels" or self.parts.coordinates == "pixel":
             return 1.0
-        return torch.tensor(self.data.std, device=self.device).square().view(-1, 1, 1)
+        return by_channel(self.data.std, self.device, torch.float32).square()
 
     def _target(self, x: Tensor, c: int, theta: augment.Draw, places: Tensor | None) -> list[Tensor]:
         """What the synthetic batch is to reach: the statistic of a real one.
@@ -186,8 +241,8 @@ class Loop:
         sums = torch.zeros(2, device=self.device)
         robust = self.risky and self.s.where == "network"
         whole = None if self.parts.net_data == "real" or not self.s.net_steps else self.stored().decoded()
-        for _ in range(self.s.net_steps):
-            x, y = self._net_batch(whole)
+        for index in self._net_indices(whole):
+            x, y = self._net_batch(whole, index)
             losses = self._augmented_losses(x, y)
             loss = losses.mean()
             if robust:
@@ -198,14 +253,19 @@ class Loop:
             sums += torch.stack([losses.mean(), loss - losses.mean()]).detach()
         return sums / max(self.s.net_steps, 1)
 
-    def _net_batch(self, whole: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
-        """Normalised images and labels of one update: drawn real ones, or of the synthetic set as it is now."""
+    def _net_indices(self, whole: tuple[Tensor, Tensor] | None) -> Sequence[Tensor]:
+        """Which images each update takes, drawn ones of the real or of the `whole` synthetic set; sent in one copy."""
+        stream, drawn = self.streams["net batch"], []
+        for _ in range(self.s.net_steps):
+            if whole is None:
+                drawn.append(torch.randint(len(self.data.train_labels), (self.s.net_batch,), generator=stream))
+            else:
+                drawn.append(torch.randperm(len(whole[1]), generator=stream)[: self.s.net_batch])
+        return sent(torch.stack(drawn), self.device).unbind() if drawn else []
+
+    def _net_batch(self, whole: tuple[Tensor, Tensor] | None, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalised images and labels of one update: real ones, or of the synthetic set as it is now."""
         images, labels = whole or (self.data.train_images, self.data.train_labels)
-        if whole is None:
-            index = torch.randint(len(labels), (self.s.net_batch,), generator=self.streams["net batch"])
-        else:
-            index = torch.randperm(len(labels), generator=self.streams["net batch"])[: self.s.net_batch]
-        index = index.to(self.device)
         return self.data.normalise(images[index]), labels[index]
 
     def _augmented_losses(self, x: Tensor, y: Tensor) -> Tensor:
@@ -218,6 +278,10 @@ class Loop:
         return own if share == 1 else share * own + (1 - share) * F.cross_entropy(logits, y[partner], reduction="none")
 
     # --- clusters -----------------------------------------------------------------------------------------
+
+    def _matched_places(self) -> Tensor | None:
+        """Those of the centres where the matched gradient is that of the robust objective."""
+        return self._centre_places() if self.risky and self.s.where == "matching" else None
 
     @torch.no_grad()
     def _centre_places(self) -> Tensor:
@@ -234,18 +298,3 @@ class Loop:
 
     def _place(self, x: Tensor) -> Tensor:
         return self.net.embed(x) if self.s.space == "feature" else x  # type: ignore[operator]
-
-    # --- batches ------------------------------------------------------------------------------------------
-
-    def _real_batch(self, c: int) -> Tensor:
-        if self.s.real_choice == "representative":
-            return self.representatives.batch(c, self.net)
-        members = self.members[c]
-        chosen = torch.randperm(len(members), generator=self.streams["real"])[: self.s.batch_real]
-        return members[chosen.to(members.device)]
-
-    def _some(self, decoded: Tensor) -> Tensor:
-        if len(decoded) <= self.s.batch_synthetic:
-            return decoded
-        chosen = torch.randperm(len(decoded), generator=self.streams["synthetic batch"])[: self.s.batch_synthetic]
-        return decoded[chosen.to(decoded.device)]

@@ -130,6 +130,9 @@ class DistillSettings(KipSettings):
         choices=nets.PRECISIONS,
     )  # fmt: skip
     seed: int = setting(0, "distillation seed: the unit of replication", low=0)
+    classes_at_once: bool = setting(
+        False, "gradients of all classes in one call: the same images but for rounding, sooner on a GPU, more memory"
+    )
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -137,6 +140,16 @@ class DistillSettings(KipSettings):
         augment.operations(self.net_augment)
         if self.method in LOOPED and self.where == "matching" and self.parts().objective != "gradient":
             raise SettingError("where", self.where, "'network' where feature means are matched: they have no loss")
+        if self.method in LOOPED and self.classes_at_once and (why := self._one_by_one()):
+            raise SettingError("classes_at_once", True, f"False {why}")
+
+    def _one_by_one(self) -> str:
+        """Why the classes have to be taken one after another, "" if they need not."""
+        if self.parts().prior != "none":
+            return "with a prior: images alone are repeated, not generators"
+        if self.where == "matching" and self.risk != "control":
+            return "where = 'matching': each class has clusters of its own"
+        return "for a ViT: its dropout draws batch by batch" if self.network == "vit" else ""
 
     def parts(self) -> Parts:
         """The parts of this method, with the settings that override them; feature means are compared by squares."""

@@ -50,6 +50,10 @@ LOOPED: dict[str, dict[str, Any]] = {
     "dsa": {"method": "dsa", "cutmix": 0.0, "ipc": 30, "net_batch": 128},
     "dm": {"method": "dm", "net_steps": 0, "lr_image": 3.0},
 }
+AT_ONCE: dict[str, dict[str, Any]] = {
+    "idc at once": {"factor": 2, "classes_at_once": True},
+    "dm at once": {"method": "dm", "net_steps": 0, "lr_image": 3.0, "classes_at_once": True},
+}
 BY_GENERATOR: dict[str, dict[str, Any]] = {
     "glad": {"method": "glad", "prior_layer": 1, "cutmix": 0.0},
     "glad projected": {"method": "glad", "prior_layer": 0, "prior_start": "project", "cutmix": 0.0, **RISKY},
@@ -90,7 +94,8 @@ def probes() -> dict[str, Probe]:
     """All probes by name. Together about ten seconds on one core."""
     judged, looped = MAKERS + JUDGES, MAKERS + LOOP_MAKERS
     found = {"draw": Probe(MAKERS, _drawn), "bench": Probe(judged, _benched), "judge": Probe(judged, _judged)}
-    kinds = ((LOOPED, looped, _distilled), (BY_GENERATOR, (*looped, "generator", "prior"), _distilled),
+    kinds = ((LOOPED, looped, _distilled), (AT_ONCE, (*looped, "classwise"), _distilled),
+             (BY_GENERATOR, (*looped, "generator", "prior"), _distilled),
              (BY_CHOICE, (*looped, "representative"), _distilled),
              (OTHER_NETWORKS, (*looped, "archs"), _distilled), (BY_KERNEL, MAKERS + KIP_MAKERS, _distilled),
              (TRAINED, judged, _trained), (ARCHS, (*judged, "archs"), _trained))  # fmt: skip
@@ -175,10 +180,16 @@ def all_makers() -> list[tuple[str, ...]]:
     """The sets of modules that results are made by, one for each kind of result."""
     found = set()
     networks = (("convnet", "vit"), ("convnet", "resnetap10"))
-    kinds = (("random", "idc", "glad", "kip"), *networks, ("random", "representative"), ("all", "distill"))
-    for method, network, own, choice, part in itertools.product(*kinds):
+    kinds = (
+        ("random", "idc", "glad", "kip"),
+        *networks,
+        ("random", "representative"),
+        (False, True),
+        ("all", "distill"),
+    )
+    for method, network, own, choice, at_once, part in itertools.product(*kinds):
         e = {"method": method, "eval_network": network, "network": own, "real_choice": choice}
-        found.add(provenance.makers(e, part))
+        found.add(provenance.makers(e | {"classes_at_once": at_once}, part))
     return sorted(found)
 
 
@@ -200,8 +211,10 @@ def note() -> str:
         kept["versions"].append(now)
         write_atomic(path, _text(kept))
     last = known[0] if known else (kept["versions"][-2] if len(kept["versions"]) > 1 else now)
-    changed = [n for n, v in now["values"].items() if not provenance.agree(v, last["values"].get(n), TOLERANCE)]
+    old = last["values"]
+    changed = [n for n, v in now["values"].items() if n in old and not provenance.agree(v, old[n], TOLERANCE)]
     what = f"changed: {', '.join(changed)}" if changed else "all probes agree"
+    what += f"; new: {', '.join(sorted(new))}" if (new := set(now["values"]) - set(old)) else ""
     return f"{'known' if known else 'noted'}; against {last['commit'] or 'the last version'}: {what}"
 
 

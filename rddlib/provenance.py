@@ -108,7 +108,8 @@ def commit() -> str:
 def makers(experiment: Mapping[str, Any], part: str = "all") -> tuple[str, ...]:
     """The modules that can change the result of these settings; with part "distill", the distilled set alone.
 
-    A run without a prior is not made by `prior`, one with ConvNets only not by `archs`, and so on.
+    A run without a prior is not made by `prior`, one with ConvNets only not by `archs`, one that takes classes one
+    after another not by `classwise`: split over processes it ends where it would have ended in one.
     """
     e, found = experiment, [*MAKERS, *(JUDGES if part == "all" else ())]
     networks = {e.get("eval_network", "convnet")} if part == "all" else set()
@@ -118,6 +119,7 @@ def makers(experiment: Mapping[str, Any], part: str = "all") -> tuple[str, ...]:
         networks.add(e.get("network", "convnet"))
         found += LOOP_MAKERS
         found += ["representative"] if e.get("real_choice") == "representative" else []
+        found += ["classwise"] if e.get("classes_at_once") else []
         found += ["generator", "prior"] if e["method"] == "glad" or e.get("prior") not in (None, "none") else []
     found += ["archs"] if networks - {"convnet"} else []
     return tuple(sorted(set(found)))

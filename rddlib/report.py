@@ -20,6 +20,7 @@ from .store import Record
 
 # Okabe & Ito's eight colours, told apart with every common colour vision; black stays for references.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000"]
+DARK = [c for c in COLOURS[:-1] if c != "#F0E442"]  # a yellow dot is lost on white, and black is for what is not an arm
 ARM_NAMES = {
     "random": "random images",
     "first_n": "first images",
@@ -143,7 +144,7 @@ def dots(axes: Axes, rows: pd.DataFrame, arms: Sequence[str], test: str, label: 
     """Each distillation seed as a dot (mean over its evaluations), each arm's mean with its 95 % interval."""
     for y, name in enumerate(arms):
         values = table(rows, name, test)
-        colour = COLOURS[y % (len(COLOURS) - 1)]
+        colour = DARK[y % len(DARK)]
         axes.plot(values.mean(1), np.full(len(values), y + 0.2), "o", ms=4, color=colour, alpha=0.6)
         found = mean_interval(values)
         span = [[found.mean - found.low], [found.high - found.mean]] if found.n > 1 else None

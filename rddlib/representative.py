@@ -20,8 +20,8 @@ from .methods import DistillSettings
 class Representatives:
     """The representative batches of one outer step.
 
-    `members`: for each class the indices of its training images. `stream`: a generator of this purpose alone, so that
-    every other draw of the loop is that of the random choice.
+    `members`: for each class the indices of its training images, on the host. `stream`: a generator of this purpose
+    alone, so that every other draw of the loop is that of the random choice.
     """
 
     def __init__(
@@ -44,11 +44,11 @@ class Representatives:
     def _choose(self, c: int, net: nn.Module) -> Tensor:
         pool = self.members[c]
         if self.s.real_pool is not None:
-            drawn = torch.randperm(len(pool), generator=self.stream)[: self.s.real_pool]
-            pool = pool[drawn.to(pool.device)]
-        points = groups.embedded(net, self.data.train_images[pool], self.data)
+            pool = pool[torch.randperm(len(pool), generator=self.stream)[: self.s.real_pool]]
+        images = self.data.train_images
+        points = groups.embedded(net, images[pool.to(images.device)], self.data)
         seed = int(torch.randint(2**31 - 1, (), generator=self.stream))
-        return pool[nearest_to_centres(points, self.s.batch_real, seed).to(pool.device)]
+        return pool[nearest_to_centres(points, self.s.batch_real, seed)]
 
 
 def nearest_to_centres(points: Tensor, k: int, seed: int) -> Tensor:

@@ -19,7 +19,8 @@ LIBRARY = Path(__file__).resolve().parent.parent / "rddlib"
 ORDER = (
     "base", "risk", "stats", "dro", "toy", "theory", "zeroth", "readers", "data", "corruptions", "corrupt", "augment",
     "fused", "archs", "nets", "recipes", "groups", "synthetic", "generator", "gentrain", "prior", "match", "kernels",
-    "kip", "methods", "representative", "loop", "distill", "bench", "audit", "evaluate", "presets", "provenance",
+    "kip", "methods", "representative", "split", "loop", "classwise", "distill", "bench", "audit", "evaluate",
+    "presets", "provenance",
     "store", "sets", "genmake", "experiment", "probes", "grid", "schedule", "admit", "archive", "price", "report",
     "pages", "tables", "coverage", "claims", "verdicts",
     "power", "factorial", "causes", "multiverse", "selection", "speedups",

@@ -259,7 +259,7 @@ def test_a_session_checks_measures_runs_and_packs(
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stdout + done.stderr
     facts = json.loads((out / "session.json").read_text())
-    assert len(facts["checks"]) == 8
+    assert len(facts["checks"]) == 9
     assert all(check["passed"] for check in facts["checks"])
     assert facts["step"] == "done"
     (key,) = facts["made"]
@@ -374,46 +374,22 @@ def test_a_rival_that_takes_twice_as_long_has_a_ratio_of_two() -> None:
     assert (found["low"], found["median"], found["high"], found["rounds"]) == pytest.approx((2, 2, 2, 5))
 
 
-# --- classes batched instead of looped --------------------------------------------------------------------------
+# --- classes at once instead of one after another ---------------------------------------------------------------
 
 
-def loops(**chosen: Any) -> tuple[Any, Any]:
-    """The library's loop and the batched prototype from the same start, in double precision."""
-    from dataclasses import replace
-
+def test_the_benchmark_of_the_switch_times_two_ways_to_one_end() -> None:
+    """Equality in double precision is tested in test_classwise.py; here that the two kinds are what they say."""
     import batched
 
-    from rddlib import prior
-    from rddlib.distill import DistillSettings, begin
-    from rddlib.loop import Loop
+    from rddlib.classwise import ClassLoop
 
-    data = measure.random_data(90, n_classes=3)
-    data = replace(data, train_images=data.train_images.double() / 255)
-    settings = DistillSettings(**{"ipc": 2, "width": 8, "batch_real": 16, "net_steps": 1, "net_batch": 16} | chosen)
-    source = prior.load("none", data, settings.prior_layer, settings.prior_start)
-    state = begin(data, settings, source)
-    return Loop(data, settings, state, source), batched.BatchedLoop(data, settings, state, source)
-
-
-@pytest.mark.parametrize(
-    "chosen", [{"factor": 1}, {"factor": 2}, {"momentum_image": 0.0}, {"batch_synthetic": 3}], ids=str
-)
-def test_all_classes_at_once_end_where_one_after_another_does(chosen: dict[str, Any]) -> None:
-    looped, batched = loops(lr_image=5.0, **chosen)
-    start = looped.codes["pixels"].clone()
-    for _ in range(3):
-        for each in (looped, batched):
-            each.image_steps()
-            each.network_steps()
-        for name in ("codes", "velocity"):
-            one, other = (getattr(each, name)["pixels"] for each in (looped, batched))
-            assert torch.allclose(one, other, rtol=0, atol=1e-12)
-    assert (looped.codes["pixels"] - start).abs().max() > 0.5  # they do move
-
-
-@pytest.mark.parametrize(
-    "chosen", [{"image_step": "sum"}, {"batch_real": 64}, {"where": "matching", "risk": "upper"}], ids=str
-)
-def test_what_cannot_be_batched_is_refused(chosen: dict[str, Any]) -> None:
-    with pytest.raises(NotImplementedError, match="full batches"):
-        loops(**chosen)
+    loops = []
+    for kind in measure.KINDS:
+        step = batched.work(kind, "cpu", batched.TINY | {"lr_image": 5.0})
+        loop = step.__self__  # type: ignore[attr-defined]
+        start = loop.codes["pixels"].clone()
+        step()
+        loops.append((type(loop), loop.codes["pixels"] - start))
+    (one, way), (other, same) = loops
+    assert one is not ClassLoop and other is ClassLoop
+    assert way.abs().max() > 0.1 and torch.allclose(way, same, rtol=0, atol=1e-4)

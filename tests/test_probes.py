@@ -37,6 +37,8 @@ UNPROBED = {
         risk.value_at_risk""",
     "the exact derivative called from C++, where no profile is taken": "fused.backward",
     "switches and refusals": "fused.use fused.keep_memory evaluate.check_fit kip.ipc kip.seed methods.differs",
+    "kept from the first call on, which may have been before": "data.by_channel",
+    "several processes: compared with one in tests/test_split.py": "distill.assist distill._state",
 }
 
 

@@ -1,0 +1,62 @@
+"""Every page takes other values of its parameters: those of theory, of methods, and of first looks, small and quick.
+
+The pages of the paper's tables and figures are played so in test_paper_pages.py, those of causes in
+test_causes_pages.py, and the quickstart in test_notebooks.py; here are the others, and a check that none is forgotten.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import test_causes_pages
+import test_paper_pages
+
+from rddlib.store import StoreError
+
+NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
+LOOK = {"dataset": "digits", "scale": "smoke", "ipc": 1, "seeds": 1}
+CHANGED: dict[str, dict[str, object]] = {
+    "01_risk_measures": {
+        "alpha": 0.4,
+        "rule_alpha": 0.5,
+        "paper_alpha": 0.6,
+        "tail": "lower",
+        "samples": 300,
+        "seed": 1,
+    },
+    "02_groups_and_dro": {"rare": 0.08, "noise": 0.04, "tail_mass": 0.4, "rate": 0.1, "samples": 150, "seed": 1},
+    "03_large_deviations": {"r": 0.1, "alphas": [0.5, 0.7], "draws": 500, "seed": 1},
+    "04_algorithm_1_2": {"alpha": 0.6, "rare": 0.1, "seeds": 2, "epochs": 3, "probes": 4, "sigma": 0.2},
+    "22_generative_prior": {"dataset": "digits", "columns": 2, "steps": 2, "seeds": 1, "seed": 1},
+    "23_kip": {"points": [1], "seeds": 1, "steps": 2, "batch": 50, "zca": False, "depth": 2},
+}
+READERS = {
+    "10_cifar10_first_look": LOOK | {"factor": 1, "alpha": 0.5},
+    "20_methods": LOOK,
+    "21_robustness_tests": LOOK,
+    "24_implementation_details": LOOK,
+}
+ELSEWHERE = {"00_quickstart", *test_causes_pages.PAGES, *(p.stem for p in test_paper_pages.PAGES)}
+shown = test_paper_pages.shown  # the fixture: figures are drawn and closed
+
+
+def test_no_page_is_forgotten() -> None:
+    assert {p.stem for p in NOTEBOOKS.glob("*.ipynb")} == set(CHANGED) | set(READERS) | ELSEWHERE
+
+
+@pytest.mark.usefixtures("shown")
+@pytest.mark.parametrize("name", CHANGED)
+def test_a_page_runs_with_other_parameters(name: str) -> None:
+    names = test_paper_pages.play(NOTEBOOKS / f"{name}.ipynb", **CHANGED[name])
+    assert {key: names[key] for key in CHANGED[name]} == CHANGED[name]  # no cell sets a parameter anew
+
+
+@pytest.mark.usefixtures("shown")
+@pytest.mark.parametrize("name", READERS)
+def test_a_page_asks_for_the_runs_of_its_parameters(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Without records a page that reads them stops and says how to make them."""
+    monkeypatch.setenv("RDD_STORE", str(tmp_path))
+    with pytest.raises(StoreError, match="Run this page with mode='run' to make them"):
+        test_paper_pages.play(NOTEBOOKS / f"{name}.ipynb", **READERS[name])
+    assert not list(tmp_path.rglob("*.json"))
