@@ -106,7 +106,7 @@ def test_audit_and_multiverse_follow_the_numbers(store: Store) -> None:
     said = run_page("51_selection_audit")["cell-12-conclusion"]
     assert said.startswith("Reading a training at its best step on test adds +1.") and "in 0 of 3 comparisons" in said
     said = run_page("52_multiverse")["cell-12-conclusion"]
-    assert "100 % of 256 [79, 100]" in said and "holds in more than half of them, beyond chance" in said
+    assert "100 % of 192 [74, 100]" in said and "holds in more than half of them, beyond chance" in said
 
 
 def test_power_reads_the_spread_of_its_records(store: Store) -> None:

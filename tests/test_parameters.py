@@ -1,7 +1,8 @@
 """Every page takes other values of its parameters: those of theory, of methods, and of first looks, small and quick.
 
 The pages of the paper's tables and figures are played so in test_paper_pages.py, those of causes in
-test_causes_pages.py, and the quickstart in test_notebooks.py; here are the others, and a check that none is forgotten.
+test_causes_pages.py, time to accuracy in test_speedups.py, and the quickstart in test_notebooks.py; here are the
+others, and a check that none is forgotten.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import test_causes_pages
 import test_paper_pages
+import test_speedups
 
 from rddlib.store import StoreError
 
@@ -37,7 +39,7 @@ READERS = {
     "21_robustness_tests": LOOK,
     "24_implementation_details": LOOK,
 }
-ELSEWHERE = {"00_quickstart", *test_causes_pages.PAGES, *(p.stem for p in test_paper_pages.PAGES)}
+ELSEWHERE = {"00_quickstart", test_speedups.PAGE, *test_causes_pages.PAGES, *(p.stem for p in test_paper_pages.PAGES)}
 shown = test_paper_pages.shown  # the fixture: figures are drawn and closed
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,10 +24,11 @@ ROOT = Path(__file__).resolve().parent.parent
 costs, build, pages = script("costs"), script("build"), script("verdicts")
 
 
-def record(experiment: Experiment, accuracy: float = 50.0, code: str = "", **changed: object) -> Record:
+def record(experiment: Experiment, accuracy: float = 50.0, code: str = "", **changed: Any) -> Record:
     settings = dataclasses.asdict(experiment)
     metrics = {"accuracy": [accuracy, accuracy + 1], "cluster_min": [accuracy - 9, accuracy - 8],
                "group_sizes": [400, 600]}  # fmt: skip
+    metrics = changed.pop("metrics", metrics)
     known = {"set_key": experiment.set_key, "seconds": {"distill": 100.0, "evaluate": 20.0},
              "cpu_seconds": {"distill": 60.0, "evaluate": 20.0}, "peak_memory_mb": 900.0, "device": "cpu, 1 threads",
              "commit": "abc", "source_hash": code or provenance.source_hash(provenance.makers(settings))}  # fmt: skip
