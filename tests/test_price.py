@@ -182,7 +182,9 @@ def test_records_of_other_devices_data_and_methods_are_left_out() -> None:
 
 # --- the records of the book --------------------------------------------------------------------------------
 
-STATED = {"distill": 4.0, "evaluate": 2.5, "memory": 2.5}  # the page has the errors themselves
+# The page has the errors themselves. The widest are those of ResNets with 4 channels on 8 px images, whose time is not
+# arithmetic.
+STATED = {"distill": 5.0, "evaluate": 2.5, "memory": 2.5}
 
 
 @pytest.mark.parametrize("part", price.PARTS)
