@@ -260,6 +260,23 @@ def test_the_front_page_says_of_the_details_what_their_records_show() -> None:
         assert str(paired_difference(accuracy(risk=risk), base)) in said, risk
 
 
+def test_the_front_page_says_of_five_seeds_what_their_records_show() -> None:
+    store = Store(ROOT / "data")
+    said = " ".join((ROOT / "book" / "index.md").read_text().replace(" points", "").split())
+
+    def means(test: str, **changed: object) -> list[float]:
+        chosen = {"dataset": "cifar10", "ipc": 10} | changed
+        keys = [Experiment.preset("laptop", seed=s, **chosen).key for s in range(5)]
+        return [float(np.mean(record.metrics[test])) for key in keys if (record := store.find(key)) is not None]
+
+    arms = [{"ipc": ipc, "risk": risk} for ipc in (1, 10) for risk in ("upper", "lower")]
+    told = [(arm, test) for arm in arms for test in ("accuracy", "cluster_min")]
+    told += [({"risk": "upper", "where": "matching"}, "accuracy"), ({"method": "glad", "risk": "upper"}, "accuracy")]
+    for arm, test in told:
+        base = means(test, **{k: v for k, v in arm.items() if k not in ("risk", "where")})
+        assert str(paired_difference(means(test, **arm), base)) in said, (arm, test)
+
+
 @pytest.mark.parametrize(
     ("standard", "shifted", "told"),
     [((-2.0, -1.9, -2.1), (0.0, 0.3, -0.3), True),  # only the standard accuracy moves
