@@ -131,7 +131,7 @@ def by_falling(finding: Finding, records: dict[str, Record]) -> str:
     gain = {m: sum(w * np.array([np.mean(records[k].metrics[m]) for k in keys]) for w, keys in signed)
             for m in (test, standard)}  # fmt: skip
     own = mean_interval(gain[test])
-    if own.low > 0 or gain[standard].mean() >= 0:
+    if own.low > 0 or -gain[standard].mean() <= max(own.mean, 0):  # it rose, or rose by more than the other fell
         return ""
     return (f"holds because {words(standard)} fell ({minus(f'{gain[standard].mean():+.1f}')}), not because accuracy "
             f"under the test rose ({shown(own)})")  # fmt: skip

@@ -38,6 +38,9 @@ def test_the_best_flatters_and_an_independent_choice_does_not() -> None:
     best, chosen = selection.added(records, "best"), selection.added(records, "chosen")
     assert best.low < selection.expected_best(1.0, 10) < best.high and best.low > 1.3
     assert abs(chosen.mean) < chosen.high - chosen.low < best.mean / 2  # within some four standard errors of nothing
+    # and the interval is as sure as it says: this one draw is among the few that miss
+    draws = (selection.added(fluctuating(numpy_generator(n, "chosen"), 12), "chosen") for n in range(60))
+    assert sum(found.low < 0 < found.high for found in draws) >= 53  # of 60 at 95 %: fewer in one of 200 cases
     adds = [found.mean for found in selection.looks(records).values()]
     assert adds == sorted(adds) and adds[0] == 0 and adds[-1] == pytest.approx(best.mean)
 

@@ -281,6 +281,7 @@ def test_the_front_page_says_of_five_seeds_what_their_records_show() -> None:
     ("standard", "shifted", "told"),
     [((-2.0, -1.9, -2.1), (0.0, 0.3, -0.3), True),  # only the standard accuracy moves
      ((-2.0, -1.9, -2.1), (1.0, 1.1, 0.9), False),  # the accuracy under the test rises as well
+     ((-0.1, 1.2, -1.4), (1.0, 2.3, -0.1), False),  # it rises by more than the standard accuracy falls, if unclearly
      ((0.5, 0.6, 0.4), (2.0, 2.1, 1.9), False)],  # a drop that is smaller for the better
 )  # fmt: skip
 def test_a_smaller_drop_says_so_where_only_the_standard_accuracy_fell(
