@@ -36,7 +36,7 @@ def files(*patterns):
     return [str(path) for pattern in patterns for path in sorted(Path().glob(pattern))]
 
 
-LIBRARY = files("rddlib/*.py", "data/lineage.json")  # the latter tells which records are those of today's code
+LIBRARY = files("rddlib/*.py")
 COVERAGE, PAPER, TOML = files("data/coverage/*.json"), files("data/paper/*"), files("data/grids/*.toml")
 BOOK = files("book/*.md", "book/*.py", "book/*.bib", "_toc.yml", "_config.yml", "notebooks/*.ipynb", "data/claims.csv",
              "data/pages.json", "benchmarks/results/*") + COVERAGE + PAPER + TOML

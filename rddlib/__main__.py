@@ -1,4 +1,4 @@
-"""Command line: ``python -m rddlib run | show | list | grid | status | pack | merge | prior | lineage``."""
+"""Command line: ``python -m rddlib run | show | list | grid | status | pack | merge | prior``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from . import __version__, archive, data, genmake, grid, probes, split
+from . import __version__, archive, data, genmake, grid, split
 from .base import SettingError, allowed_values
 from .experiment import Experiment, assist, fields, run
 from .generator import GeneratorSettings
@@ -68,8 +68,6 @@ def parser() -> argparse.ArgumentParser:
     listing.add_argument("--group", default="*", help="only the records of this folder under runs/")
     many, status, pack, merge = _grid_parser(commands), _status_parser(commands), *_archive_parsers(commands)
     prior = _prior_parser(commands)
-    lineage = commands.add_parser("lineage", help="note what the probes of the code give, after an edit of it")
-    lineage.set_defaults(command=lambda _: print(probes.note()))
     for command in (one, many, prior):
         command.add_argument("--device", default="cpu", help="cpu, cuda, mps (default cpu); not part of the key")
         command.add_argument("--data-root", metavar="DIR", help="where data lies (default $RDD_DATA, else data/cache)")

@@ -202,7 +202,7 @@ def load_data(
 
 def _make(experiment: Experiment, data: DataSet, store: Store, progress: Progress, team: Team) -> Record:
     e, on_gpu = experiment, data.train_images.is_cuda
-    clock, origin = Clock(store.work(e.key) / "clock.json"), provenance.of_now(dataclasses.asdict(e), on_gpu)
+    clock, origin = Clock(store.work(e.key) / "clock.json"), provenance.of_now(on_gpu)
     origin["device"] = team.words + origin["device"]
     small = sets.distilled(data, e, e.set_key, store, progress, team) if e.set_key else sets.drawn(data, e)
     team.send(None)  # where the set was there already, the others need not wait any longer

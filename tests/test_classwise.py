@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import tiny
 
-from rddlib import augment, classwise, data, distill, nets, prior, probes
+from rddlib import augment, classwise, data, distill, nets, prior
 from rddlib.base import SettingError
 from rddlib.classwise import ClassLoop
 from rddlib.data import DataSet
@@ -86,7 +87,7 @@ def test_closed_form_with_gradients_one_by_one(digits: DataSet, chosen: dict[str
 
 def test_closed_form_with_a_prior() -> None:
     """Codes of two kinds, each at its own rate; the class's step is forced, so that the momentum is shared."""
-    e = probes.tiny(method="glad", prior_layer=1, cutmix=0.0, image_step="class", lr_image=30.0)
+    e = tiny(method="glad", prior_layer=1, cutmix=0.0, image_step="class", lr_image=30.0)
     digits = data.load("digits")
     looped, closed = (loop(kind, digits, e) for kind in (Loop, ClassLoop))
     start = {name: code.clone() for name, code in looped.codes.items()}

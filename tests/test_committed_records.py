@@ -11,6 +11,8 @@ import pytest
 
 from rddlib import methods
 from rddlib.experiment import Experiment
+from rddlib.provenance import SUPERSEDED
+from rddlib.store import read_record
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORDS = sorted(ROOT.glob("data/runs/*/*.json"))
@@ -43,3 +45,17 @@ def test_the_keys_would_notice_another_default() -> None:
     other = dataclasses.replace(experiment, seed=experiment.seed + 1)
     assert other.key != experiment.key
     assert other.set_key != experiment.set_key or not experiment.set_key
+
+
+def test_records_without_a_results_version_are_of_the_first() -> None:
+    """But for the early ones whose code was never compared with that of version 1: choices of the image rate."""
+    records = [read_record(path) for path in RECORDS]
+    early = {
+        path.parent.name for path, record in zip(RECORDS, records, strict=True) if record.source_hash in SUPERSEDED
+    }
+    assert early == {"cifar10_choice", "cifar10_method_choice"}
+    for record in records:
+        if record.source_hash in SUPERSEDED:
+            assert not record.current
+        elif record.source_hash:  # from before versions were written down
+            assert record.results == 1

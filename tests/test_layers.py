@@ -21,7 +21,7 @@ ORDER = (
     "fused", "archs", "nets", "recipes", "groups", "synthetic", "generator", "gentrain", "prior", "match", "kernels",
     "kip", "methods", "representative", "split", "loop", "classwise", "distill", "bench", "audit", "evaluate",
     "presets", "provenance",
-    "store", "sets", "genmake", "experiment", "probes", "grid", "schedule", "admit", "archive", "price", "report",
+    "store", "sets", "genmake", "experiment", "grid", "schedule", "admit", "archive", "price", "report",
     "pages", "tables", "coverage", "claims", "verdicts",
     "power", "factorial", "causes", "multiverse", "selection", "speedups",
 )
