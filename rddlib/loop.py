@@ -369,7 +369,8 @@ class Loop:
             images = self.data.normalise(self.data.test_images[places]).to(next(self.net.parameters()).dtype)
             predicted = self.net(images).argmax(1)
         self.net.train()
-        return (predicted == self.data.test_labels[places]).double().mean()
+        right: Tensor = predicted == self.data.test_labels[places]
+        return right.double().mean()
 
     def _extra_indices(self) -> list[Tensor]:
         """Further real images (risk_images - net_batch,) of the term in each update; [] where there are none."""

@@ -1,8 +1,8 @@
 """The numbers of each scale: what a data set, a method and a budget ask for. Any of them can be set by hand.
 
-smoke: digits, seconds on two cores. laptop: minutes on two cores, a short loop. cpu: the published inner loop whole,
-so that the loop's network learns, with a narrow network on 16 px images and six outer steps. gpu: the paper's networks and data with a shortened
-outer loop. paper: the full published protocol (IDC, DC, DSA, DM, GLaD as the released code of each runs it).
+smoke: digits, seconds on two cores. laptop: minutes on two cores, a short loop. cpu: the published inner loop whole, so
+that the loop's network learns; narrow networks, 16 px images, six outer steps. gpu: the paper's networks and data, a
+shorter outer loop. paper: the full published protocol (IDC, DC, DSA, DM, GLaD as the released code of each runs it).
 """
 
 from __future__ import annotations

@@ -191,7 +191,8 @@ def group_risk(losses: Tensor, groups: Tensor, n_groups: int, term: RiskTerm, we
     """The bracket of Eq. 2, a scalar: average * mean + worst * max over the non-empty groups of their CVaR.
 
     With `weights` (n_groups,), positive, their weighted mean over the non-empty groups stands for the maximum, as in
-    group DRO (Sagawa et al. 2020); `group_weights` moves them. The paper divides by |S|, all groups; the two agree where no group is empty. With `zero_padded`, groups of
+    group DRO (Sagawa et al. 2020); `group_weights` moves them. The paper divides by |S|, all groups; the two agree
+    where no group is empty. With `zero_padded`, groups of
     value 0 drop out of the average as they do in the public code. Shapes, cost and errors as `group_cvar`.
     """
     if term.zero_padded:
