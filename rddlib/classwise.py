@@ -146,7 +146,8 @@ class ClassLoop(Loop):
         if self.parts.image_step == "sum":
             self._move({c: {name: g[c] for name, g in found.items()} for c in range(self.data.n_classes)})
             return
-        for name, g in found.items():
+        for name, gradients in found.items():
+            g = torch.stack([self.direction(each) for each in gradients])
             x, v = self._by_class(self.codes[name]), self._by_class(self.velocity[name])
             through, after, left = (_like(t, self.codes[name]) for t in (self.through, self.after, self.left))
             x -= self.rates[name] * (v * through + g * after)

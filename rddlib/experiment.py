@@ -87,6 +87,11 @@ class Experiment(DistillSettings, EvaluateSettings):
         found = {name for name in methods.OVERRIDES if not self.differs(name)}
         if self.risk == "control":
             found |= {"where", "alpha", "average", "worst", "scope", "space", "max_centres", "centre_choice"}
+            found |= {"centres_in_all", "risk_images", "worst_step", "divide_loss"}
+        if self.where == "matching":
+            found |= {"risk_images", "worst_step", "divide_loss"}
+        if self.centres_in_all is not None:
+            found |= {"max_centres", "centre_choice"}
         if self.real_choice == "random":
             found |= {"real_choice_interval", "real_pool"}
         if self.ipc <= self.max_centres:

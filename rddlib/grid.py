@@ -194,7 +194,7 @@ class Ledger:
                 self.damaged[path.stem] = str(error)
 
     def state(self, key: str) -> str:
-        """done: its record is there; stale: code of another results version made it; failed: it was tried in vain; missing."""
+        """done: its record is there; stale: made by code of another results version; failed: tried in vain; missing."""
         if record := self.records.get(key):
             return "done" if record.current else "stale"
         return "failed" if self.error(key) else "missing"

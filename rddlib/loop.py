@@ -15,15 +15,27 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import augment, fused, groups, match, nets, synthetic
-from .base import generator, sent
+from .base import DivergenceError, generator, sent
 from .data import DataSet, by_channel
 from .methods import DistillSettings
 from .prior import Codes, Prior
 from .representative import Representatives
-from .risk import robust_loss
+from .risk import group_risk, group_weights, robust_loss
 from .synthetic import SyntheticSet
 
-STREAMS = ("net", "real", "match augment", "net batch", "net augment", "centres", "synthetic batch", "real choice")
+STREAMS = (
+    "net",
+    "real",
+    "match augment",
+    "net batch",
+    "net augment",
+    "centres",
+    "synthetic batch",
+    "real choice",
+    "risk batch",
+    "risk augment",
+)
+PROBED = 256  # images on which the loop's network is probed: a few milliseconds beside an outer step
 
 
 @dataclass
@@ -53,16 +65,42 @@ def outer_step(
     `make`: another kind of `Loop`, which goes the same way (`classwise`).
     """
     loop = (make or Loop)(data, settings, state, prior)
-    totals = torch.zeros(3, device=data.train_images.device)
+    trainings = settings.inner_steps if loop.parts.train_last else settings.inner_steps - 1
+    probed = {0: "probe_first", trainings // 2: "probe_middle", trainings - 1: "probe_last"}
+    if trainings == 1:
+        probed = {0: "probe_last"}
+    distances, losses, probes = [], [], dict[str, Tensor]()
     for step in range(settings.inner_steps):
-        distance = loop.image_steps()
-        if loop.parts.train_last or step + 1 < settings.inner_steps:
-            totals[1:] += loop.network_steps()
-        totals[0] += distance
+        distances.append(loop.image_steps())
+        if step < trainings:
+            losses.append(loop.network_steps(first=step == 0, last=step == trainings - 1))
+            if step in probed and settings.net_steps:
+                probes[probed[step]] = loop.probe()
     loop.finish()
-    means = (totals / settings.inner_steps).tolist()
-    entry = dict(zip(("distance", "cross_entropy", "risk"), means, strict=True))
+    _check_finite(loop, torch.stack(distances), losses, state.outer)
+    entry = {"distance": float(torch.stack(distances).mean()), "cross_entropy": 0.0, "risk": 0.0}
+    if losses:
+        entry["cross_entropy"], entry["risk"] = torch.stack(losses).mean(0).tolist()
+    entry |= {name: float(value) for name, value in (probes | loop.mechanism()).items()}
     return State(loop.codes, loop.velocity, state.outer + 1, [*state.history, entry])
+
+
+def _check_finite(loop: Loop, distances: Tensor, losses: list[Tensor], outer: int) -> None:
+    """Raise DivergenceError, with the step, where a distance, a loss or an image is not a finite number."""
+    where = f"outer step {outer + 1}, inner step"
+    bad = (~distances.isfinite()).nonzero().flatten().tolist()
+    worse = [step for step, each in enumerate(losses) if not bool(each.isfinite().all())]
+    if worse and (not bad or worse[0] < bad[0]):
+        raise DivergenceError(
+            f"{where} {worse[0] + 1}: the loss of the loop's network is not finite. A smaller lr_net "
+            f"(now {loop.s.lr_net:g}) may help"
+        )
+    if bad or not all(bool(code.isfinite().all()) for code in loop.codes.values()):
+        step = bad[0] + 1 if bad else loop.s.inner_steps
+        raise DivergenceError(
+            f"{where} {step}: the matched distance or the images are not finite. A smaller lr_image "
+            f"(now {loop.s.lr_image:g}) may help"
+        )
 
 
 class Loop:
@@ -90,11 +128,12 @@ class Loop:
         )  # fmt: skip
         self.representatives = Representatives(data, self.members, settings, self.streams["real choice"])
         self.risky = self.term.average > 0 or self.term.worst > 0
+        self.in_network = self.risky and settings.where == "network"
+        self.seen_groups: list[Tensor] = []  # images in each group, (n_groups,), at the first and the last update
+        self.seen_gradients: list[Tensor] = []  # ratio and cosine of the term's gradient there, (2,)
         if self.risky:
-            centres = synthetic.choose_centres(
-                self.stored(), settings.max_centres, settings.centre_choice, self.streams["centres"]
-            )
-            self.centres = centres.to(self.device)
+            self.centres = self._choose_centres().to(self.device)
+            self.group_weights = torch.full((len(self.centres),), 1 / len(self.centres), device=self.device)
 
     @torch.no_grad()
     def stored(self) -> SyntheticSet:
@@ -201,8 +240,15 @@ class Loop:
         for name, velocity in self.velocity.items():
             velocity *= self.s.momentum_image
             for c, codes in gradients.items():
-                velocity[c * self.s.ipc : (c + 1) * self.s.ipc] += codes[name]
+                velocity[c * self.s.ipc : (c + 1) * self.s.ipc] += self.direction(codes[name])
             self.codes[name] -= self.rates[name] * velocity
+
+    def direction(self, gradient: Tensor) -> Tensor:
+        """What the images of one class follow: their gradient (ipc, ...), or that over its root mean square."""
+        if self.s.image_rule == "sgd":
+            return gradient
+        scale = gradient.square().mean().sqrt()
+        return gradient / scale.clamp(min=torch.finfo(gradient.dtype).tiny)
 
     def _scale(self, name: str) -> Tensor | float:
         """A step in normalised coordinates is one in pixels, times the square of the channel's scale."""
@@ -236,22 +282,102 @@ class Loop:
 
     # --- network ------------------------------------------------------------------------------------------
 
-    def network_steps(self) -> Tensor:
-        """Train the network; returns the mean cross-entropy and the mean risk term, a tensor (2,)."""
+    def network_steps(self, first: bool = False, last: bool = False) -> Tensor:
+        """Train the network; returns the mean cross-entropy and the mean risk term, a tensor (2,).
+
+        `first`, `last`: whether these are the first or the last updates of this network, where `mechanism` looks.
+        """
         sums = torch.zeros(2, device=self.device)
-        robust = self.risky and self.s.where == "network"
         whole = None if self.parts.net_data == "real" or not self.s.net_steps else self.stored().decoded()
-        for index in self._net_indices(whole):
+        extra = self._extra_indices() if self.in_network else []
+        for number, index in enumerate(self._net_indices(whole)):
             x, y = self._net_batch(whole, index)
-            losses = self._augmented_losses(x, y)
+            losses = self._augmented_losses(x, y, self.streams["net augment"])
             loss = losses.mean()
-            if robust:
-                loss = robust_loss(losses, *self._groups(x, y, self._centre_places()), self.term)
+            if self.in_network:
+                looked_at = (first and number == 0) or (last and number == self.s.net_steps - 1)
+                loss = self._with_term(x, y, losses, extra[number] if extra else None, looked_at)
+            sums += torch.stack([losses.mean(), loss - losses.mean()]).detach()
+            if self.in_network and self.s.divide_loss:
+                loss = loss / (1 + self.term.average + self.term.worst)
             self.optimiser.zero_grad(set_to_none=True)
             loss.backward()
             self.optimiser.step()
-            sums += torch.stack([losses.mean(), loss - losses.mean()]).detach()
         return sums / max(self.s.net_steps, 1)
+
+    def _with_term(self, x: Tensor, y: Tensor, losses: Tensor, extra: Tensor | None, looked_at: bool) -> Tensor:
+        """Mean of the losses plus the risk term, over the batch x, y and, where there are any, `extra` images."""
+        mean, all_losses, all_x, all_y = losses.mean(), losses, x, y
+        if extra is not None:
+            more_x, more_y = self._net_batch(None, extra)
+            more = self._augmented_losses(more_x, more_y, self.streams["risk augment"])
+            all_losses, all_x, all_y = torch.cat([losses, more]), torch.cat([x, more_x]), torch.cat([y, more_y])
+        groups, n_groups = self._groups(all_x, all_y, self._centre_places())
+        weights = None
+        if self.s.worst_step:
+            before = self.group_weights.to(losses.dtype)
+            weights = group_weights(before, all_losses, groups, n_groups, self.term, self.s.worst_step)
+            self.group_weights = weights
+        if extra is None and weights is None:
+            loss = robust_loss(losses, groups, n_groups, self.term)
+        else:
+            loss = mean + group_risk(all_losses, groups, n_groups, self.term, weights)
+        if looked_at:
+            self.seen_groups.append(groups.bincount(minlength=n_groups))
+            self.seen_gradients.append(self._term_gradient(mean, loss))
+        return loss
+
+    def _term_gradient(self, mean: Tensor, loss: Tensor) -> Tensor:
+        """Norm of the term's gradient over that of the mean loss, and their cosine: (2,). Leaves the graph in place."""
+        parameters = list(self.net.parameters())
+        plain, whole = (
+            torch.cat([g.flatten() for g in torch.autograd.grad(each, parameters, retain_graph=True)]).double()
+            for each in (mean, loss)
+        )
+        term = whole - plain
+        cosine = F.cosine_similarity(term, plain, dim=0)
+        return torch.stack([term.norm() / plain.norm(), cosine])
+
+    def mechanism(self) -> dict[str, Tensor]:
+        """What the risk term did at the first and the last update of this network; {} where there is no term in it.
+
+        `gradient_ratio_*`: norm of its gradient over that of the mean loss; `gradient_cosine_*`: their cosine;
+        `group_size_median`, `groups_empty`: images in a group (the median), groups without any, means of the two.
+        """
+        if not self.seen_gradients:
+            return {}
+        first, last = self.seen_gradients[0], self.seen_gradients[-1]
+        sizes = torch.stack(self.seen_groups).double()
+        return {
+            "gradient_ratio_first": first[0],
+            "gradient_cosine_first": first[1],
+            "gradient_ratio_last": last[0],
+            "gradient_cosine_last": last[1],
+            "group_size_median": sizes.quantile(0.5, dim=1).mean(),
+            "groups_empty": (sizes == 0).sum(1).double().mean(),
+        }
+
+    def probe(self) -> Tensor:
+        """Accuracy, in [0, 1], of the network as it is on up to 256 tested images, spread over the test part.
+
+        It is noted, and decides nothing: no stream is drawn from, and nothing is chosen by it.
+        """
+        number = min(PROBED, len(self.data.test_labels))
+        places = torch.linspace(0, len(self.data.test_labels) - 1, number, device=self.device).long()
+        self.net.eval()
+        with torch.no_grad():
+            images = self.data.normalise(self.data.test_images[places]).to(next(self.net.parameters()).dtype)
+            predicted = self.net(images).argmax(1)
+        self.net.train()
+        right: Tensor = predicted == self.data.test_labels[places]
+        return right.double().mean()
+
+    def _extra_indices(self) -> list[Tensor]:
+        """Further real images (risk_images - net_batch,) of the term in each update; [] where there are none."""
+        if self.s.risk_images is None or self.s.risk_images == self.s.net_batch:
+            return []
+        size, stream = (self.s.net_steps, self.s.risk_images - self.s.net_batch), self.streams["risk batch"]
+        return list(sent(torch.randint(len(self.data.train_labels), size, generator=stream), self.device))
 
     def _net_indices(self, whole: tuple[Tensor, Tensor] | None) -> Sequence[Tensor]:
         """Which images each update takes, drawn ones of the real or of the `whole` synthetic set; sent in one copy."""
@@ -268,9 +394,8 @@ class Loop:
         images, labels = whole or (self.data.train_images, self.data.train_labels)
         return self.data.normalise(images[index]), labels[index]
 
-    def _augmented_losses(self, x: Tensor, y: Tensor) -> Tensor:
+    def _augmented_losses(self, x: Tensor, y: Tensor, stream: torch.Generator) -> Tensor:
         """Cross-entropy of each image (N,) after augmentation and CutMix; a mixed image counts for its own group."""
-        stream = self.streams["net augment"]
         x = augment.apply(x, augment.draw(self.s.net_augment, len(x), x.shape[-1], stream, self.parts.augment_rule))
         x, partner, share = augment.cutmix(x, stream, self.s.cutmix)
         logits = self.net(x)
@@ -278,6 +403,15 @@ class Loop:
         return own if share == 1 else share * own + (1 - share) * F.cross_entropy(logits, y[partner], reduction="none")
 
     # --- clusters -----------------------------------------------------------------------------------------
+
+    def _choose_centres(self) -> Tensor:
+        """Indices of the stored images around which real ones are clustered in this outer step."""
+        stream = self.streams["centres"]
+        if self.s.centres_in_all is not None:
+            return synthetic.centres_in_all(
+                self.data.n_classes, self.s.ipc, self.s.centres_in_all, self.s.scope, stream
+            )
+        return synthetic.choose_centres(self.stored(), self.s.max_centres, self.s.centre_choice, stream)
 
     def _matched_places(self) -> Tensor | None:
         """Those of the centres where the matched gradient is that of the robust objective."""

@@ -18,6 +18,7 @@ from .kip import KipSettings
 from .prior import STARTS
 from .risk import RiskTerm
 
+IMAGE_RULES = ("sgd", "normalised")
 RISKS = ("control", "released", "lower", "upper", "literal")
 
 
@@ -76,6 +77,24 @@ class DistillSettings(KipSettings):
     )
     space: str = setting("feature", "where the nearest synthetic image is sought", choices=groups.SPACES)
     max_centres: int = setting(10, "clusters a class at most; a choice of the synthetic images beyond", low=1)
+    centres_in_all: int | None = setting(
+        None,
+        "clusters over all classes together (section 4.1 read literally: IPC, at most 10), random stored images as "
+        "centres; default: max_centres for each class, as released",
+        low=1,
+    )
+    risk_images: int | None = setting(
+        None,
+        "images over which the term of a network update is taken, those of the update among them (released: 768); "
+        "default: those of the update, net_batch",
+        low=1,
+    )
+    worst_step: float = setting(
+        0.0, "step of group DRO's running weights, whose weighted mean stands for the largest; 0: the largest", low=0
+    )
+    divide_loss: bool = setting(
+        False, "divide the network's loss by 1 + average + worst: the term turns the step and does not lengthen it"
+    )
     centre_choice: str = setting(
         "random", "how the centres are chosen where there are more: as the paper says, or as released",
         choices=synthetic.CHOICES,
@@ -109,6 +128,12 @@ class DistillSettings(KipSettings):
     )  # fmt: skip
     lr_image: float = setting(5e-3, "learning rate of the images, as used (after IDC's scaling by ipc and size)", low=0)
     momentum_image: float = setting(0.5, "momentum of the images", low=0, high=0.999)
+    image_rule: str = setting(
+        "sgd",
+        "what a step of the images follows: the gradient, or the gradient of a class over its root mean square, so "
+        "that the step does not depend on the scale of the distance",
+        choices=IMAGE_RULES,
+    )
     batch_real: int = setting(64, "real images of a class in one matching step", low=1)
     real_choice: str = setting(
         "random", "which real images of a class are matched: drawn, or the nearest to the centres of k-means clusters "
@@ -140,6 +165,8 @@ class DistillSettings(KipSettings):
         augment.operations(self.net_augment)
         if self.method in LOOPED and self.where == "matching" and self.parts().objective != "gradient":
             raise SettingError("where", self.where, "'network' where feature means are matched: they have no loss")
+        if self.risk_images is not None and self.risk_images < self.net_batch:
+            raise SettingError("risk_images", self.risk_images, f"at least net_batch, {self.net_batch}")
         if self.method in LOOPED and self.classes_at_once and (why := self._one_by_one()):
             raise SettingError("classes_at_once", True, f"False {why}")
 
@@ -187,6 +214,16 @@ def check_fit(data: DataSet, settings: DistillSettings) -> None:
         raise SettingError("real_pool", pool, f"{settings.batch_real} (batch_real) to {smallest}, the smallest class")
     if settings.parts().net_data == "real" and settings.net_batch > len(data.train_labels):
         raise SettingError("net_batch", settings.net_batch, f"at most {len(data.train_labels)}, the training set")
+    if settings.risk_images is not None and settings.risk_images > len(data.train_labels):
+        raise SettingError("risk_images", settings.risk_images, f"at most {len(data.train_labels)}, the training set")
+    if settings.centres_in_all is not None:
+        low = data.n_classes if settings.scope == "class" else 1
+        high = data.n_classes * settings.ipc
+        if not low <= settings.centres_in_all <= high:
+            raise SettingError(
+                "centres_in_all", settings.centres_in_all, f"{low} to {high}: one a class under scope 'class', at most "
+                "all stored images",
+            )  # fmt: skip
     nets.check_fit(settings.network, data.shape, settings.depth, settings.width)
     if settings.network == "vit" and (settings.parts().objective, settings.parts().metric) == ("gradient", "idc"):
         raise SettingError("metric", "idc", "'dc' for a ViT, which has one convolution only")

@@ -1,7 +1,8 @@
 """The numbers of each scale: what a data set, a method and a budget ask for. Any of them can be set by hand.
 
-smoke: digits, seconds on two cores. laptop: minutes on two cores. gpu: the paper's networks and data with a shortened
-outer loop. paper: the full published protocol (IDC, DC, DSA, DM, GLaD as the released code of each runs it).
+smoke: digits, seconds on two cores. laptop: minutes on two cores, a short loop. cpu: the published inner loop whole, so
+that the loop's network learns; narrow networks, 16 px images, six outer steps. gpu: the paper's networks and data, a
+shorter outer loop. paper: the full published protocol (IDC, DC, DSA, DM, GLaD as the released code of each runs it).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from typing import Any
 
 from . import nets, recipes
 
-SCALES = ("smoke", "laptop", "gpu", "paper")
+SCALES = ("smoke", "laptop", "cpu", "gpu", "paper")
 SIAMESE = ("dc", "dsa", "dm", "glad")  # one image a tile, DSA's augmentation, no CutMix
 
 # Widths for the short scales: a training step takes about as long as that of a ConvNet of 32 channels.
@@ -53,11 +54,13 @@ def _for_data(name: str, scale: str) -> dict[str, Any]:
 
 def _for_scale(scale: str, known: dict[str, Any]) -> dict[str, Any]:
     """Loop lengths, widths and rates of a scale; `known` holds what was chosen by hand."""
-    found = {"smoke": _smoke, "laptop": _laptop}.get(scale, _long)(known)
+    found = {"smoke": _smoke, "laptop": _laptop, "cpu": _cpu}.get(scale, _long)(known)
+    if scale in ("cpu", "gpu", "paper") and known.get("scope", "all") == "all":
+        found["centres_in_all"] = min(known.get("ipc", 10), 10)  # section 4.1, read literally
     for part in ("", "eval_"):
         name = known.get(f"{part}network", "convnet")
         if name != "convnet":
-            found[f"{part}width"] = NARROW[name] if scale in ("smoke", "laptop") else nets.PAPER_WIDTH[name]
+            found[f"{part}width"] = NARROW[name] if scale in ("smoke", "laptop", "cpu") else nets.PAPER_WIDTH[name]
     if (recipe := known.get("eval_recipe", "idc")) != "idc":
         mirrored = "flip" in known.get("eval_augment", "flip")
         found |= recipes.numbers(recipe, known.get("eval_network", "convnet"), mirrored)
@@ -91,6 +94,18 @@ def _laptop(known: dict[str, Any]) -> dict[str, Any]:
              "lr_image": 0.3 * known.get("ipc", 10) / 10, "eval_steps": 1000, "eval_seeds": 3}  # fmt: skip
     if method in SIAMESE:
         found |= _siamese(known) | METHOD_NUMBERS["laptop"][method]
+    return found
+
+
+def _cpu(known: dict[str, Any]) -> dict[str, Any]:
+    """IDC's inner loop as published (100 steps, 8 updates of 256 images); short are the outer loop and the network."""
+    ipc, method = known.get("ipc", 10), known.get("method", "idc")
+    found = {"size": 16, "width": 32, "eval_width": 32, "outer_steps": 6, "inner_steps": 100, "net_steps": 8,
+             "lr_image": 0.02 * ipc / 10, "eval_steps": 1000, "eval_seeds": 3}  # fmt: skip
+    if method in SIAMESE:
+        found |= _siamese(known) | METHOD_NUMBERS["laptop"][method]
+    if method == "glad":
+        found |= {"net_steps": 40}
     return found
 
 

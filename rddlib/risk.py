@@ -187,10 +187,12 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-def group_risk(losses: Tensor, groups: Tensor, n_groups: int, term: RiskTerm) -> Tensor:
+def group_risk(losses: Tensor, groups: Tensor, n_groups: int, term: RiskTerm, weights: Tensor | None = None) -> Tensor:
     """The bracket of Eq. 2, a scalar: average * mean + worst * max over the non-empty groups of their CVaR.
 
-    The paper divides by |S|, all groups; the two agree where no group is empty. With `zero_padded`, groups of
+    With `weights` (n_groups,), positive, their weighted mean over the non-empty groups stands for the maximum, as in
+    group DRO (Sagawa et al. 2020); `group_weights` moves them. The paper divides by |S|, all groups; the two agree
+    where no group is empty. With `zero_padded`, groups of
     value 0 drop out of the average as they do in the public code. Shapes, cost and errors as `group_cvar`.
     """
     if term.zero_padded:
@@ -201,6 +203,9 @@ def group_risk(losses: Tensor, groups: Tensor, n_groups: int, term: RiskTerm) ->
         values, counts = group_cvar(losses, groups, n_groups, term.alpha, term.tail)
         live, values = counts > 0, term.sign * values
         worst = values.masked_fill(~live, -torch.inf).amax()
+        if weights is not None:
+            shares = weights * live
+            worst = (shares * values).sum() / shares.sum()
     return term.average * (values.sum() / live.sum().clamp(min=1)) + term.worst * worst
 
 
@@ -216,6 +221,21 @@ def robust_loss(losses: Tensor, groups: Tensor, n_groups: int, term: RiskTerm) -
     if term.average == 0 and term.worst == 0:
         return loss
     return loss + group_risk(losses if term.differentiable else losses.detach(), groups, n_groups, term)
+
+
+@torch.no_grad()
+def group_weights(
+    weights: Tensor, losses: Tensor, groups: Tensor, n_groups: int, term: RiskTerm, step: float
+) -> Tensor:
+    """Running weights of the groups after one more batch: (n_groups,), positive, sum 1.
+
+    Algorithm 1 of group DRO (Sagawa et al. 2020) with CVaR as the loss of a group: w <- w exp(step * CVaR), then
+    normalised; a group without images in the batch keeps its weight before that. `step` >= 0; 0 leaves equal weights
+    equal, a large one comes to the maximum. Shapes and errors as `group_cvar`.
+    """
+    values, counts = group_cvar(losses, groups, n_groups, term.alpha, term.tail)
+    logits = weights.log() + step * torch.where(counts > 0, term.sign * values, torch.zeros_like(values))
+    return logits.softmax(0)
 
 
 def released_step(batch: int, every: int = 3) -> bool:

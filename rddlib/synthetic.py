@@ -97,6 +97,18 @@ def choose_centres(synthetic: SyntheticSet, most: int, how: str, generator: torc
     return torch.cat([_farthest(synthetic.of_class(c), most) + c * synthetic.ipc for c in range(n_classes)])
 
 
+def centres_in_all(n_classes: int, ipc: int, count: int, scope: str, generator: torch.Generator) -> Tensor:
+    """Indices, in order, of `count` random stored images of all classes together that act as cluster centres.
+
+    Section 4.1 of the paper read literally ("10 random synthesized samples chosen as the clustering centers"). Under
+    scope "class" an image may join its own class only, so the classes take turns: each has a centre, or one more.
+    """
+    if scope == "all":
+        return torch.randperm(n_classes * ipc, generator=generator)[:count].sort().values
+    turns = [torch.randperm(ipc, generator=generator) + c * ipc for c in range(n_classes)]
+    return torch.stack(turns, 1).flatten()[:count].sort().values
+
+
 def _farthest(images: Tensor, most: int) -> Tensor:
     flat, chosen = images.flatten(1), [0]
     free = torch.ones(len(images), dtype=torch.bool, device=images.device)

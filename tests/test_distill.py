@@ -1,4 +1,4 @@
-"""The loop against a plain one written straight from the protocol; resuming; checkpoints that are damaged."""
+"""What the loop keeps to beside `reference` (test_reference.py): momentum, draws; resuming; damaged checkpoints."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 
-from rddlib import augment, data, distill, groups, match, nets, prior, risk, synthetic
-from rddlib.base import SettingError, generator
+from rddlib import data, distill, groups, match, prior
+from rddlib.base import SettingError
 from rddlib.data import DataSet
 from rddlib.loop import Loop, State
 from rddlib.methods import DistillSettings
@@ -45,76 +44,6 @@ def loop_of(d: DataSet, s: DistillSettings) -> Loop:
 
 def pixels(loop: Loop) -> torch.Tensor:
     return loop.codes["pixels"].clone()
-
-
-def plain_outer_step(d: DataSet, s: DistillSettings, images: torch.Tensor, momentum: dict, outer: int) -> torch.Tensor:
-    """One outer step with torch's own optimisers and a loop over groups; slow and obvious."""
-    streams = {
-        n: generator(s.seed, "outer", outer, n)
-        for n in ("net", "real", "match augment", "net batch", "net augment", "centres")
-    }
-    net = nets.build("convnet", d.shape, d.n_classes, depth=s.depth, width=s.width, generator=streams["net"]).to(images)
-    pixels = images.clone().requires_grad_()
-    of_images = torch.optim.SGD([pixels], lr=s.lr_image, momentum=s.momentum_image)
-    if momentum:
-        of_images.state[pixels]["momentum_buffer"] = momentum["buffer"].clone()
-    of_net = torch.optim.SGD(net.parameters(), lr=s.lr_net, momentum=0.9, weight_decay=5e-4)
-    convolutions = [p for p in net.parameters() if p.ndim == 4]
-    for _ in range(s.inner_steps):
-        for c in range(d.n_classes):
-            members = (d.train_labels == c).nonzero().flatten()
-            real = d.train_images[members[torch.randperm(len(members), generator=streams["real"])[: s.batch_real]]]
-            theta = augment.draw(s.match_augment, 1, d.shape[1], streams["match augment"])
-            x = augment.apply(d.normalise(real), theta)
-            wanted = torch.autograd.grad(F.cross_entropy(net(x), torch.full((len(x),), c)), convolutions)
-            own = synthetic.decode(pixels[c * s.ipc : (c + 1) * s.ipc], s.factor)
-            x = augment.apply(d.normalise(own), theta)
-            given = torch.autograd.grad(
-                F.cross_entropy(net(x), torch.full((len(x),), c)), convolutions, create_graph=True
-            )
-            of_images.zero_grad()
-            sum(((a - b) ** 2).sum() for a, b in zip(wanted, given, strict=True)).backward(inputs=[pixels])
-            of_images.step()
-        for _ in range(s.net_steps):
-            index = torch.randint(len(d.train_labels), (s.net_batch,), generator=streams["net batch"])
-            clean, y = d.normalise(d.train_images[index]), d.train_labels[index]
-            x = augment.apply(clean, augment.draw(s.net_augment, len(clean), d.shape[1], streams["net augment"]))
-            x, partner, share = augment.cutmix(x, streams["net augment"], s.cutmix)
-            logits = net(x)
-            own, other = (
-                F.cross_entropy(logits, y, reduction="none"),
-                F.cross_entropy(logits, y[partner], reduction="none"),
-            )
-            losses = share * own + (1 - share) * other
-            loss = losses.mean()
-            if s.risk != "control":
-                features = net.embed(clean).detach()
-                centres = net.embed(d.normalise(synthetic.decode(pixels.detach(), s.factor))).detach()
-                member_of = [
-                    int(((f - centres) ** 2).sum(1).argmin()) // s.factor**2 for f in features
-                ]  # of all classes' images
-                found = {g: losses[[i for i, m in enumerate(member_of) if m == g]] for g in sorted(set(member_of))}
-                tails = [risk.cvar(v, s.alpha, s.risk) for v in found.values()]
-                loss = loss + torch.stack(tails).mean() + torch.stack(tails).max()
-            of_net.zero_grad()
-            loss.backward()
-            of_net.step()
-    momentum["buffer"] = of_images.state[pixels]["momentum_buffer"].detach()
-    return pixels.detach().clamp(0, 1)
-
-
-@pytest.mark.parametrize("variant", ["control", "lower", "upper"])
-@pytest.mark.parametrize("factor", [1, 2])
-def test_loop_equals_the_plain_one(digits: DataSet, variant: str, factor: int) -> None:
-    digits = dataclasses.replace(digits, train_images=digits.train_images.double() / 255)
-    s = dataclasses.replace(SMALL, risk=variant, factor=factor, outer_steps=2)
-    images, momentum = synthetic.start(digits, s.ipc, s.factor, generator(s.seed, "start")).images, {}
-    for outer in range(2):
-        images = plain_outer_step(digits, s, images, momentum, outer)
-    made, _ = distill.distill(digits, s)
-    assert torch.allclose(made.images, images, atol=1e-8, rtol=0)  # float64; the sums run in another order
-    begun = synthetic.start(digits, s.ipc, s.factor, generator(s.seed, "start")).images
-    assert (made.images - begun).abs().max() > 0.01  # and it is not that nothing moved
 
 
 def test_shared_momentum_carries_other_classes_along(digits: DataSet) -> None:

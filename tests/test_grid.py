@@ -56,7 +56,7 @@ def test_every_grid_of_the_book_can_be_made_of_experiments(name: str) -> None:
         assert len({job.key for job in jobs}) == len(jobs)
 
 
-OF_THE_RISK = ("risk", "where", "alpha", "average", "worst", "scope", "space")
+OF_THE_RISK = ("risk", "where", "alpha", "average", "worst", "scope", "space", "centres_in_all")
 
 
 @pytest.mark.parametrize("name", grid.names())

@@ -1,0 +1,231 @@
+"""The fast loop equals the method on one page (`reference`), in float64: each method family, each place of the term."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+
+from rddlib import data, distill, loop, prior, reference, risk, synthetic
+from rddlib.base import DivergenceError, SettingError, generator
+from rddlib.data import DataSet
+from rddlib.loop import Loop
+from rddlib.methods import DistillSettings
+from rddlib.risk import RiskTerm
+
+TINY = DistillSettings(
+    depth=2,
+    width=4,
+    ipc=2,
+    factor=1,
+    outer_steps=2,
+    inner_steps=2,
+    batch_real=8,
+    net_steps=2,
+    net_batch=32,
+    lr_image=0.05,
+)
+SIAMESE = {
+    "match_augment": "color_crop_cutout_flip_scale_rotate",
+    "net_augment": "color_crop_cutout_flip_scale_rotate",
+    "cutmix": 0.0,
+}
+UPPER: dict[str, Any] = {"risk": "upper"}
+MATCHED: dict[str, Any] = {"risk": "upper", "where": "matching"}
+CASES: dict[str, dict[str, Any]] = {
+    "idc": {},
+    "idc, four tiles, upper": UPPER | {"factor": 2},
+    "idc, lower": {"risk": "lower", "alpha": 0.3},
+    "five groups in all": UPPER | {"centres_in_all": 5},
+    "twelve groups in all, own class": UPPER | {"centres_in_all": 12, "scope": "class"},
+    "own class": UPPER | {"scope": "class"},
+    "pixel space": UPPER | {"space": "pixel"},
+    "in the matched gradient": MATCHED,
+    "in the matched gradient, own class, lower": MATCHED | {"risk": "lower", "scope": "class"},
+    "divided loss": UPPER | {"divide_loss": True, "average": 0.5, "worst": 2.0},
+    "normalised image step": {"image_rule": "normalised", "lr_image": 0.005},
+    "some of the tiles": {"factor": 2, "batch_synthetic": 5},
+    "dsa": SIAMESE | {"method": "dsa", "inner_steps": 3},
+    "dsa, upper": SIAMESE | UPPER | {"method": "dsa", "inner_steps": 3},
+    "dsa, in the matched gradient": SIAMESE | MATCHED | {"method": "dsa"},
+    "dc": {"method": "dc", "match_augment": "none", "net_augment": "none", "cutmix": 0.0},
+    "dm": SIAMESE | {"method": "dm", "net_steps": 0, "inner_steps": 1, "lr_image": 0.5},
+    "dm, trained, lower": SIAMESE | {"method": "dm", "risk": "lower", "lr_image": 0.5},
+}
+
+
+@pytest.fixture(scope="module")
+def digits() -> DataSet:
+    """Digits as float64 in [0, 1]."""
+    d = data.load("digits", train_limit=200, test_limit=100)
+    return dataclasses.replace(d, train_images=d.train_images.double() / 255)
+
+
+def settings(**changes: Any) -> DistillSettings:
+    return dataclasses.replace(TINY, **changes)
+
+
+def loop_of(d: DataSet, s: DistillSettings) -> Loop:
+    source = prior.load("none", d, 1)
+    return Loop(d, s, distill.begin(d, s, source), source)
+
+
+@pytest.mark.parametrize("at_once", [False, True], ids=["in turn", "at once"])
+@pytest.mark.parametrize("case", CASES)
+def test_the_fast_loop_equals_the_method_on_one_page(digits: DataSet, case: str, at_once: bool) -> None:
+    s = settings(**CASES[case])
+    if at_once and s.where == "matching":
+        with pytest.raises(SettingError, match="classes_at_once"):
+            dataclasses.replace(s, classes_at_once=True)
+        return
+    start = synthetic.start(digits, s.ipc, s.factor, generator(s.seed, "start")).images
+    S = start.unflatten(0, (digits.n_classes, s.ipc))
+    velocity = torch.zeros_like(S)
+    for outer in range(s.outer_steps):
+        S, velocity = reference.outer_step(digits, s, S, velocity, outer)
+    made, _ = distill.distill(digits, dataclasses.replace(s, classes_at_once=at_once))
+    assert torch.allclose(made.images, S.flatten(0, 1), atol=1e-8, rtol=0)
+    assert (made.images - start).abs().max() > 1e-3  # and it is not that nothing moved
+
+
+# --- the settings of the fair test ------------------------------------------------------------------------
+
+
+def test_centres_in_all_are_random_stored_images_of_all_classes() -> None:
+    drawn = [synthetic.centres_in_all(10, 10, 10, "all", generator(seed)) for seed in range(40)]
+    assert all(len(set(c.tolist())) == 10 and c.max() < 100 for c in drawn)
+    classes_met = {len({i // 10 for i in c.tolist()}) for c in drawn}
+    assert max(classes_met) < 10  # drawn from all together: some class has none
+    by_class = synthetic.centres_in_all(10, 10, 25, "class", generator(0))
+    counts = (by_class // 10).bincount(minlength=10)
+    assert len(by_class) == 25 and counts.min() == 2 and counts.max() == 3
+
+
+@pytest.mark.parametrize("count", [0, 21])
+def test_centres_in_all_beyond_the_stored_images_are_refused(digits: DataSet, count: int) -> None:
+    with pytest.raises(SettingError, match="centres_in_all"):
+        distill.distill(digits, settings(risk="upper", centres_in_all=count))
+
+
+def test_group_weights_follow_group_dro() -> None:
+    """Algorithm 1 of group DRO, group by group; the weights come to the worst group as the step grows."""
+    losses = torch.rand(40, generator=generator(0), dtype=torch.float64)
+    groups = torch.randint(5, (40,), generator=generator(1))  # of six groups, the last is empty
+    term = RiskTerm.preset("upper", alpha=0.5)
+    weights = torch.tensor([0.1, 0.2, 0.3, 0.2, 0.1, 0.1], dtype=torch.float64)
+    expected = weights.clone()
+    for g in range(5):
+        expected[g] *= torch.exp(0.7 * risk.cvar(losses[groups == g], 0.5))
+    moved = risk.group_weights(weights, losses, groups, 6, term, 0.7)
+    torch.testing.assert_close(moved, expected / expected.sum())
+    soft = risk.group_risk(losses, groups, 6, RiskTerm.preset("upper", average=0.0), weights)
+    values = torch.stack([risk.cvar(losses[groups == g], 0.8) for g in range(5)])
+    torch.testing.assert_close(soft, (weights[:5] * values).sum() / weights[:5].sum())
+    sharp = risk.group_weights(weights, losses, groups, 6, RiskTerm.preset("upper"), 1e4)
+    hard = risk.group_risk(losses, groups, 6, RiskTerm.preset("upper", average=0.0), sharp)
+    torch.testing.assert_close(hard, values.max())
+
+
+def test_the_term_may_be_taken_over_more_images_than_the_update(digits: DataSet) -> None:
+    """One update by hand: cross-entropy of 32 images, the term over these and 64 more from a stream of their own."""
+    s = settings(risk="upper", risk_images=96, net_steps=1, cutmix=0.0, net_augment="none", lr_net=0.1)
+    fast, plain = loop_of(digits, s), loop_of(digits, s)
+    fast.network_steps()
+    index = torch.randint(200, (32,), generator=plain.streams["net batch"])
+    more = torch.randint(200, (1, 64), generator=plain.streams["risk batch"])[0]
+    every = torch.cat([index, more])
+    x, y = digits.normalise(digits.train_images[every]), digits.train_labels[every]
+    losses = torch.nn.functional.cross_entropy(plain.net(x), y, reduction="none")
+    gaps = torch.cdist(plain.net.embed(x), plain.net.embed(digits.normalise(plain.codes["pixels"])))
+    nearest = gaps.argmin(1)
+    tails = torch.stack([risk.cvar(losses[nearest == g], s.alpha) for g in nearest.unique()])
+    loss = losses[:32].mean() + tails.mean() + tails.max()
+    torch.optim.SGD(plain.net.parameters(), s.lr_net, 0.9, weight_decay=5e-4).zero_grad()
+    loss.backward()
+    for ours, theirs in zip(fast.net.parameters(), plain.net.parameters(), strict=True):
+        expected = theirs.detach() - s.lr_net * (theirs.grad + 5e-4 * theirs.detach())
+        torch.testing.assert_close(ours.detach(), expected, atol=1e-10, rtol=0)
+
+
+def test_more_images_of_the_term_leave_the_other_draws_alone(digits: DataSet) -> None:
+    made, _ = distill.distill(digits, settings(risk="upper", average=0.0, worst=0.0, risk_images=64))
+    control, _ = distill.distill(digits, settings())
+    assert torch.equal(made.images, control.images)
+    with pytest.raises(SettingError, match="risk_images"):
+        settings(risk_images=31)
+
+
+# --- what a record tells of the mechanism -----------------------------------------------------------------
+
+
+def test_the_history_tells_how_well_the_network_learns_and_what_the_term_does(digits: DataSet) -> None:
+    _, history = distill.distill(digits, settings(risk="upper", centres_in_all=4, inner_steps=12, net_steps=4))
+    for entry in history:
+        assert entry["probe_last"] > entry["probe_first"] + 0.1  # 48 updates of 32 digits teach it something
+        assert 0 <= entry["probe_middle"] <= 1
+        assert entry["gradient_ratio_first"] > 0.5 and abs(entry["gradient_cosine_first"]) <= 1
+        assert 0 < entry["group_size_median"] <= 16 and 0 <= entry["groups_empty"] < 4
+    _, plain = distill.distill(digits, settings())
+    assert "gradient_ratio_first" not in plain[0] and "probe_last" in plain[0]
+    _, untrained = distill.distill(digits, settings(net_steps=0))
+    assert "probe_last" not in untrained[0] and untrained[0]["cross_entropy"] == 0
+
+
+def test_the_terms_gradient_is_measured_against_that_of_the_mean_loss(digits: DataSet) -> None:
+    """The group term alone and the mean loss alone, each differentiated by itself, at the first update."""
+    s = settings(risk="upper", net_steps=1, cutmix=0.0, net_augment="none")
+    seen, plain = loop_of(digits, s), loop_of(digits, s)
+    seen.network_steps(first=True)
+    index = torch.randint(200, (32,), generator=plain.streams["net batch"])
+    x, y = digits.normalise(digits.train_images[index]), digits.train_labels[index]
+    losses = torch.nn.functional.cross_entropy(plain.net(x), y, reduction="none")
+    gaps = torch.cdist(plain.net.embed(x), plain.net.embed(digits.normalise(plain.codes["pixels"])))
+    groups = gaps.argmin(1)
+    term = risk.group_risk(losses, groups, 20, RiskTerm.preset("upper"))
+    parameters = list(plain.net.parameters())
+    gradients = [
+        torch.cat([g.flatten() for g in torch.autograd.grad(each, parameters, retain_graph=True)])
+        for each in (term, losses.mean())
+    ]
+    told = seen.mechanism()
+    assert float(told["gradient_ratio_first"]) == pytest.approx(float(gradients[0].norm() / gradients[1].norm()))
+    cosine = torch.nn.functional.cosine_similarity(*gradients, dim=0)
+    assert float(told["gradient_cosine_first"]) == pytest.approx(float(cosine))
+    counts = groups.bincount(minlength=20).double()
+    assert float(told["group_size_median"]) == pytest.approx(float(counts.quantile(0.5)))
+    assert float(told["groups_empty"]) == float((counts == 0).sum())
+
+
+def test_looking_changes_nothing(digits: DataSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    s = settings(risk="upper", factor=2)
+    seen, _ = distill.distill(digits, s)
+    monkeypatch.setattr(Loop, "probe", lambda self: torch.zeros(()))
+    monkeypatch.setattr(Loop, "_term_gradient", lambda self, mean, loss: torch.zeros(2))
+    unseen, _ = distill.distill(digits, s)
+    assert torch.equal(seen.images, unseen.images)
+
+
+def test_means_are_over_the_trainings_made(digits: DataSet) -> None:
+    """DSA throws its network away after the last image step: two steps train it once, and the mean is over one."""
+    s = settings(method="dsa", risk="upper", inner_steps=2, outer_steps=1, **SIAMESE)
+    _, history = distill.distill(digits, s)
+    one = loop_of(digits, s)
+    one.image_steps()
+    cross_entropy, term = one.network_steps().tolist()
+    assert history[0]["cross_entropy"] == pytest.approx(cross_entropy)
+    assert history[0]["risk"] == pytest.approx(term)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [({"lr_image": 1e200}, "inner step [123].*lr_image"), ({"lr_net": 1e200}, "inner step [123].*lr_net")],
+)
+def test_a_run_that_diverges_stops_and_says_where(digits: DataSet, changes: dict[str, float], words: str) -> None:
+    with pytest.raises(DivergenceError, match=f"outer step 1, {words}"):
+        distill.distill(digits, settings(inner_steps=3, **changes))
+
+
+def test_streams_have_different_names() -> None:
+    assert len(set(loop.STREAMS)) == len(loop.STREAMS)
