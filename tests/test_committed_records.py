@@ -50,9 +50,8 @@ def test_the_keys_would_notice_another_default() -> None:
 def test_records_without_a_results_version_are_of_the_first() -> None:
     """But for the early ones whose code was never compared with that of version 1: choices of the image rate."""
     records = [read_record(path) for path in RECORDS]
-    early = {
-        path.parent.name for path, record in zip(RECORDS, records, strict=True) if record.source_hash in SUPERSEDED
-    }
+    groups = [path.parent.name for path in RECORDS]
+    early = {group for group, record in zip(groups, records, strict=True) if record.source_hash in SUPERSEDED}
     assert early == {"cifar10_choice", "cifar10_method_choice"}
     for record in records:
         if record.source_hash in SUPERSEDED:

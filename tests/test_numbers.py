@@ -93,15 +93,17 @@ def digits(e: Experiment) -> data.DataSet:
 
 
 def distilled(e: Experiment) -> list[float]:
-    """How far the images have moved, and the last entry of the history."""
+    """How far the images have moved, and the losses of the last step."""
     images = digits(e)
     made, history = distill.distill(images, e)
     if e.method == "kip":
-        return [*three_numbers(made.images), *history[-1].values(), kip.kernel_accuracy(made, images, e)]
+        losses = [history[-1]["loss"], history[-1]["outside"]]
+        return [*three_numbers(made.images), *losses, kip.kernel_accuracy(made, images, e)]
     source = prior.load(e.parts().prior, images, e.prior_layer, e.prior_start)
     with torch.no_grad():
         start = source.decode(distill.begin(images, e, source).codes, distill.labels(images, e))
-    return [*three_numbers(made.images - start), *history[-1].values()]
+    losses = [history[-1][name] for name in ("distance", "cross_entropy", "risk")]
+    return [*three_numbers(made.images - start), *losses]
 
 
 def trained(e: Experiment) -> list[float]:
