@@ -18,7 +18,6 @@ from .base import generator
 from .data import DataSet
 from .methods import DistillSettings
 from .provenance import Clock
-from .split import ALONE, Team
 from .store import Store
 from .synthetic import SyntheticSet
 
@@ -50,9 +49,7 @@ def drawn(data: DataSet, settings: DistillSettings) -> SmallSet:
     return SmallSet(data.train_images[index], data.train_labels[index])
 
 
-def distilled(
-    data: DataSet, settings: DistillSettings, key: str, store: Store, progress: Progress, team: Team = ALONE
-) -> SmallSet:
+def distilled(data: DataSet, settings: DistillSettings, key: str, store: Store, progress: Progress) -> SmallSet:
     """The distilled set of `key`: the stored one if today's code made it, else made now, resuming where it was."""
     with store.lock(key):
         if (found := _stored(store, key, data)) is not None:
@@ -68,7 +65,7 @@ def distilled(
             progress("distill", done, steps, entry)
 
         with clock.part("distill"):
-            made, history = distill.distill(data, settings, store.work(key) / "state.pt", every, note, team)
+            made, history = distill.distill(data, settings, store.work(key) / "state.pt", every, note)
         price = {kind: clock.rounded(kind)["distill"] for kind in ("wall", "cpu")}
         synthetic.save(
             store.distilled(key), synthetic.quantised(made), key=key, dataset=data.name, history=json.dumps(history),
