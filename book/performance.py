@@ -59,7 +59,7 @@ python book/performance.py     # this page from what was measured
 
 `make benchtest` checks that both ways give the same numbers. On a machine with a GPU,
 `python benchmarks/gpu_session.py --minutes 30 --out DIR` checks, measures, and spends what is left of its time on the
-missing runs of the grids; `DIR` then holds a results file for `benchmarks/results/` and an archive for
+missing runs of the grids; `DIR` then holds a results file for `benchmarks/results/` and a folder `store` for
 `python -m rddlib merge`.
 """
 

@@ -1,4 +1,4 @@
-"""Command line: ``python -m rddlib run | show | list | grid | status | pack | merge | prior``."""
+"""Command line: ``python -m rddlib run | show | list | grid | status | merge | prior``."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ from typing import Any
 
 from tqdm import tqdm
 
-from . import __version__, archive, data, genmake, grid
+from . import __version__, data, genmake, grid
 from .base import SettingError, allowed_values
 from .experiment import Experiment, fields, run
 from .generator import GeneratorSettings
 from .grid import Job, Ledger, Tally
+from .merge import merge
 from .presets import SCALES
 from .readers import DataError
 from .schedule import Scheduler, Where
 from .store import Record, Store, StoreError
+from .validate import read_record
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -66,13 +68,13 @@ def parser() -> argparse.ArgumentParser:
     listing = commands.add_parser("list", help="one line a record")
     listing.set_defaults(command=_list)
     listing.add_argument("--group", default="*", help="only the records of this folder under runs/")
-    many, status, pack, merge = _grid_parser(commands), _status_parser(commands), *_archive_parsers(commands)
-    prior = _prior_parser(commands)
+    many, status = _grid_parser(commands), _status_parser(commands)
+    merging, prior = _merge_parser(commands), _prior_parser(commands)
     for command in (one, many, prior):
         command.add_argument("--device", default="cpu", help="cpu, cuda, mps (default cpu); not part of the key")
         command.add_argument("--data-root", metavar="DIR", help="where data lies (default $RDD_DATA, else data/cache)")
         command.add_argument("--download", action="store_true", help="let torchvision download CIFAR-10 or SVHN")
-    for command in (one, show, listing, many, status, pack, merge, prior):
+    for command in (one, show, listing, many, status, merging, prior):
         command.add_argument("--store", metavar="DIR", help="where records are kept (default $RDD_STORE, else data/)")
     return top
 
@@ -82,7 +84,7 @@ def _grid_parser(commands: Any) -> argparse.ArgumentParser:
     many.set_defaults(command=_grid)
     many.add_argument("grids", nargs="+", metavar="GRID", help="a name in data/grids, or a .toml file")
     many.add_argument("--scale", choices=SCALES, default="laptop", help="at which scale (default laptop)")
-    many.add_argument("--jobs", type=int, default=1, metavar="N", help="runs side by side; they share the cores")
+    many.add_argument("--jobs", type=int, default=1, metavar="N", help="runs side by side, each with one thread")
     many.add_argument("--budget-minutes", type=float, metavar="M", help="stop then; what runs keeps its checkpoint")
     many.add_argument("--dry-run", action="store_true", help="say what would run and what it costs; write nothing")
     return many
@@ -97,20 +99,11 @@ def _status_parser(commands: Any) -> argparse.ArgumentParser:
     return status
 
 
-def _archive_parsers(commands: Any) -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
-    pack: argparse.ArgumentParser = commands.add_parser("pack", help="records and distilled sets as one file")
-    pack.set_defaults(command=_pack)
-    pack.add_argument("--out", required=True, metavar="FILE", help="the file to write, NAME.zip")
-    pack.add_argument("--group", action="append", default=[], help="only this folder under runs/; may be repeated")
-    pack.add_argument("--grid", action="append", metavar="GRID", help="only what this grid needs; may be repeated")
-    pack.add_argument("--scale", choices=SCALES, action="append", help="of the grids (default all); may be repeated")
-    merge: argparse.ArgumentParser = commands.add_parser("merge", help="take what another store packed into this one")
-    merge.set_defaults(command=_merge)
-    merge.add_argument("file", metavar="FILE", help="what `pack` has written")
-    merge.add_argument(
-        "--theirs", action="store_true", help="where both have a key, take the file's (default: keep ours)"
-    )
-    return pack, merge
+def _merge_parser(commands: Any) -> argparse.ArgumentParser:
+    merging: argparse.ArgumentParser = commands.add_parser("merge", help="take in records and sets of another store")
+    merging.set_defaults(command=_merge)
+    merging.add_argument("folder", metavar="FOLDER", help="a copy of the other store: runs/ and distilled/")
+    return merging
 
 
 def _prior_parser(commands: Any) -> argparse.ArgumentParser:
@@ -169,9 +162,16 @@ def _show(options: argparse.Namespace) -> None:
     print(Store(options.store).match(options.key).to_json(), end="")
 
 
-def _list(options: argparse.Namespace) -> None:
-    for record in Store(options.store).records(options.group):
-        print(summary(record))
+def _list(options: argparse.Namespace) -> int:
+    faults = []
+    for path in Store(options.store).files(options.group):
+        try:
+            print(summary(read_record(path)))
+        except StoreError as error:
+            faults.append(str(error))
+    for fault in faults:
+        print(f"rddlib: {fault}", file=sys.stderr)
+    return 2 if faults else 0
 
 
 def _grid(options: argparse.Namespace) -> int:
@@ -237,20 +237,12 @@ def _parts(name: str, scale: str, arm_by_arm: bool) -> dict[str, list[Job]]:
     return {arm: [job for job in jobs if arm in job.arms] for arm in arms}
 
 
-def _pack(options: argparse.Namespace) -> None:
-    keys = None
-    if options.grid:
-        keys = {job.key for scale in options.scale or SCALES for job in grid.jobs(options.grid, scale)}
-    members = archive.pack(Store(options.store), options.out, options.group, keys)
-    n_sets = sum(name.startswith("distilled/") for name in members)
-    print(f"{options.out}: {len(members) - n_sets} records, {n_sets} distilled sets")
-
-
 def _merge(options: argparse.Namespace) -> int:
-    merged = archive.merge(options.file, Store(options.store), options.theirs)
-    print(f"{options.file}: {len(merged.added)} added, {len(merged.same)} already here, {len(merged.clashes)} kept out")
-    for key, why in merged.clashes.items():
-        print(f"rddlib: {key}: {why}; ours is kept (--theirs takes the file's)", file=sys.stderr)
+    merged = merge(options.folder, Store(options.store))
+    counts = f"{len(merged.added)} added, {len(merged.same)} already here, {len(merged.kept_out)} kept out"
+    print(f"{options.folder}: {counts}")
+    for key, why in merged.kept_out.items():
+        print(f"rddlib: {key}: {why}; ours is kept", file=sys.stderr)
     return merged.status
 
 

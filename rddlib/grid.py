@@ -22,7 +22,8 @@ from typing import Any
 from .base import SettingError, repository_root
 from .experiment import Experiment
 from .presets import SCALES
-from .store import Record, Store, StoreError, read_record
+from .store import Record, Store, StoreError
+from .validate import read_record
 
 STATES = ("done", "stale", "missing", "failed")
 TOP_KEYS = ("title", "common", "scale", "arm")
@@ -187,7 +188,7 @@ class Ledger:
         self.store, self.on_cpu = store, device == "cpu"
         self.records: dict[str, Record] = {}
         self.damaged: dict[str, str] = {}
-        for path in sorted(store.root.glob("runs/*/*.json"), key=lambda p: p.stem):
+        for path in store.files():
             try:
                 self.records.setdefault(path.stem, read_record(path))
             except StoreError as error:

@@ -1,7 +1,8 @@
-"""Run what is missing of a grid: one process a job, most valuable first, until all is done or the time is spent.
+"""Run what is missing of a grid on this machine: some runs side by side, most valuable first, until the time is spent.
 
-Nothing here is remembered between two calls but what the store has: records, checkpoints, errors of failed runs. So a
-call may be killed at any moment, and two may work on one store: each takes what the other does not hold.
+Each run has a process of its own, so that one which ends badly takes no other with it and its peak memory is its own.
+Nothing is remembered between two calls but what the store has: records, checkpoints, errors of failed runs. So a call
+may be killed at any moment, and two may work on one store: each takes what the other does not hold.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from multiprocessing import connection
-from multiprocessing.process import BaseProcess
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,14 +31,9 @@ from .experiment import Experiment, run
 from .grid import Job, failure, failure_file
 from .store import Store, StoreError
 
-try:
-    import fcntl
-except ImportError:  # Windows has no flock; there two processes are not kept apart
-    fcntl = None  # type: ignore[assignment]
-
-INTERRUPTED = 130  # exit status of a job that was stopped and has kept its checkpoint
-GRACE = 60.0  # seconds in which a stopped job must have written its checkpoint
-LOOK_AGAIN = 0.5  # seconds between two looks at what another call holds
+INTERRUPTED = 130  # exit status of a run that was stopped and has kept its checkpoint
+GRACE = 60.0  # seconds in which a stopped run must have written its checkpoint
+LOOK_AGAIN = 0.2  # seconds between two looks at the clock, and at what another call holds
 LATE = ("torch._dynamo", "sklearn.cluster", "sklearn.datasets")  # imported by the first optimiser, groups and digits
 Note = Callable[[Job, str], None]  # a job that has ended, and its error or ""
 
@@ -65,60 +61,28 @@ class Outcome:
         return 3 if self.left else 1 if self.failed else 0
 
 
-def held(store: Store, key: str) -> bool:
-    """Whether some process is at work on a key now. Writes nothing."""
-    if fcntl is not None:
-        with contextlib.suppress(FileNotFoundError), open(store.root / "work" / f"{key}.lock", "rb") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return True
-    return False
+# --- one run, in a process of its own ---------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def claim(store: Store, key: str) -> Iterator[bool]:
-    """Tell other calls that this one sees to a key, before its job has come as far as to hold it; False if one does."""
-    with contextlib.ExitStack() as stack:
-        free = True
-        with contextlib.suppress(OSError):  # where no claim can be written a run says why, or the key's lock decides
-            file = stack.enter_context(open(store.root / "work" / f"{key}.claim", "ab"))
-            if fcntl is not None:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    free = False
-        yield free
-
-
-def slices(processes: int) -> list[list[int]]:
-    """The processor cores of each of several processes that run side by side; they share where there are too few."""
-    given = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
-    each = max(1, len(given) // processes)
-    return [[given[(i * each + j) % len(given)] for j in range(each)] for i in range(processes)]
-
-
-# --- one job, in a process of its own ---------------------------------------------------------------------
-
-
-def work(settings: dict[str, Any], root: str, cores: Sequence[int], where: Where) -> None:
-    """Make one record in this process, which then ends: status 0, 1 with the error on its log, or INTERRUPTED.
+def work(settings: dict[str, Any], root: str, where: Where, threads: int | None = None) -> None:
+    """Make one record in this process, which then ends: status 0, 1 with the error noted, or INTERRUPTED.
 
     It stops, keeping its checkpoint, on SIGINT, on SIGTERM, and when the process that started it is gone.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop_once)
     threading.Thread(target=_follow_parent, daemon=True).start()
-    with contextlib.suppress(AttributeError, OSError):  # macOS and Windows do not pin
-        os.sched_setaffinity(0, cores)
-    torch.set_num_threads(max(1, min(len(cores), torch.get_num_threads())))
-    experiment = Experiment(**settings)
-    with contextlib.suppress(OSError):  # a full disk is told by the run itself
-        _log_to(Store(root).work(experiment.key) / "log.txt")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    experiment, store = Experiment(**settings), Store(root)
     try:
-        run(experiment, Store(root), device=where.device, data_root=where.data_root, download=where.download)
+        run(experiment, store, device=where.device, data_root=where.data_root, download=where.download)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
+    except Exception as error:
+        lines = traceback.format_exc().splitlines()
+        note_failure(store, experiment, f"{type(error).__name__}: {error}", lines)
+        sys.exit(1)
 
 
 def _stop_once(number: int, frame: object) -> None:
@@ -135,38 +99,38 @@ def _follow_parent() -> None:
         os.kill(os.getpid(), signal.SIGINT)
 
 
-def _log_to(path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "wb") as file:
-        for stream in (1, 2):
-            os.dup2(file.fileno(), stream)
+def note_failure(store: Store, experiment: Experiment, error: str, lines: Sequence[str] = ()) -> None:
+    """Write down why a run failed, where `grid.failure` finds it."""
+    noted = {
+        "key": experiment.key,
+        "error": error,
+        "created": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "experiment": dataclasses.asdict(experiment),
+        "traceback": list(lines),
+    }
+    with contextlib.suppress(OSError):  # a full disk must not keep the other runs from going on
+        write_atomic(failure_file(store, experiment.key), json.dumps(noted, indent=1) + "\n")
 
 
-# --- all jobs ---------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Run:
-    """A job under way: its process, the cores that it has, and what is claimed for it."""
-
-    process: BaseProcess
-    job: Job
-    cores: list[int]
-    claims: contextlib.ExitStack
+# --- all runs ---------------------------------------------------------------------------------------------
 
 
 class Scheduler:
-    """The jobs of one call: what waits, what runs, which cores are free, and what came of it."""
+    """The jobs of one call, in the order in which they begin: what failed before comes after what never ran.
+
+    `processes` runs are made side by side. Where there are several, each has one thread unless OMP_NUM_THREADS says
+    otherwise: on the processors of one machine they would only take time from one another.
+    """
 
     def __init__(self, jobs: Sequence[Job], store: Store, processes: int = 1, where: Where | None = None) -> None:
         if processes < 1:
             raise SettingError("jobs", processes, "a number of processes of at least 1")
-        self.store, self.where, self.outcome = store, where or Where(), Outcome()
-        tried = {job.key for job in jobs if failure(store, job.key)}
-        self.queue = sorted(jobs, key=lambda job: job.key in tried)  # what failed before comes after what never ran
-        self.free = slices(processes)
-        self.running: list[_Run] = []
-        # One server imports once what every run needs, and forks a child a job. Only on Linux is forking safe, and
+        self.store, self.processes, self.where = store, processes, where or Where()
+        self.threads = 1 if processes > 1 and "OMP_NUM_THREADS" not in os.environ else None
+        self.queue = sorted(jobs, key=lambda job: bool(failure(store, job.key)))
+        self.end = float("inf")
+        self.stopped = threading.Event()
+        # One server imports once what every run needs, and forks a child a run. Only on Linux is forking safe, and
         # only where no import can have touched a GPU's driver, which a fork does not survive.
         forks = sys.platform == "linux" and self.where.device == "cpu"
         self.context: Any = multiprocessing.get_context("forkserver" if forks else "spawn")
@@ -182,47 +146,55 @@ class Scheduler:
         if minutes is not None and not minutes >= 0:
             raise SettingError("budget_minutes", minutes, "a number of at least 0")
         self.store.check_writable()
-        end = float("inf") if minutes is None else time.monotonic() + 60 * minutes
-        try:
-            while (self.queue or self.running) and time.monotonic() < end:
-                self._start(note)
-                self._wait(min(end - time.monotonic(), LOOK_AGAIN))
-                self._reap(note)
-        finally:
-            self._stop(note)
-        return self.outcome
+        if minutes is not None:
+            self.end = time.monotonic() + 60 * minutes
+        outcome = Outcome()
+        with ThreadPoolExecutor(self.processes) as pool:
+            try:
+                held = self._round(pool, self.queue, outcome, note, wait=False)
+                self._round(pool, held, outcome, note, wait=True)
+            finally:
+                self.stopped.set()  # on an interruption the threads end their runs before the pool is left
+        return outcome
 
-    def _start(self, note: Note) -> None:
-        """Give each free slice of cores the first job that nobody holds; what others made meanwhile is dropped."""
-        for job in list(self.queue):
-            if not self.free:
-                return
-            if (claims := self._claim(job)) is None:
+    def _round(
+        self, pool: ThreadPoolExecutor, jobs: Iterable[Job], outcome: Outcome, note: Note, wait: bool
+    ) -> list[Job]:
+        """See to jobs, side by side; returns those that another call holds, if those are not to be waited for."""
+        futures = {pool.submit(self._see_to, job, wait): job for job in jobs}
+        for future in as_completed(futures):
+            job, result = futures[future], future.result()
+            if result == "held":
                 continue
-            self.queue.remove(job)
-            if self._made(job):
-                claims.close()
-                note(job, "")
-            else:
-                self._launch(job, self.free.pop(0), claims)
+            if result == "left":
+                outcome.left.append(job.key)
+                continue
+            if result == "made":
+                outcome.made.append(job.key)
+            error = result if result not in ("made", "there") else ""
+            if error:
+                outcome.failed[job.key] = error
+            note(job, error)
+        return [job for future, job in futures.items() if future.result() == "held"]
 
-    def _claim(self, job: Job) -> contextlib.ExitStack | None:
-        """Claim a job, and the set that it would distil; None where another job makes either: begin another then."""
+    def _see_to(self, job: Job, wait: bool) -> str:
+        """What became of a job: "made", "there" (others had made it), "left", "held" (by another call), or its error.
+
+        Where its distilled set has to be made, no two jobs make it at once: the second would only wait for the first.
+        """
         needs_set = job.set_key and not self.store.distilled(job.set_key).is_file()
-        with contextlib.ExitStack() as stack:
-            for key in (job.key, job.set_key) if needs_set else (job.key,):
-                if held(self.store, key) or not stack.enter_context(claim(self.store, key)):
-                    return None
-            return stack.pop_all()
+        keys = [job.key, job.set_key] if needs_set else [job.key]
+        while not self._over():
+            with contextlib.ExitStack() as claims:
+                if all(claims.enter_context(self.store.lock(f"{key}.claim", wait=False)) for key in keys):
+                    return "there" if self._made(job) else self._run(job)
+            if not wait:
+                return "held"
+            time.sleep(LOOK_AGAIN)
+        return "left"
 
-    def _launch(self, job: Job, cores: list[int], claims: contextlib.ExitStack) -> None:
-        with contextlib.suppress(OSError):
-            failure_file(self.store, job.key).unlink(missing_ok=True)
-        settings = dataclasses.asdict(job.experiment)
-        process = self.context.Process(target=work, args=(settings, str(self.store.root), cores, self.where))
-        process.daemon = True  # should this process end in a way not foreseen, its jobs are stopped
-        process.start()
-        self.running.append(_Run(process, job, cores, claims))
+    def _over(self) -> bool:
+        return self.stopped.is_set() or time.monotonic() >= self.end
 
     def _made(self, job: Job) -> bool:
         try:
@@ -230,58 +202,31 @@ class Scheduler:
         except StoreError:  # a damaged record: the run refuses it, in words
             return False
 
-    def _wait(self, seconds: float) -> None:
-        """Until a job ends, or for some seconds."""
-        if self.running:
-            connection.wait([each.process.sentinel for each in self.running], max(0.0, seconds))
-        elif self.queue:
-            time.sleep(max(0.0, seconds))
-
-    def _reap(self, note: Note, stopped: bool = False) -> None:
-        """Book the jobs that have ended, and free their cores. A job that was stopped has not failed."""
-        for each in [each for each in self.running if not each.process.is_alive()]:
-            job, status = each.job, each.process.exitcode
-            self.running.remove(each)
-            self.free.append(each.cores)
-            if status == 0:
-                self.outcome.made.append(job.key)
-                self.store.finish(job.key)
-                note(job, "")
-            elif stopped or status == INTERRUPTED:
-                self.outcome.left.append(job.key)
-            else:
-                self.outcome.failed[job.key] = error = _keep_failure(self.store, job, status)
-                note(job, error)
-            each.claims.close()
-
-    def _stop(self, note: Note) -> None:
-        """Stop what still runs, each with its checkpoint, and book it and what never began as left."""
-        for each in self.running:
-            with contextlib.suppress(OSError, TypeError):  # ended already
-                os.kill(each.process.pid, signal.SIGINT)  # type: ignore[arg-type]
-        end = time.monotonic() + GRACE
-        for process in (each.process for each in self.running):
-            process.join(max(0.0, end - time.monotonic()))
-            if process.is_alive():
-                process.kill()  # the checkpoint of its last whole step remains
-                process.join()
-        self._reap(note, stopped=True)
-        self.outcome.left += [job.key for job in self.queue]
-        self.queue = []
-
-
-def _keep_failure(store: Store, job: Job, status: int | None) -> str:
-    """Write down why a job failed, where `grid.failure` finds it; returns the error."""
-    try:
-        log = (store.work(job.key) / "log.txt").read_text(errors="replace").splitlines()[-40:]
-    except OSError:
-        log = []
-    if status is not None and status < 0:
-        error = f"ended by signal {signal.Signals(-status).name}" + (" (out of memory?)" if status == -9 else "")
-    else:
-        error = next((line.strip() for line in reversed(log) if line.strip()), f"exit status {status}, nothing said")
-    kept = {"key": job.key, "error": error, "status": status, "created": datetime.now(UTC).strftime("%Y-%m-%d"),
-            "experiment": dataclasses.asdict(job.experiment), "log": log}  # fmt: skip
-    with contextlib.suppress(OSError):  # a full disk must not keep the other jobs from going on
-        write_atomic(failure_file(store, job.key), json.dumps(kept, indent=1) + "\n")
-    return error
+    def _run(self, job: Job) -> str:
+        """Make one record in a new process and wait for it; "made", "left" where it was stopped, or its error."""
+        with contextlib.suppress(OSError):
+            failure_file(self.store, job.key).unlink(missing_ok=True)
+        settings = dataclasses.asdict(job.experiment)
+        arguments = (settings, str(self.store.root), self.where, self.threads)
+        process = self.context.Process(target=work, args=arguments, daemon=True)
+        process.start()
+        while process.is_alive() and not self._over():
+            process.join(LOOK_AGAIN)
+        stopped = process.is_alive()
+        if stopped:
+            with contextlib.suppress(OSError):  # ended meanwhile
+                os.kill(process.pid, signal.SIGINT)
+            process.join(GRACE)
+            process.kill()  # where it still runs, the checkpoint of its last whole step remains
+            process.join()
+        status = process.exitcode
+        if status == 0:
+            self.store.finish(job.key)
+            return "made"
+        if stopped or status == INTERRUPTED:
+            return "left"
+        if status < 0:
+            error = f"ended by signal {signal.Signals(-status).name}" + (" (out of memory?)" if status == -9 else "")
+            note_failure(self.store, job.experiment, error)
+            return error
+        return failure(self.store, job.key) or f"exit status {status}, and why could not be written"

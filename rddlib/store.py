@@ -109,7 +109,11 @@ class Store:
 
     def records(self, group: str = "*") -> list[Record]:
         """All records, or those of one group, sorted by key."""
-        return [read_record(p) for p in sorted(self.root.glob(f"runs/{group}/*.json"), key=lambda p: p.stem)]
+        return [read_record(path) for path in self.files(group)]
+
+    def files(self, group: str = "*") -> list[Path]:
+        """The files of all records, or of those of one group, sorted by key."""
+        return sorted(self.root.glob(f"runs/{group}/*.json"), key=lambda path: path.stem)
 
     def add(self, record: Record, group: str) -> Path:
         """Keep a record."""
@@ -139,14 +143,21 @@ class Store:
             ) from error
 
     @contextmanager
-    def lock(self, key: str) -> Iterator[None]:
-        """Hold a key: a second process waits here. The system lets go when the holder ends, however it ends."""
+    def lock(self, key: str, wait: bool = True) -> Iterator[bool]:
+        """Hold a key: a second process waits here, or gets False at once where it is not to wait.
+
+        The system lets go when the holder ends, however it ends.
+        """
         folder = self.root / "work"
         folder.mkdir(parents=True, exist_ok=True)
         with open(folder / f"{key}.lock", "w") as file:
+            free = True
             if fcntl is not None:
-                fcntl.flock(file, fcntl.LOCK_EX)
-            yield  # the lock file stays: removing it would let two holders in
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    free = False
+            yield free  # the lock file stays: removing it would let two holders in
 
 
 def plain_name(group: str) -> str:

@@ -21,7 +21,7 @@ ORDER = (
     "fused", "archs", "nets", "recipes", "groups", "synthetic", "generator", "gentrain", "prior", "match", "kernels",
     "kip", "methods", "representative", "loop", "reference", "classwise", "distill", "bench", "audit",
     "evaluate", "presets", "provenance",
-    "store", "sets", "genmake", "experiment", "grid", "schedule", "admit", "archive", "report",
+    "store", "sets", "genmake", "experiment", "validate", "grid", "schedule", "merge", "report",
     "pages", "tables", "coverage", "claims", "verdicts",
     "power", "factorial", "causes", "multiverse", "selection", "speedups",
 )
