@@ -46,6 +46,8 @@ class DataSet:
     std: tuple[float, ...]
     source: str
     sha256: str
+    train_groups: Tensor | None = None
+    test_groups: Tensor | None = None
 
     @property
     def n_classes(self) -> int:

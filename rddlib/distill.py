@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from . import classwise, fused, kip, nets, prior, synthetic
+from . import classwise, fused, groups, kip, nets, prior, representative, synthetic
 from .base import generator, write_atomic
 from .data import DataSet
 from .loop import State, outer_step
@@ -47,6 +47,8 @@ def distill(
     fused.keep_memory()
     if settings.method == "kip":
         return kip.distill(data, settings, None if checkpoint is None else Path(checkpoint), every, on_step)
+    if settings.groups_from == "found":
+        data = groups.with_found_groups(data, settings.found_groups)
     source = prior.load(settings.parts().prior, data, settings.prior_layer, settings.prior_start)
     state = begin(data, settings, source)
     if checkpoint is not None and Path(checkpoint).is_file():
@@ -100,7 +102,9 @@ def labels(data: DataSet, settings: DistillSettings) -> torch.Tensor:
 
 def begin(data: DataSet, settings: DistillSettings, source: prior.Prior) -> State:
     """The state before the first step: codes of real images, or of random latents, with no velocity."""
-    begun = synthetic.start(data, settings.ipc, settings.factor, generator(settings.seed, "start"))
+    stream = generator(settings.seed, "start")
+    index = representative.start_indices(data, settings, stream)
+    begun = synthetic.start(data, settings.ipc, settings.factor, stream, index)
     codes = source.encode(begun.images, labels(data, settings), generator(settings.seed, "codes"))
     return State(codes, {name: torch.zeros_like(code) for name, code in codes.items()})
 

@@ -92,8 +92,13 @@ class Experiment(DistillSettings, EvaluateSettings):
             found |= {"risk_images", "worst_step", "divide_loss"}
         if self.centres_in_all is not None:
             found |= {"max_centres", "centre_choice"}
-        if self.real_choice == "random":
+        if self.real_choice != "representative":
             found |= {"real_choice_interval", "real_pool"}
+        uses_groups = self.risk != "control" or self.match_groups == "equal"
+        if not (uses_groups or self.real_choice == "balanced" or self.start == "covering"):
+            found |= {"groups_from"}
+        if self.groups_from != "found" or "groups_from" in found:
+            found |= {"found_groups"}
         if self.ipc <= self.max_centres:
             found.add("centre_choice")
         if self.parts().prior == "none":
@@ -236,5 +241,7 @@ def _judge(
         progress("evaluate", len(rows), experiment.eval_seeds, {"accuracy": rows[-1]["accuracy"]})
 
     folders = (repository_root() / "data" / "groups", store.root / "groups")  # the committed ones come first
-    factor = experiment.factor if small.made is not None or experiment.method == "mix" else 1
+    factor = experiment.factor if experiment.method == "mix" else 1
+    if small.made is not None:
+        factor = small.made.factor  # that of the set: KIP's is 1, whatever the setting says
     return evaluate.evaluate(small.images, small.labels, data, experiment, experiment.seed, folders, done, note, factor)

@@ -12,7 +12,7 @@ import io
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -227,6 +227,26 @@ def embedded(net: nn.Module, images: Tensor, data: DataSet, batch: int = 500) ->
     """Features (N, D) of images (N, C, H, W), uint8 or [0, 1], on their device."""
     embed: Callable[[Tensor], Tensor] = net.embed  # type: ignore[assignment]
     return torch.cat([embed(data.normalise(part)) for part in images.split(batch)])
+
+
+def with_found_groups(data: DataSet, k: int, seed: int = 0) -> DataSet:
+    """The data with groups of its training images that nobody labelled: `k` clusters in each class.
+
+    k-means in the features of a ConvNet of width 32 trained on the training part for 300 updates: it tells classes
+    apart and not yet single images. `train_groups` is then the cluster within the class, in [0, k), the largest
+    cluster 0. Cost: half a minute for CIFAR-10 at 16 px. Deterministic from `seed`.
+    """
+    spec = FeatureNet(steps=300, seed=seed)
+    net = spec.train(data)
+    points = embedded(net, data.train_images, data)
+    labels = data.train_labels.cpu().numpy()
+    found = np.empty(len(labels), np.int64)
+    for c in range(data.n_classes):
+        members = np.flatnonzero(labels == c)
+        clusters = _kmeans(points[members], k, seed, starts=4)
+        order = np.argsort(-np.bincount(clusters, minlength=k), kind="stable")
+        found[members] = np.argsort(order)[clusters]
+    return replace(data, train_groups=torch.from_numpy(found).to(data.train_labels.device))
 
 
 # --- how far two partitions agree -------------------------------------------------------------------------

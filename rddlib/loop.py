@@ -9,17 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from . import augment, fused, groups, match, nets, synthetic
-from .base import DivergenceError, generator, sent
+from .base import DivergenceError, SettingError, generator, sent
 from .data import DataSet, by_channel
 from .methods import DistillSettings
 from .prior import Codes, Prior
-from .representative import Representatives
+from .representative import Representatives, batch_of_groups
 from .risk import group_risk, group_weights, robust_loss
 from .synthetic import SyntheticSet
 
@@ -129,11 +130,15 @@ class Loop:
         self.representatives = Representatives(data, self.members, settings, self.streams["real choice"])
         self.risky = self.term.average > 0 or self.term.worst > 0
         self.in_network = self.risky and settings.where == "network"
+        self.in_matching = self.risky and settings.where == "matching"
+        self.groups, self.n_groups = self._known_groups()
         self.seen_groups: list[Tensor] = []  # images in each group, (n_groups,), at the first and the last update
         self.seen_gradients: list[Tensor] = []  # ratio and cosine of the term's gradient there, (2,)
         if self.risky:
-            self.centres = self._choose_centres().to(self.device)
-            self.group_weights = torch.full((len(self.centres),), 1 / len(self.centres), device=self.device)
+            if self.groups is None:
+                self.centres = self._choose_centres().to(self.device)
+                self.n_groups = len(self.centres)
+            self.group_weights = torch.full((self.n_groups,), 1 / self.n_groups, device=self.device)
 
     @torch.no_grad()
     def stored(self) -> SyntheticSet:
@@ -186,6 +191,8 @@ class Loop:
         """Indices of the real images of class `c` that are matched next, on the host."""
         if self.s.real_choice == "representative":
             return self.representatives.batch(c, self.net)
+        if self.s.real_choice == "balanced":
+            return batch_of_groups(self.members[c], self._host_groups(), self.s.batch_real, self.streams["real"])
         chosen = torch.randperm(len(self.members[c]), generator=self.streams["real"])[: self.s.batch_real]
         return self.members[c][chosen]
 
@@ -207,7 +214,7 @@ class Loop:
         `places`: see `_target`. `drawn`: else it is drawn now.
         """
         drawn = drawn or self.draws([c])[0]
-        target = self._target(self.real_images(drawn), c, drawn.theta, places)
+        target = self._target(drawn, c, places)
 
         rows = slice(c * self.s.ipc, (c + 1) * self.s.ipc)
         at = at or {name: code[rows] for name, code in self.codes.items()}
@@ -256,21 +263,42 @@ class Loop:
             return 1.0
         return by_channel(self.data.std, self.device, torch.float32).square()
 
-    def _target(self, x: Tensor, c: int, theta: augment.Draw, places: Tensor | None) -> list[Tensor]:
+    def _target(self, drawn: Drawn, c: int, places: Tensor | None) -> list[Tensor]:
         """What the synthetic batch is to reach: the statistic of a real one.
 
-        With `places` (of the centres) it is the gradient of the robust objective, divided by its total weight 1 +
-        average + worst: a weighted mean of the images' gradients, as the plain one is. Derivation: the book's page on
-        matching a robust objective.
+        With the term in the matched gradient it is the gradient of the robust objective, divided by its total weight
+        1 + average + worst: a weighted mean of the images' gradients, as the plain one is (the book's page on matching
+        a robust objective). With match_groups "equal" every group of the batch has the same weight, whatever its size,
+        which for squared distances moves the images as the distances to all groups' statistics together do (FairDD).
         """
-        seen = augment.apply(x, theta)
-        if places is None:
+        x = self.real_images(drawn)
+        seen = augment.apply(x, drawn.theta)
+        if self.s.match_groups == "equal":
+            return self._weighted_statistic(seen, c, self._equal_weights(drawn.real))
+        if not self.in_matching or (places is None and self.groups is None):
             return [t.detach() for t in self._statistic(seen, c)]
         label = torch.full((len(x),), c, device=x.device)
         losses = F.cross_entropy(self.net(seen), label, reduction="none")
-        loss = robust_loss(losses, *self._groups(x, label, places), self.term)
+        loss = robust_loss(losses, *self._groups(x, label, places, drawn.real), self.term)
         weight = 1 + self.term.average + self.term.worst if self.term.differentiable else 1
         return match.gradients(loss / weight, self.matched)
+
+    def _equal_weights(self, real: Tensor) -> Tensor:
+        """Weight of each real image (batch_real,), sum 1: the groups alike, and alike the images of one group."""
+        if self.groups is None:
+            raise SettingError("match_groups", "equal", "with groups known beforehand (groups_from)")
+        groups = self.groups[real]
+        counts = groups.bincount(minlength=self.n_groups)
+        return 1 / (counts[groups] * (counts > 0).sum())
+
+    def _weighted_statistic(self, seen: Tensor, c: int, weights: Tensor) -> list[Tensor]:
+        """As `_statistic`, with a weight for each image; not differentiable."""
+        if self.parts.objective == "mean":
+            with torch.no_grad():
+                features: Tensor = self.net.embed(seen)  # type: ignore[operator]
+                return [weights.to(features.dtype) @ features]
+        losses = F.cross_entropy(self.net(seen), torch.full((len(seen),), c, device=seen.device), reduction="none")
+        return match.gradients((weights.to(losses.dtype) * losses).sum(), self.matched)
 
     def _statistic(self, x: Tensor, c: int) -> list[Tensor]:
         """What is matched, of one class's augmented images; differentiable in them where they ask for it."""
@@ -296,7 +324,7 @@ class Loop:
             loss = losses.mean()
             if self.in_network:
                 looked_at = (first and number == 0) or (last and number == self.s.net_steps - 1)
-                loss = self._with_term(x, y, losses, extra[number] if extra else None, looked_at)
+                loss = self._with_term(x, y, losses, index, extra[number] if extra else None, looked_at)
             sums += torch.stack([losses.mean(), loss - losses.mean()]).detach()
             if self.in_network and self.s.divide_loss:
                 loss = loss / (1 + self.term.average + self.term.worst)
@@ -305,14 +333,17 @@ class Loop:
             self.optimiser.step()
         return sums / max(self.s.net_steps, 1)
 
-    def _with_term(self, x: Tensor, y: Tensor, losses: Tensor, extra: Tensor | None, looked_at: bool) -> Tensor:
-        """Mean of the losses plus the risk term, over the batch x, y and, where there are any, `extra` images."""
+    def _with_term(
+        self, x: Tensor, y: Tensor, losses: Tensor, index: Tensor, extra: Tensor | None, looked_at: bool
+    ) -> Tensor:
+        """Mean of the losses plus the risk term, over the batch x, y at `index` and, if any, the images at `extra`."""
         mean, all_losses, all_x, all_y = losses.mean(), losses, x, y
         if extra is not None:
             more_x, more_y = self._net_batch(None, extra)
             more = self._augmented_losses(more_x, more_y, self.streams["risk augment"])
             all_losses, all_x, all_y = torch.cat([losses, more]), torch.cat([x, more_x]), torch.cat([y, more_y])
-        groups, n_groups = self._groups(all_x, all_y, self._centre_places())
+            index = torch.cat([index, extra])
+        groups, n_groups = self._groups(all_x, all_y, self._centre_places(), index)
         weights = None
         if self.s.worst_step:
             before = self.group_weights.to(losses.dtype)
@@ -415,20 +446,47 @@ class Loop:
 
     def _matched_places(self) -> Tensor | None:
         """Those of the centres where the matched gradient is that of the robust objective."""
-        return self._centre_places() if self.risky and self.s.where == "matching" else None
+        return self._centre_places() if self.in_matching else None
 
     @torch.no_grad()
-    def _centre_places(self) -> Tensor:
+    def _centre_places(self) -> Tensor | None:
         """Where the centres lie: each decoded tile of the chosen stored images, in the space of `space`."""
+        if self.groups is not None:
+            return None
         chosen = self.stored().images[self.centres]
         return self._place(self.data.normalise(synthetic.decode(chosen, self.s.factor)))
 
-    def _groups(self, x: Tensor, y: Tensor, places: Tensor) -> tuple[Tensor, int]:
-        """Cluster of each image: the stored image that holds the nearest of the decoded ones at `places`."""
+    def _groups(self, x: Tensor, y: Tensor, places: Tensor | None, index: Tensor) -> tuple[Tensor, int]:
+        """Group of each training image, and how many groups there are.
+
+        The stored image that holds the nearest of the decoded ones at `places`; or, where groups are known beforehand,
+        that of the training images at `index`.
+        """
+        if self.groups is not None:
+            return self.groups[index], self.n_groups
         tiles = self.s.factor**2
         owner = (self.centres // self.s.ipc).repeat_interleave(tiles)
         with torch.no_grad():
-            return groups.assign(self._place(x), y, places, owner, self.s.scope) // tiles, len(self.centres)
+            return groups.assign(self._place(x), y, cast(Tensor, places), owner, self.s.scope) // tiles, self.n_groups
+
+    def _known_groups(self) -> tuple[Tensor | None, int]:
+        """Groups of the training images that are known beforehand, (n_train,), and their number; else None.
+
+        Under scope "class" a group of the data is divided by class.
+        """
+        known = self.data.train_groups
+        if self.s.groups_from == "nearest" or known is None:
+            return None, 0
+        number = int(known.max()) + 1
+        if self.s.scope == "all":
+            return known, number
+        return self.data.train_labels * number + known, number * self.data.n_classes
+
+    def _host_groups(self) -> Tensor:
+        """The groups of the data, on the host, where batches are drawn."""
+        if self.data.train_groups is None:
+            raise SettingError("real_choice", "balanced", "for data with groups, or groups_from = 'found'")
+        return self.data.train_groups.cpu()
 
     def _place(self, x: Tensor) -> Tensor:
         return self.net.embed(x) if self.s.space == "feature" else x  # type: ignore[operator]

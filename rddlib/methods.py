@@ -18,6 +18,8 @@ from .kip import KipSettings
 from .prior import STARTS
 from .risk import RiskTerm
 
+GROUPS_FROM = ("nearest", "labels", "found")
+STARTS_FROM = ("random", "representative", "covering")
 IMAGE_RULES = ("sgd", "normalised")
 RISKS = ("control", "released", "lower", "upper", "literal")
 
@@ -135,10 +137,31 @@ class DistillSettings(KipSettings):
         choices=IMAGE_RULES,
     )
     batch_real: int = setting(64, "real images of a class in one matching step", low=1)
+    groups_from: str = setting(
+        "nearest",
+        "what the groups of training images are: clusters around the nearest synthetic image (Algorithm 1), labels of "
+        "groups that the data has, or k-means clusters in each class, in features of a briefly trained network",
+        choices=GROUPS_FROM,
+    )
+    found_groups: int = setting(2, "clusters in each class where groups_from is 'found'", low=2)
+    match_groups: str = setting(
+        "together",
+        "how the groups of a class share its matched statistic: as many images as they have, or each group alike "
+        "(after FairDD)",
+        choices=("together", "equal"),
+    )
+    start: str = setting(
+        "random",
+        "real images from which the set begins: drawn, nearest to the centres of k-means clusters of a class's pixels, "
+        "or drawn from each group alike",
+        choices=STARTS_FROM,
+    )
     real_choice: str = setting(
-        "random", "which real images of a class are matched: drawn, or the nearest to the centres of k-means clusters "
-        "in the network's features (DREAM)", choices=("random", "representative"),
-    )  # fmt: skip
+        "random",
+        "which real images of a class are matched: drawn, the nearest to the centres of k-means clusters in the "
+        "network's features (DREAM), or as many of each group (with replacement where a group has fewer)",
+        choices=("random", "representative", "balanced"),
+    )
     real_choice_interval: int = setting(10, "image steps between two clusterings of a class", low=1)
     real_pool: int | None = setting(
         None, "images of a class that are clustered, drawn anew each time; default: all of them", low=1
@@ -165,10 +188,22 @@ class DistillSettings(KipSettings):
         augment.operations(self.net_augment)
         if self.method in LOOPED and self.where == "matching" and self.parts().objective != "gradient":
             raise SettingError("where", self.where, "'network' where feature means are matched: they have no loss")
+        self._check_groups()
         if self.risk_images is not None and self.risk_images < self.net_batch:
             raise SettingError("risk_images", self.risk_images, f"at least net_batch, {self.net_batch}")
         if self.method in LOOPED and self.classes_at_once and (why := self._one_by_one()):
             raise SettingError("classes_at_once", True, f"False {why}")
+
+    def _check_groups(self) -> None:
+        """Refuse what needs groups of training images known before the loop where there are none."""
+        for name, value in (("match_groups", "equal"), ("real_choice", "balanced"), ("start", "covering")):
+            if getattr(self, name) == value and self.groups_from == "nearest":
+                raise SettingError(name, value, "with groups_from = 'labels' or 'found': groups known beforehand")
+        if self.match_groups == "equal" and self.where == "matching" and self.risk != "control":
+            raise SettingError("match_groups", "equal", "'together' where the risk term stands in the matched gradient")
+        in_network = self.risk != "control" and self.where == "network"
+        if self.groups_from != "nearest" and in_network and self.parts().net_data == "synthetic":
+            raise SettingError("groups_from", self.groups_from, "'nearest' where the network sees synthetic images")
 
     def _one_by_one(self) -> str:
         """Why the classes have to be taken one after another, "" if they need not."""
@@ -176,6 +211,8 @@ class DistillSettings(KipSettings):
             return "with a prior: images alone are repeated, not generators"
         if self.where == "matching" and self.risk != "control":
             return "where = 'matching': each class has clusters of its own"
+        if self.match_groups == "equal":
+            return "with match_groups = 'equal': each class has weights of its own"
         return "for a ViT: its dropout draws batch by batch" if self.network == "vit" else ""
 
     def parts(self) -> Parts:
@@ -214,6 +251,10 @@ def check_fit(data: DataSet, settings: DistillSettings) -> None:
         raise SettingError("real_pool", pool, f"{settings.batch_real} (batch_real) to {smallest}, the smallest class")
     if settings.parts().net_data == "real" and settings.net_batch > len(data.train_labels):
         raise SettingError("net_batch", settings.net_batch, f"at most {len(data.train_labels)}, the training set")
+    if settings.groups_from == "labels" and data.train_groups is None:
+        raise SettingError("groups_from", "labels", f"'nearest' or 'found': {data.name} has no labels of groups")
+    if settings.groups_from == "found" and settings.found_groups > smallest:
+        raise SettingError("found_groups", settings.found_groups, f"at most {smallest}, the smallest class")
     if settings.risk_images is not None and settings.risk_images > len(data.train_labels):
         raise SettingError("risk_images", settings.risk_images, f"at most {len(data.train_labels)}, the training set")
     if settings.centres_in_all is not None:

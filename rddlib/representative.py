@@ -1,4 +1,7 @@
-"""Representative real images: k-means in the network's features, and of each cluster the image nearest to its centre.
+"""Which real images are matched, and which a set begins from, where chance alone does not decide.
+
+Representative: k-means in the network's features, and of each cluster the image nearest to its centre. Balanced and
+covering: as many of each group.
 
 An option of the loop after DREAM (Liu et al., ICCV 2023): an even choice in the place of a random one, clustered anew
 at intervals because the network changes. A batch has as many images as there are clusters and stays until the next
@@ -12,7 +15,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from . import groups
+from . import groups, synthetic
+from .base import SettingError
 from .data import DataSet
 from .methods import DistillSettings
 
@@ -49,6 +53,45 @@ class Representatives:
         points = groups.embedded(net, images[pool.to(images.device)], self.data)
         seed = int(torch.randint(2**31 - 1, (), generator=self.stream))
         return pool[nearest_to_centres(points, self.s.batch_real, seed)]
+
+
+def batch_of_groups(members: Tensor, groups: Tensor, size: int, stream: torch.Generator) -> Tensor:
+    """Indices (size,) of training images, of each group among `members` as many, but for a remainder of one.
+
+    `members`: indices of the images to draw from; `groups` (n_train,): the group of every training image. Which groups
+    get one more is drawn. Without replacement; a group with fewer images than its share is drawn from with replacement.
+    """
+    own = groups[members]
+    present = own.unique()
+    order = present[torch.randperm(len(present), generator=stream)].tolist()
+    chosen = []
+    for place, group in enumerate(order):
+        share = size // len(order) + (place < size % len(order))
+        pool = members[own == group]
+        if share <= len(pool):
+            chosen.append(pool[torch.randperm(len(pool), generator=stream)[:share]])
+        else:
+            chosen.append(pool[torch.randint(len(pool), (share,), generator=stream)])
+    return torch.cat(chosen)
+
+
+def start_indices(data: DataSet, settings: DistillSettings, stream: torch.Generator) -> Tensor:
+    """Indices (n_classes * ipc * factor**2,) of the real images from which a set begins, class after class."""
+    labels, needed = data.train_labels.cpu(), settings.ipc * settings.factor**2
+    if settings.start == "random":
+        return synthetic.draw_real(data, needed, stream)
+    chosen = []
+    for c in range(data.n_classes):
+        members = (labels == c).nonzero().flatten()
+        if settings.start == "covering":
+            if data.train_groups is None:
+                raise SettingError("start", "covering", "for data with groups, or groups_from = 'found'")
+            chosen.append(batch_of_groups(members, data.train_groups.cpu(), needed, stream))
+        else:
+            seed = int(torch.randint(2**31 - 1, (), generator=stream))
+            points = data.normalise(data.train_images[members.to(data.train_images.device)])
+            chosen.append(members[nearest_to_centres(points, needed, seed)])
+    return torch.cat(chosen)
 
 
 def nearest_to_centres(points: Tensor, k: int, seed: int) -> Tensor:

@@ -136,9 +136,15 @@ def draw_real(data: DataSet, ipc: int, generator: torch.Generator | None) -> Ten
     return torch.cat(chosen)
 
 
-def start(data: DataSet, ipc: int, factor: int, generator: torch.Generator) -> SyntheticSet:
-    """The initial set from random real images: whole ones (factor 1) or, IDC's 'mix', one real image a tile."""
-    index = draw_real(data, ipc * factor**2, generator)
+def start(
+    data: DataSet, ipc: int, factor: int, generator: torch.Generator, index: Tensor | None = None
+) -> SyntheticSet:
+    """The initial set from real images: whole ones (factor 1) or, IDC's 'mix', one real image a tile.
+
+    They are drawn, or those at `index` (n_classes * ipc * factor**2,), class after class.
+    """
+    if index is None:
+        index = draw_real(data, ipc * factor**2, generator)
     tiles = data.train_images[index.to(data.train_images.device)]
     tiles = tiles.float() / 255 if tiles.dtype == torch.uint8 else tiles
     return SyntheticSet(encode(tiles, factor), ipc, factor)

@@ -181,7 +181,7 @@ def test_more_images_than_centres_use_some(digits: DataSet) -> None:
     assert len(loop.centres) == 20 and len(set(loop.centres.tolist())) == 20
     assert torch.equal(loop.centres // 3, torch.arange(10).repeat_interleave(2))
     x = digits.normalise(digits.train_images[:50])
-    found, n = loop._groups(x, digits.train_labels[:50], loop._centre_places())
+    found, n = loop._groups(x, digits.train_labels[:50], loop._centre_places(), torch.arange(50))
     assert n == 20 and int(found.max()) < 20
 
 
@@ -189,6 +189,6 @@ def test_class_scope_keeps_images_with_their_own(digits: DataSet) -> None:
     s = dataclasses.replace(SMALL, risk="upper", scope="class", space="pixel", factor=2)
     loop = loop_of(digits, s)
     y = digits.train_labels[:64]
-    found, _ = loop._groups(digits.normalise(digits.train_images[:64]), y, loop._centre_places())
+    found, _ = loop._groups(digits.normalise(digits.train_images[:64]), y, loop._centre_places(), torch.arange(64))
     assert torch.equal(found // s.ipc, y)
     assert groups.SCOPES == ("all", "class") and match.METRICS == ("idc", "dc")

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from rddlib import augment, data, distill, fused, loop, match, nets, prior, risk, synthetic
 from rddlib.base import SettingError, generator
 from rddlib.data import DataSet
-from rddlib.loop import Loop, State
+from rddlib.loop import Drawn, Loop, State
 from rddlib.methods import LOOPED, PARTS, DistillSettings, check_fit
 
 TINY = DistillSettings(
@@ -40,6 +40,11 @@ def digits() -> DataSet:
 
 def method(name: str, **changes) -> DistillSettings:
     return dataclasses.replace(TINY, **({"method": name} | changes))
+
+
+def of_class(d: DataSet, c: int, theta: augment.Draw) -> Drawn:
+    """The first eight real images of a class under one draw."""
+    return Drawn((d.train_labels == c).nonzero().flatten()[:8], theta, None)
 
 
 def plain_rows(weight_gradient: Tensor) -> list[Tensor]:
@@ -213,7 +218,7 @@ def test_matched_target_is_the_gradient_of_the_robust_objective(digits: DataSet,
     moving = robust_loop(digits, variant)
     x = digits.normalise(digits.train_images[digits.train_labels == 1][:8])
     theta = augment.draw("none", 1, 8, generator(0))
-    target = moving._target(x, 1, theta, moving._centre_places())
+    target = moving._target(of_class(digits, 1, theta), 1, moving._centre_places())
 
     with torch.no_grad():
         places = moving.net.embed(digits.normalise(moving.stored().images))[2:4]  # class 1's two images
@@ -259,23 +264,22 @@ def test_robust_target_is_the_plain_one_where_the_tail_is_all(digits: DataSet) -
     """alpha = 1, average only, one cluster: mean + mean, over 2, is the mean again."""
     moving = robust_loop(digits, ipc=1)
     moving.term = dataclasses.replace(moving.term, alpha=1.0, worst=0.0)
-    x, theta = (
-        digits.normalise(digits.train_images[digits.train_labels == 0][:8]),
-        augment.draw("none", 1, 8, generator(0)),
+    drawn = of_class(digits, 0, augment.draw("none", 1, 8, generator(0)))
+    robust, plain = (
+        moving._target(drawn, 0, moving._centre_places()),
+        moving._target(drawn, 0, None),
     )
-    robust, plain = moving._target(x, 0, theta, moving._centre_places()), moving._target(x, 0, theta, None)
     for a, b in zip(robust, plain, strict=True):
         assert torch.allclose(a, b, atol=1e-12)
 
 
 def test_released_term_leaves_the_target_as_it_is(digits: DataSet) -> None:
     moving = robust_loop(digits, "released")
-    x, theta = (
-        digits.normalise(digits.train_images[digits.train_labels == 0][:8]),
-        augment.draw("none", 1, 8, generator(0)),
-    )
+    drawn = of_class(digits, 0, augment.draw("none", 1, 8, generator(0)))
     for a, b in zip(
-        moving._target(x, 0, theta, moving._centre_places()), moving._target(x, 0, theta, None), strict=True
+        moving._target(drawn, 0, moving._centre_places()),
+        moving._target(drawn, 0, None),
+        strict=True,
     ):
         assert torch.allclose(a, b, atol=1e-12)
 
