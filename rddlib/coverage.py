@@ -22,10 +22,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from . import groups, recipes, synthetic
+from . import recipes, synthetic
 from .base import SettingError, generator, numpy_generator, repository_root, write_atomic
 from .data import DataSet, load
-from .groups import FeatureNet
+from .features import FeatureNet, embedded
 from .pages import Arm, Page
 from .stats import Interval
 from .synthetic import SyntheticSet
@@ -96,7 +96,7 @@ class Ruler:
     def points(self, images: Tensor) -> dict[str, Tensor]:
         """Images (N, C, H, W) as points of each space: (N, D)."""
         pixels = self.data.normalise(images).flatten(1)
-        return {"feature": groups.embedded(self.net, images, self.data), "pixel": pixels}
+        return {"feature": embedded(self.net, images, self.data), "pixel": pixels}
 
     def real(self, c: int) -> dict[str, Tensor]:
         """The test images of a class."""

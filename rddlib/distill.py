@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from . import classwise, fused, groups, kip, nets, prior, representative, synthetic
+from . import classwise, clusters, fused, kip, nets, prior, representative, synthetic
 from .base import generator, write_atomic
 from .data import DataSet
 from .loop import State, outer_step
@@ -48,7 +48,7 @@ def distill(
     if settings.method == "kip":
         return kip.distill(data, settings, None if checkpoint is None else Path(checkpoint), every, on_step)
     if settings.groups_from == "found":
-        data = groups.with_found_groups(data, settings.found_groups)
+        data = clusters.with_found_groups(data, settings.found_groups)
     source = prior.load(settings.parts().prior, data, settings.prior_layer, settings.prior_start)
     state = begin(data, settings, source)
     if checkpoint is not None and Path(checkpoint).is_file():

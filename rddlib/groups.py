@@ -1,18 +1,14 @@
-"""Groups of images: training clusters around synthetic images, the groups of the tests, and how far the two agree.
+"""Groups of test images, and how far the clusters of training reappear in them.
 
-Algorithm 1 of the paper clusters real images by their nearest synthetic image. The released code does so in the
-feature space of the current network and over the images of all classes; the text suggests pixels and, by "cluster
-number = IPC", one class at a time. Both are settings here. The published test groups are k-means clusters of pixels;
-beside them stand clusters in the features of a network that no evaluated set has touched.
+The published test groups are k-means clusters of pixels; beside them stand clusters in the features of a network that
+no evaluated set has touched.
 """
 
 from __future__ import annotations
 
 import io
 import json
-import math
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +17,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from . import nets, recipes
-from .base import SettingError, digest, generator, numpy_generator, write_atomic
+from . import recipes
+from .base import SettingError, digest, numpy_generator, write_atomic
+from .clusters import assign
 from .data import DataSet
+from .features import FeatureNet, embedded, kmeans
 from .readers import DataError
 from .stats import Interval
-
-SCOPES = ("all", "class")
-SPACES = ("feature", "pixel")
 
 
 @dataclass(frozen=True)
@@ -44,42 +39,6 @@ class Partition:
         """Images in each group."""
         sizes: list[int] = self.groups.bincount(minlength=self.k).tolist()
         return sizes
-
-
-@torch.no_grad()
-def nearest(points: Tensor, centres: Tensor) -> Tensor:
-    """Index (N,) of the nearest centre, by squared Euclidean distance: points (N, D), centres (K, D).
-
-    Algorithm 1: C(z_t) = argmin_i ||z_t - S_i||^2; the first centre wins a tie. Cost: one (N, K) matrix.
-    """
-    return torch.cdist(points.flatten(1), centres.flatten(1)).argmin(1)
-
-
-@torch.no_grad()
-def nearest_of_class(points: Tensor, labels: Tensor, centres: Tensor, centre_labels: Tensor) -> Tensor:
-    """As `nearest`, but only the centres of a point's own class are eligible."""
-    gap = torch.cdist(points.flatten(1), centres.flatten(1))  # (N, K)
-    return gap.masked_fill(labels[:, None] != centre_labels[None, :], torch.inf).argmin(1)
-
-
-def assign(points: Tensor, labels: Tensor, centres: Tensor, centre_labels: Tensor, scope: str = "all") -> Tensor:
-    """Cluster index (N,) of each point under one of the two scopes, ``all`` or ``class``."""
-    if scope not in SCOPES:
-        raise SettingError("scope", scope, f"one of {', '.join(SCOPES)}")
-    if scope == "class":
-        return nearest_of_class(points, labels, centres, centre_labels)
-    return nearest(points, centres)
-
-
-def choose_centres(n_classes: int, ipc: int, most: int, generator: torch.Generator) -> Tensor:
-    """Indices of the stored images that act as centres: all, or `most` random ones a class where ipc is larger.
-
-    Section 4.1 of the paper: 10 random synthetic samples where IPC exceeds 10.
-    """
-    if ipc <= most:
-        return torch.arange(n_classes * ipc)
-    picked = [torch.randperm(ipc, generator=generator)[:most].sort().values + c * ipc for c in range(n_classes)]
-    return torch.cat(picked)
 
 
 # --- test groups as published -----------------------------------------------------------------------------
@@ -98,18 +57,10 @@ def kmeans_groups(images: Tensor, k: int = 10, seed: int = 0, *folders: str | Pa
     if (file := _find(name, folders)) is not None:
         found = _read_groups(file, len(images), k)
         return found.groups, found.sha256
-    labels = _kmeans(images, k, seed, starts=1)
+    labels = kmeans(images, k, seed, starts=1)
     if folders:
         _save_groups(Path(folders[-1]) / name, labels)
     return torch.from_numpy(labels), digest(labels)
-
-
-def _kmeans(points: Tensor, k: int, seed: int, starts: int) -> NDArray[np.int64]:
-    from sklearn.cluster import KMeans
-
-    flat = points.flatten(1).double().cpu().numpy()
-    found: NDArray[np.int64] = KMeans(n_clusters=k, random_state=seed, n_init=starts).fit_predict(flat).astype(np.int64)
-    return found
 
 
 def _find(name: str, folders: tuple[str | Path, ...]) -> Path | None:
@@ -138,33 +89,6 @@ def _read_groups(file: Path, n: int, k: int) -> Partition:
 
 FEATURE_KINDS = ("feature_class", "feature")
 MOST_A_CLASS, FEWEST_IMAGES = 4, 30  # clusters within a class: at most 4, and on average 30 images in each
-
-
-@dataclass(frozen=True)
-class FeatureNet:
-    """The ConvNet whose features group the test images, and how it is trained on the whole training part."""
-
-    width: int = 32
-    steps: int = 1500
-    batch: int = 256
-    lr: float = 0.05
-    augment: str = "crop"  # neither mirrored nor turned, so that one rule serves digits and photographs
-    seed: int = 0
-
-    def depth(self, size: int) -> int:
-        """Blocks for images of `size` px: the last map is 4 x 4, or smaller where the images are tiny."""
-        return max(2, int(math.log2(size)) - 2)
-
-    def train(self, data: DataSet) -> nn.Module:
-        """The trained network. Cost: 8 min on one core for CIFAR-10, half a minute for digits."""
-        how = recipes.Training(
-            steps=self.steps, batch=self.batch, lr=self.lr, augment=self.augment, cutmix=0.0
-        )  # fmt: skip
-        net = nets.build(
-            "convnet", data.shape, data.n_classes, depth=self.depth(data.shape[1]), width=self.width,
-            generator=generator(self.seed, "features", "net"),
-        ).to(data.train_images.device)  # fmt: skip
-        return recipes.train(net, data.train_images, data.train_labels, data, how, self.seed, "features")
 
 
 def clusters_a_class(data: DataSet) -> int:
@@ -204,8 +128,8 @@ def make_feature_groups(
     for c in range(data.n_classes):
         members = np.flatnonzero(owner == c)
         if len(members):
-            by_class[members] = c * m + _kmeans(points[members], min(m, len(members)), spec.seed, starts=4)
-    made = {"feature_class": by_class, "feature": _kmeans(points, data.n_classes, spec.seed, starts=4)}
+            by_class[members] = c * m + kmeans(points[members], min(m, len(members)), spec.seed, starts=4)
+    made = {"feature_class": by_class, "feature": kmeans(points, data.n_classes, spec.seed, starts=4)}
     note: dict[str, Any] = {
         "dataset": data.name, "data_sha256": data.sha256, "net": asdict(spec) | {"depth": spec.depth(data.shape[1])},
         "accuracy": round(100 * float((predicted == data.test_labels).double().mean()), 2),
@@ -220,33 +144,6 @@ def make_feature_groups(
 def _feature_name(kind: str, data: DataSet, spec: FeatureNet) -> str:
     parts = (data.train_images, data.train_labels, data.test_images, data.test_labels)
     return f"{kind}-seed{spec.seed}-{digest(*parts, json.dumps(asdict(spec)))[:16]}.npz"
-
-
-@torch.inference_mode()
-def embedded(net: nn.Module, images: Tensor, data: DataSet, batch: int = 500) -> Tensor:
-    """Features (N, D) of images (N, C, H, W), uint8 or [0, 1], on their device."""
-    embed: Callable[[Tensor], Tensor] = net.embed  # type: ignore[assignment]
-    return torch.cat([embed(data.normalise(part)) for part in images.split(batch)])
-
-
-def with_found_groups(data: DataSet, k: int, seed: int = 0) -> DataSet:
-    """The data with groups of its training images that nobody labelled: `k` clusters in each class.
-
-    k-means in the features of a ConvNet of width 32 trained on the training part for 300 updates: it tells classes
-    apart and not yet single images. `train_groups` is then the cluster within the class, in [0, k), the largest
-    cluster 0. Cost: half a minute for CIFAR-10 at 16 px. Deterministic from `seed`.
-    """
-    spec = FeatureNet(steps=300, seed=seed)
-    net = spec.train(data)
-    points = embedded(net, data.train_images, data)
-    labels = data.train_labels.cpu().numpy()
-    found = np.empty(len(labels), np.int64)
-    for c in range(data.n_classes):
-        members = np.flatnonzero(labels == c)
-        clusters = _kmeans(points[members], k, seed, starts=4)
-        order = np.argsort(-np.bincount(clusters, minlength=k), kind="stable")
-        found[members] = np.argsort(order)[clusters]
-    return replace(data, train_groups=torch.from_numpy(found).to(data.train_labels.device))
 
 
 # --- how far two partitions agree -------------------------------------------------------------------------

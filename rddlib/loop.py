@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import augment, fused, groups, match, nets, synthetic
+from . import augment, clusters, fused, match, nets, synthetic
 from .base import DivergenceError, SettingError, generator, sent
 from .data import DataSet, by_channel
 from .methods import DistillSettings
@@ -467,7 +467,7 @@ class Loop:
         tiles = self.s.factor**2
         owner = (self.centres // self.s.ipc).repeat_interleave(tiles)
         with torch.no_grad():
-            return groups.assign(self._place(x), y, cast(Tensor, places), owner, self.s.scope) // tiles, self.n_groups
+            return clusters.assign(self._place(x), y, cast(Tensor, places), owner, self.s.scope) // tiles, self.n_groups
 
     def _known_groups(self) -> tuple[Tensor | None, int]:
         """Groups of the training images that are known beforehand, (n_train,), and their number; else None.

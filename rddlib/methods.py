@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from . import augment, groups, match, nets, synthetic
+from . import augment, clusters, match, nets, synthetic
 from .base import SettingError, check_settings, setting
 from .data import DataSet
 from .kip import KipSettings
@@ -75,9 +75,9 @@ class DistillSettings(KipSettings):
     average: float = setting(1.0, "weight of the average of the groups' CVaR", low=0)
     worst: float = setting(1.0, "weight of the largest of the groups' CVaR", low=0)
     scope: str = setting(
-        "all", "which synthetic images a real one may join: of all classes, or of its own", choices=groups.SCOPES
+        "all", "which synthetic images a real one may join: of all classes, or of its own", choices=clusters.SCOPES
     )
-    space: str = setting("feature", "where the nearest synthetic image is sought", choices=groups.SPACES)
+    space: str = setting("feature", "where the nearest synthetic image is sought", choices=clusters.SPACES)
     max_centres: int = setting(10, "clusters a class at most; a choice of the synthetic images beyond", low=1)
     centres_in_all: int | None = setting(
         None,

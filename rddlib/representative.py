@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from . import groups, synthetic
+from . import features, synthetic
 from .base import SettingError
 from .data import DataSet
 from .methods import DistillSettings
@@ -50,7 +50,7 @@ class Representatives:
         if self.s.real_pool is not None:
             pool = pool[torch.randperm(len(pool), generator=self.stream)[: self.s.real_pool]]
         images = self.data.train_images
-        points = groups.embedded(net, images[pool.to(images.device)], self.data)
+        points = features.embedded(net, images[pool.to(images.device)], self.data)
         seed = int(torch.randint(2**31 - 1, (), generator=self.stream))
         return pool[nearest_to_centres(points, self.s.batch_real, seed)]
 

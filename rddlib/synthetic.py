@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import groups
+from . import clusters
 from .base import SettingError, write_atomic
 from .data import DataSet
 from .readers import DataError
@@ -93,7 +93,7 @@ def choose_centres(synthetic: SyntheticSet, most: int, how: str, generator: torc
         raise SettingError("centre_choice", how, f"one of {', '.join(CHOICES)}")
     n_classes = len(synthetic.images) // synthetic.ipc
     if how == "random" or synthetic.ipc <= most:
-        return groups.choose_centres(n_classes, synthetic.ipc, most, generator)
+        return clusters.choose_centres(n_classes, synthetic.ipc, most, generator)
     return torch.cat([_farthest(synthetic.of_class(c), most) + c * synthetic.ipc for c in range(n_classes)])
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from rddlib import claims, coverage, synthetic
 from rddlib.base import SettingError, generator
 from rddlib.data import load
-from rddlib.groups import FeatureNet
+from rddlib.features import FeatureNet
 from rddlib.pages import Page
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rddlib import data, distill, groups, match, prior
+from rddlib import clusters, data, distill, match, prior
 from rddlib.base import SettingError
 from rddlib.data import DataSet
 from rddlib.loop import Loop, State
@@ -191,4 +191,4 @@ def test_class_scope_keeps_images_with_their_own(digits: DataSet) -> None:
     y = digits.train_labels[:64]
     found, _ = loop._groups(digits.normalise(digits.train_images[:64]), y, loop._centre_places(), torch.arange(64))
     assert torch.equal(found // s.ipc, y)
-    assert groups.SCOPES == ("all", "class") and match.METRICS == ("idc", "dc")
+    assert clusters.SCOPES == ("all", "class") and match.METRICS == ("idc", "dc")

@@ -14,7 +14,7 @@ from rddlib import augment, data, evaluate, groups, nets
 from rddlib.base import SettingError, generator
 from rddlib.data import DataSet
 from rddlib.evaluate import EvaluateSettings
-from rddlib.groups import FeatureNet
+from rddlib.features import FeatureNet
 
 SMALL = EvaluateSettings(eval_depth=2, eval_width=8, eval_steps=12, eval_batch=16, eval_seeds=2, eval_groups=4)
 AUDITED = dataclasses.replace(SMALL, eval_audit=3)

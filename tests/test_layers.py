@@ -18,7 +18,7 @@ LIBRARY = Path(__file__).resolve().parent.parent / "rddlib"
 # fmt: off
 ORDER = (
     "base", "risk", "stats", "dro", "toy", "theory", "zeroth", "readers", "data", "corruptions", "corrupt", "augment",
-    "fused", "archs", "nets", "recipes", "groups", "synthetic", "generator", "gentrain", "prior", "match", "kernels",
+    "fused", "archs", "nets", "recipes", "features", "clusters", "groups", "synthetic", "generator", "gentrain", "prior", "match", "kernels",
     "kip", "methods", "representative", "split", "loop", "reference", "classwise", "distill", "bench", "audit",
     "evaluate", "presets", "provenance",
     "store", "sets", "genmake", "experiment", "probes", "grid", "schedule", "admit", "archive", "price", "report",

@@ -10,8 +10,8 @@ import torch
 
 from rddlib import data, distill, loop, prior, reference, risk, synthetic
 from rddlib.base import DivergenceError, SettingError, generator
+from rddlib.clusters import with_found_groups
 from rddlib.data import DataSet
-from rddlib.groups import with_found_groups
 from rddlib.loop import Loop
 from rddlib.methods import DistillSettings
 from rddlib.risk import RiskTerm

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rddlib import data, distill, groups, nets, prior
+from rddlib import data, distill, features, nets, prior
 from rddlib.base import SettingError, generator, numpy_generator
 from rddlib.data import DataSet
 from rddlib.experiment import Experiment
@@ -77,7 +77,7 @@ def test_a_representative_batch_is_nearer_to_the_class_mean_than_random_ones(dig
     made, net = chooser(whole, dataclasses.replace(SMALL, real_pool=None))
     farther, sparser = [], []
     for c, own in enumerate(made.members):
-        points = groups.embedded(net, whole.train_images[own], whole)
+        points = features.embedded(net, whole.train_images[own], whole)
 
         def gap(part: torch.Tensor, points: torch.Tensor = points) -> float:
             return float((part.mean(0) - points.mean(0)).norm())
