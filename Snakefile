@@ -22,7 +22,7 @@ import os
 import sys
 from pathlib import Path
 
-SCALES = ("smoke", "laptop", "gpu", "paper")
+SCALES = ("smoke", "laptop", "cpu", "gpu", "paper")
 SCALE, DEVICE = str(config.get("scale", "laptop")), str(config.get("device", "cpu"))
 if SCALE not in SCALES:
     sys.exit(f"Snakefile: scale = {SCALE!r}: allowed is one of {', '.join(SCALES)}")
@@ -36,7 +36,7 @@ def files(*patterns):
     return [str(path) for pattern in patterns for path in sorted(Path().glob(pattern))]
 
 
-LIBRARY = files("rddlib/*.py", "data/lineage.json")  # the latter tells which records are those of today's code
+LIBRARY = files("rddlib/*.py")
 COVERAGE, PAPER, TOML = files("data/coverage/*.json"), files("data/paper/*"), files("data/grids/*.toml")
 BOOK = files("book/*.md", "book/*.py", "book/*.bib", "_toc.yml", "_config.yml", "notebooks/*.ipynb", "data/claims.csv",
              "data/pages.json", "benchmarks/results/*") + COVERAGE + PAPER + TOML

@@ -90,7 +90,7 @@ class Session:
         """All benchmarks, unless this folder has them from the same code."""
         if self.results.is_file():
             before = json.loads(self.results.read_text())
-            if before["complete"] and before["source_hash"] == run_all.source_hash():
+            if before["complete"] and before["commit"] == provenance.commit():
                 return self.note("measured before")
         allowed = max(0.0, min(MEASURING * self.minutes, self.left()))
         found = run_all.measured(self.how, allowed, self.keep)

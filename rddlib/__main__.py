@@ -1,4 +1,4 @@
-"""Command line: ``python -m rddlib run | show | list | grid | status | pack | merge | prior | lineage``."""
+"""Command line: ``python -m rddlib run | show | list | grid | status | pack | merge | prior``."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from . import __version__, archive, data, genmake, grid, probes, split
+from . import __version__, archive, data, genmake, grid
 from .base import SettingError, allowed_values
-from .experiment import Experiment, assist, fields, run
+from .experiment import Experiment, fields, run
 from .generator import GeneratorSettings
 from .grid import Job, Ledger, Tally
 from .presets import SCALES
@@ -25,15 +25,15 @@ from .store import Record, Store, StoreError
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status.
 
-    0: done. 1: a run of a grid, or a process of a run, failed. 2: refused, or kept out of a merge. 3: a grid's time is
+    0: done. 1: a run of a grid failed. 2: refused, or kept out of a merge. 3: a grid's time is
     spent and work is left. 130: interrupted. 141: nobody reads what is printed.
     """
     options = parser().parse_args(arguments)
     try:
         return options.command(options) or 0
-    except (SettingError, DataError, StoreError, split.SplitError) as error:
+    except (SettingError, DataError, StoreError) as error:
         print(f"rddlib: {error}", file=sys.stderr)
-        return 1 if isinstance(error, split.SplitError) else 2
+        return 2
     except BrokenPipeError:  # the reader, `head` say, has seen enough; Python would complain at its end once more
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
@@ -48,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=__version__)
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
-    one = commands.add_parser("run", help="run one experiment, or print its record; under torchrun split by class")
+    one = commands.add_parser("run", help="run one experiment, or print its record")
     one.set_defaults(command=_run)
     one.add_argument(
         "--scale", choices=SCALES, default="smoke", help="preset that every other option overrides (default smoke)"
@@ -68,8 +68,6 @@ def parser() -> argparse.ArgumentParser:
     listing.add_argument("--group", default="*", help="only the records of this folder under runs/")
     many, status, pack, merge = _grid_parser(commands), _status_parser(commands), *_archive_parsers(commands)
     prior = _prior_parser(commands)
-    lineage = commands.add_parser("lineage", help="note what the probes of the code give, after an edit of it")
-    lineage.set_defaults(command=lambda _: print(probes.note()))
     for command in (one, many, prior):
         command.add_argument("--device", default="cpu", help="cpu, cuda, mps (default cpu); not part of the key")
         command.add_argument("--data-root", metavar="DIR", help="where data lies (default $RDD_DATA, else data/cache)")
@@ -154,11 +152,16 @@ def _reader(name: str, settings: type = Experiment) -> Any:
 
 def _run(options: argparse.Namespace) -> None:
     experiment = Experiment.preset(**{name: vars(options)[name] for name, *_ in fields() if name in options})
-    with Bars() as bars, split.joined(options.device) as team:
-        if team.rank:
-            return assist(experiment, team, options.data_root)
-        record = run(experiment, Store(options.store), device=team.device, data_root=options.data_root, team=team,
-                     download=options.download, group=options.group, progress=bars.show)  # fmt: skip
+    with Bars() as bars:
+        record = run(
+            experiment,
+            Store(options.store),
+            device=options.device,
+            data_root=options.data_root,
+            download=options.download,
+            group=options.group,
+            progress=bars.show,
+        )
     print(summary(record))
 
 

@@ -8,14 +8,14 @@ over. So all gradients can be taken first, each at its own reading point, and th
     x_i <- x_i - lr (m + .. + m^K) v_i - lr (1 + .. + m^(K-1-i)) g_i,    v_i <- m^K v_i + m^(K-1-i) g_i,
 
 which is where the K small steps end, exactly but for rounding. Where one step is made for the sum over classes (DC,
-DSA, DM, GLaD), all gradients are at the same images anyway. The gradients may then come from one network whose weights
-are repeated for every class (setting `classes_at_once`), which a graphics processor works through in one large call
-where it had K small ones, or from several processes that have some classes each (`split`).
+DSA, DM, GLaD), all gradients are at the same images anyway. The gradients then come from one network whose weights are
+repeated for every class (setting `classes_at_once`), which a graphics processor works through in one large call where
+it had K small ones.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -24,42 +24,22 @@ from torch import Tensor
 from torch.func import functional_call, vmap
 
 from . import augment, fused, match
-from .base import SettingError
 from .data import DataSet
 from .loop import Drawn, Loop, State
-from .methods import LOOPED, DistillSettings
-from .prior import Codes, Prior
-from .split import ALONE, Team
+from .methods import DistillSettings
+from .prior import Prior
 
 
-def check_fit(data: DataSet, settings: DistillSettings, team: Team) -> None:
-    """Raise SettingError where a run cannot be split over the processes of `team`; one process is always right."""
-    if team.size == 1:
-        return
-    if settings.method not in LOOPED:
-        raise SettingError("method", settings.method, f"one of {', '.join(LOOPED)} under torchrun: it has one process")
-    if settings.network == "vit":
-        raise SettingError("network", "vit", "one without dropout under torchrun: the processes would drop other units")
-    if team.size > data.n_classes:
-        raise SettingError("--nproc-per-node", team.size, f"at most {data.n_classes}, the classes of {data.name}")
-
-
-def kind(settings: DistillSettings, team: Team = ALONE) -> Callable[..., Loop]:
-    """The loop of these settings for one process of `team`."""
-    return partial(ClassLoop, team=team) if settings.classes_at_once or team.size > 1 else Loop
+def kind(settings: DistillSettings) -> type[Loop]:
+    """The loop of these settings."""
+    return ClassLoop if settings.classes_at_once else Loop
 
 
 class ClassLoop(Loop):
-    """`Loop` with its image steps in closed form; works on the classes that `team` gives to this process.
+    """`Loop` with its image steps in closed form. The activations of all classes are in memory together."""
 
-    With `classes_at_once` the activations of all these classes are in memory together.
-    """
-
-    def __init__(
-        self, data: DataSet, settings: DistillSettings, state: State, prior: Prior, team: Team = ALONE
-    ) -> None:
+    def __init__(self, data: DataSet, settings: DistillSettings, state: State, prior: Prior) -> None:
         super().__init__(data, settings, state, prior)
-        self.team, self.own = team, team.own(data.n_classes)
         k = data.n_classes
         self.before = self._powers([(1, i) for i in range(k)])
         self.through = self._powers([(1, k)] * k)
@@ -70,30 +50,19 @@ class ClassLoop(Loop):
 
     def image_steps(self) -> Tensor:
         """As `Loop.image_steps`: moves the images of every class, returns the summed distance."""
-        places, drawn, at = self._matched_places(), self.draws(range(self.data.n_classes)), self.reading_points()
-        found = {name: torch.zeros_like(code) for name, code in at.items()}
-        gaps = next(iter(at.values())).new_zeros(self.data.n_classes)
-        if self.s.classes_at_once:
-            own = list(self.own)
-            gap, gradient = self.gradients(at["pixels"][own], own, [drawn[c] for c in own])
-            gaps[own], found["pixels"][own] = gap.to(gaps.dtype), gradient
-        else:
-            for c in self.own:
-                gap, gradients = self.matching_gradient(c, places, drawn[c], {name: x[c] for name, x in at.items()})
-                gaps[c] = gap
-                for name, gradient in gradients.items():
-                    found[name][c] = gradient
-        gaps, found = self._gathered(gaps, found)
-        self._advance(found)
-        return gaps.sum()
+        classes = range(self.data.n_classes)
+        drawn = self.draws(classes)
+        distances, gradients = self.gradients(self.reading_points(), classes, drawn)
+        self._advance(gradients)
+        return distances.sum()
 
-    def reading_points(self) -> Codes:
-        """The codes (n_classes, ipc, ...) as each class's turn finds them."""
-        x = {name: self._by_class(code) for name, code in self.codes.items()}
+    def reading_points(self) -> Tensor:
+        """The images (n_classes, ipc, C, H, W) as each class's turn finds them."""
+        x = self._by_class(self.codes["pixels"])
         if self.parts.image_step == "sum":
             return x
-        moved = {name: self._by_class(v) * _like(self.before, v) for name, v in self.velocity.items()}
-        return {name: code - self.rates[name] * moved[name] for name, code in x.items()}
+        v = self._by_class(self.velocity["pixels"])
+        return x - self.rates["pixels"] * v * _like(self.before, v)
 
     def gradients(self, x: Tensor, classes: Sequence[int], drawn: Sequence[Drawn]) -> tuple[Tensor, Tensor]:
         """Distance of each of these classes (n,) and its gradient at their images x (n, ipc, C, H, W), all at once."""
@@ -125,44 +94,27 @@ class ClassLoop(Loop):
         loss = F.cross_entropy(logits.flatten(0, 1), labels.repeat_interleave(size), reduction="sum") / size
         return list(torch.autograd.grad(loss, list(matched.values()), create_graph=x.requires_grad))
 
-    def finish(self) -> None:
-        """As `Loop.finish`; then all processes must hold the same images, network and random streams."""
-        super().finish()
-        if self.team.size > 1:
-            streams = (stream.get_state() for stream in self.streams.values())
-            parts = (*self.codes.values(), *self.velocity.values(), *self.net.parameters(), *streams)
-            self.team.agree("their images, networks or random streams", *parts)
-
-    def _gathered(self, gaps: Tensor, found: Codes) -> tuple[Tensor, Codes]:
-        """What all processes have found, each having zeros for the classes of others: one tensor is sent."""
-        if self.team.size == 1:
-            return gaps, found
-        every = self.team.sum(torch.cat([gaps, *(g.flatten() for g in found.values())]))
-        parts = every[len(gaps) :].split([g.numel() for g in found.values()])
-        return every[: len(gaps)], {n: p.view_as(g) for (n, g), p in zip(found.items(), parts, strict=True)}
-
-    def _advance(self, found: Codes) -> None:
-        """All steps of the images: gradients (n_classes, ipc, ...)."""
+    def _advance(self, gradients: Tensor) -> None:
+        """All steps of the images, by the gradients (n_classes, ipc, C, H, W)."""
         if self.parts.image_step == "sum":
-            self._move({c: {name: g[c] for name, g in found.items()} for c in range(self.data.n_classes)})
+            self._move({c: {"pixels": gradient} for c, gradient in enumerate(gradients)})
             return
-        for name, gradients in found.items():
-            g = torch.stack([self.direction(each) for each in gradients])
-            x, v = self._by_class(self.codes[name]), self._by_class(self.velocity[name])
-            through, after, left = (_like(t, self.codes[name]) for t in (self.through, self.after, self.left))
-            x -= self.rates[name] * (v * through + g * after)
-            v.mul_(self.s.momentum_image**self.data.n_classes).add_(g * left)
+        x = self._by_class(self.codes["pixels"])
+        v = self._by_class(self.velocity["pixels"])
+        g = torch.stack([self.direction(gradient) for gradient in gradients])
+        x -= self.rates["pixels"] * (v * _like(self.through, v) + g * _like(self.after, g))
+        v.mul_(self.s.momentum_image**self.data.n_classes).add_(g * _like(self.left, g))
 
     def _by_class(self, code: Tensor) -> Tensor:
         return code.view(self.data.n_classes, self.s.ipc, *code.shape[1:])
 
     def _powers(self, ends: list[tuple[int, int]]) -> Tensor:
         """m^a + .. + m^b for each class (n_classes,); an empty sum is 0."""
-        like = next(iter(self.codes.values()))
+        like = self.codes["pixels"]
         sums = [sum(self.s.momentum_image**j for j in range(a, b + 1)) for a, b in ends]
         return torch.tensor(sums, dtype=like.dtype, device=like.device)
 
 
-def _like(numbers: Tensor, code: Tensor) -> Tensor:
-    """One number a class (n_classes,), shaped to multiply codes (n_classes, ipc, ...)."""
-    return numbers.view(-1, *[1] * code.ndim)
+def _like(numbers: Tensor, images: Tensor) -> Tensor:
+    """One number a class (n_classes,), shaped to multiply images (n_classes, ipc, C, H, W)."""
+    return numbers.view(-1, *[1] * (images.ndim - 1))

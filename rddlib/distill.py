@@ -6,7 +6,7 @@ A run that is stopped at any moment goes on from its checkpoint and ends in the 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from .data import DataSet
 from .loop import State, outer_step
 from .methods import DistillSettings, check_fit
 from .readers import DataError
-from .split import ALONE, SplitError, Team
 from .synthetic import SyntheticSet
 
 HISTORY = 100  # entries kept at most: a record stays small however long the loop
@@ -31,19 +30,15 @@ def distill(
     checkpoint: str | Path | None = None,
     every: int = 1,
     on_step: OnStep | None = None,
-    team: Team = ALONE,
 ) -> tuple[SyntheticSet, list[dict[str, float]]]:
     """Distil `data` by the method of `settings`; returns the set and the history: means over outer steps.
 
     `checkpoint`: a file; if it is there the run goes on from it, and equals the uninterrupted run bit for bit on
     the same machine. It is written every `every` outer steps and when the run is interrupted. `on_step` is called
-    with the number of outer steps done and the last history entry. Runs on the device of `data`. In a `team` of
-    processes this is what process 0 does; the others `assist`.
-    Raises SettingError if the settings do not fit the data, DataError for a damaged checkpoint, SplitError where a
-    process of the team is lost; the checkpoint is then as at the last whole outer step.
+    with the number of outer steps done and the last history entry. Runs on the device of `data`.
+    Raises SettingError if the settings do not fit the data, DataError for a damaged checkpoint.
     """
     check_fit(data, settings)
-    classwise.check_fit(data, settings, team)
     fused.keep_memory()
     if settings.method == "kip":
         return kip.distill(data, settings, None if checkpoint is None else Path(checkpoint), every, on_step)
@@ -53,46 +48,21 @@ def distill(
     state = begin(data, settings, source)
     if checkpoint is not None and Path(checkpoint).is_file():
         state = load_state(checkpoint, state)
-    team.send(_plain(state))
     try:
-        for now in _steps(data, settings, state, source, team):
-            state = now
+        while state.outer < settings.outer_steps:
+            with nets.arithmetic(settings.precision, data.train_images.device):
+                state = outer_step(data, settings, state, source, classwise.kind(settings))
             if checkpoint is not None and (state.outer % every == 0 or state.outer == settings.outer_steps):
                 save_state(checkpoint, state)
             if on_step is not None:
                 on_step(state.outer, state.history[-1])
-    except (KeyboardInterrupt, SplitError):
+    except KeyboardInterrupt:
         if checkpoint is not None:
             save_state(checkpoint, state)
         raise
     with torch.no_grad():
         images = source.decode(state.codes, labels(data, settings))
     return SyntheticSet(images, settings.ipc, settings.factor), thinned(state.history)
-
-
-def assist(load: Callable[[], DataSet], settings: DistillSettings, team: Team) -> None:
-    """What every process of a team but the first does: the same steps for its own classes; it writes nothing.
-
-    `load` gives the data, once process 0 has it. Returns at once where process 0 has nothing to distil.
-    """
-    if (begun := team.receive()) is None:
-        return
-    data = load()
-    fused.keep_memory()
-    source = prior.load(settings.parts().prior, data, settings.prior_layer, settings.prior_start)
-    for _ in _steps(data, settings, _state(begun, data.train_images.device), source, team):
-        pass
-
-
-def _steps(data: DataSet, settings: DistillSettings, state: State, source: prior.Prior, team: Team) -> Iterator[State]:
-    """The state after each outer step that is left."""
-    made_of = (p.read_bytes() for p in sorted(Path(__file__).parent.glob("*.py"))) if team.size > 1 else ()
-    team.agree("settings, data or code", repr(settings), data.sha256, *made_of)
-    make = classwise.kind(settings, team)
-    while state.outer < settings.outer_steps:
-        with nets.arithmetic(settings.precision, data.train_images.device):
-            state = outer_step(data, settings, state, source, make)
-        yield state
 
 
 def labels(data: DataSet, settings: DistillSettings) -> torch.Tensor:

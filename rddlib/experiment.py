@@ -20,8 +20,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from . import classwise, distill, evaluate, kip, methods, nets, presets, provenance, sets
 from . import data as datasets
+from . import evaluate, kip, methods, nets, presets, provenance, sets
 from .base import SettingError, allowed_values, digest, repository_root, setting, write_atomic
 from .data import DataSet
 from .evaluate import EvaluateSettings, Metrics
@@ -30,7 +30,6 @@ from .methods import DistillSettings
 from .presets import SCALES
 from .provenance import Clock
 from .sets import Progress, SmallSet
-from .split import ALONE, Team
 from .store import Record, Store, StoreError, plain_name
 
 MODES = ("load", "run", "live")
@@ -138,13 +137,11 @@ def run(
     download: bool = False,
     group: str | None = None,
     progress: Progress | None = None,
-    team: Team = ALONE,
 ) -> Record:
     """The record of an experiment: the stored one if there is one, else made now and kept in `store`.
 
     A run that was killed goes on from its checkpoint. A second process that asks for the same key waits and gets the
-    same record. `group` names the folder under runs/ (default <dataset>_<scale>). In a `team` of processes this is for
-    process 0, the others `assist`; the key is that of the same run in one process. Everything that can be refused is
+    same record. `group` names the folder under runs/ (default <dataset>_<scale>). Everything that can be refused is
     refused before any work: SettingError, DataError, StoreError.
     """
     if (found := store.find(experiment.key)) is not None:
@@ -153,7 +150,6 @@ def run(
     store.check_writable()
     data = load_data(experiment, device, data_root, download)
     methods.check_fit(data, experiment)
-    classwise.check_fit(data, experiment, team)
     if experiment.method == "kip":
         kip.check_fit(data, experiment)
     # The network itself would say so, but only after distilling.
@@ -162,15 +158,10 @@ def run(
     with store.lock(experiment.key):
         if (found := store.find(experiment.key)) is not None:
             return found
-        record = _make(experiment, data, store, progress or (lambda *_: None), team)
+        record = _make(experiment, data, store, progress or (lambda *_: None))
         store.add(record, group)
         store.finish(experiment.key)
     return record
-
-
-def assist(experiment: Experiment, team: Team, data_root: str | Path | None = None) -> None:
-    """The part in `run` of every process but the first: it helps to distil and keeps nothing."""
-    distill.assist(lambda: load_data(experiment, team.device, data_root), experiment, team)
 
 
 def gather(
@@ -210,12 +201,10 @@ def load_data(
     return data.validation(0.1) if e.eval_part == "validation" else data
 
 
-def _make(experiment: Experiment, data: DataSet, store: Store, progress: Progress, team: Team) -> Record:
+def _make(experiment: Experiment, data: DataSet, store: Store, progress: Progress) -> Record:
     e, on_gpu = experiment, data.train_images.is_cuda
-    clock, origin = Clock(store.work(e.key) / "clock.json"), provenance.of_now(dataclasses.asdict(e), on_gpu)
-    origin["device"] = team.words + origin["device"]
-    small = sets.distilled(data, e, e.set_key, store, progress, team) if e.set_key else sets.drawn(data, e)
-    team.send(None)  # where the set was there already, the others need not wait any longer
+    clock, origin = Clock(store.work(e.key) / "clock.json"), provenance.of_now(on_gpu)
+    small = sets.distilled(data, e, e.set_key, store, progress) if e.set_key else sets.drawn(data, e)
     with clock.part("evaluate"):
         metrics = _judge(e, data, small, store, clock, progress)
     if e.method == "kip" and small.made is not None:

@@ -21,7 +21,6 @@ from .provenance import Clock
 from .sets import Progress
 from .store import Store, StoreError, plain_name
 
-MAKERS = ("base", "readers", "data", "nets", "archs", "generator", "gentrain")  # the modules that make a generator
 JUDGE = {"seed": 0, "steps": 1000, "width": 64}  # the classifier that scores, where nothing else is asked for
 
 
@@ -65,7 +64,7 @@ def _make(
     clock = Clock(work / "clock.json")
     about: dict[str, Any] = {
         "device": provenance.describe_device(on_gpu), "versions": provenance.versions(), "commit": provenance.commit(),
-        "source_hash": provenance.source_hash(MAKERS), "source_modules": list(MAKERS),
+        "results": provenance.RESULTS,
     }  # fmt: skip
 
     def note(step: int, parts: dict[str, float]) -> None:

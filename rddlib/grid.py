@@ -19,7 +19,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from . import provenance
 from .base import SettingError, repository_root
 from .experiment import Experiment
 from .presets import SCALES
@@ -195,9 +194,9 @@ class Ledger:
                 self.damaged[path.stem] = str(error)
 
     def state(self, key: str) -> str:
-        """done: its record is there; stale: the library has changed since; failed: it was tried in vain; missing."""
+        """done: its record is there; stale: made by code of another results version; failed: tried in vain; missing."""
         if record := self.records.get(key):
-            return "done" if provenance.current(record.experiment, record.source_hash) else "stale"
+            return "done" if record.current else "stale"
         return "failed" if self.error(key) else "missing"
 
     def error(self, key: str) -> str:

@@ -1,9 +1,7 @@
-"""What a result cost and where it came from: clock, memory, device, versions, commit, source hash."""
+"""What a result cost and where it came from: clock, memory, device, versions, commit, results version."""
 
 from __future__ import annotations
 
-import ast
-import functools
 import json
 import os
 import platform
@@ -11,7 +9,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,13 +17,14 @@ from typing import Any
 
 import torch
 
-from .base import digest, repository_root, write_atomic
+from .base import repository_root, write_atomic
 
-# The modules that make every result, those of the loop, of KIP, and of the evaluation.
-MAKERS = ("base", "readers", "data", "augment", "fused", "nets", "synthetic")
-LOOP_MAKERS = ("risk", "groups", "match", "methods", "loop", "distill")
-KIP_MAKERS = ("kernels", "kip", "distill")
-JUDGES = ("groups", "corrupt", "corruptions", "recipes", "bench", "audit", "evaluate")
+# The version of the numbers that this code gives for fixed settings. Raise it by one whenever an edit changes a result
+# by more than rounding: tests/test_numbers.py pins short runs and fails then. Records carry it, and those of another
+# version are called stale. Records from before it was written down count as version 1, but for a few early ones, whose
+# code (known by a hash that records bore then) was never compared with the code of version 1.
+RESULTS = 1
+SUPERSEDED = frozenset({"61cc09999a54bb2a", "53422d15553aa40d", "5c59b2789026e80b", "bd70948eb5bf929f"})
 
 
 class Clock:
@@ -59,10 +58,9 @@ class Clock:
         return {k: round(v, 1) for k, v in self.spent[kind].items()}
 
 
-def of_now(experiment: Mapping[str, Any], on_gpu: bool) -> dict[str, Any]:
+def of_now(on_gpu: bool) -> dict[str, Any]:
     """The fields of a Record that say where it is made. Taken when a run begins: its code may change on disk later."""
-    return {"device": describe_device(on_gpu), "versions": versions(), "commit": commit(),
-            "source_hash": source_hash(makers(experiment))}  # fmt: skip
+    return {"device": describe_device(on_gpu), "versions": versions(), "commit": commit(), "results": RESULTS}
 
 
 def peak_memory_mb(on_gpu: bool) -> float:
@@ -105,86 +103,6 @@ def commit() -> str:
         return ""
 
 
-def makers(experiment: Mapping[str, Any], part: str = "all") -> tuple[str, ...]:
-    """The modules that can change the result of these settings; with part "distill", the distilled set alone.
-
-    A run without a prior is not made by `prior`, one with ConvNets only not by `archs`, one that takes classes one
-    after another not by `classwise`: split over processes it ends where it would have ended in one.
-    """
-    e, found = experiment, [*MAKERS, *(JUDGES if part == "all" else ())]
-    networks = {e.get("eval_network", "convnet")} if part == "all" else set()
-    if e["method"] == "kip":
-        found += KIP_MAKERS
-    elif e["method"] in ("idc", "dc", "dsa", "dm", "glad"):
-        networks.add(e.get("network", "convnet"))
-        found += LOOP_MAKERS
-        found += ["representative"] if e.get("real_choice") == "representative" else []
-        found += ["classwise"] if e.get("classes_at_once") else []
-        found += ["generator", "prior"] if e["method"] == "glad" or e.get("prior") not in (None, "none") else []
-    found += ["archs"] if networks - {"convnet"} else []
-    return tuple(sorted(set(found)))
-
-
-@functools.cache
-def source_hash(modules: tuple[str, ...]) -> str:
-    """Hash of the code that makes results: the syntax trees of its modules.
-
-    Docstrings are left out, so a comment makes nothing stale, and so are the declarations in classes of settings (named
-    ...Settings): a record holds all its settings itself.
-    """
-    folder = Path(__file__).parent
-    texts = [file.read_text() for m in sorted(set(modules)) if (file := folder / f"{m}.py").is_file()]
-    return digest(*(json.dumps(_tree(ast.parse(text))) for text in texts))[:16]
-
-
-def current(experiment: Mapping[str, Any], code: str, part: str = "all") -> bool:
-    """Whether a result made by code of the source hash `code` is what today's code would give.
-
-    That is so if the hash is today's, or if `data/lineage.json` has probes of both and all that go through the makers
-    of this result agree (`probes`). `part`: "all", or "distill" for the distilled set alone.
-    """
-    modules = makers(experiment, part)
-    return code == source_hash(modules) or _same(modules, code)
-
-
-def lineage_file() -> Path:
-    """Where the probes of each version of the code are kept."""
-    return repository_root() / "data" / "lineage.json"
-
-
-@functools.cache
-def _same(modules: tuple[str, ...], code: str) -> bool:
-    try:
-        kept = json.loads(lineage_file().read_text())
-    except FileNotFoundError:
-        return False
-    versions: list[dict[str, Any]] = kept["versions"]
-    old, now = ([v["values"] for v in versions if h in v["hashes"]] for h in (code, source_hash(modules)))
-    needed = [name for name, through in kept["modules"].items() if set(through) <= set(modules)]
-    return any(all(agree(a.get(n), b.get(n), kept["tolerance"]) for n in needed) for a in old for b in now)
-
-
-def agree(a: Sequence[float] | None, b: Sequence[float] | None, tolerance: float) -> bool:
-    """Whether two lists of numbers differ by rounding at most: by `tolerance` times the largest of the first."""
-    if a is None or b is None or len(a) != len(b):
-        return False
-    size = max(map(abs, a), default=0.0)
-    return all(abs(x - y) <= tolerance * size for x, y in zip(a, b, strict=True))
-
-
-def _tree(node: Any) -> Any:
-    """A syntax tree as plain lists: empty fields and docstrings dropped, so that all Python versions agree."""
-    if isinstance(node, list):
-        return [_tree(n) for n in node if not _is_docstring(n)]
-    if not isinstance(node, ast.AST):
-        return repr(node)
-    if isinstance(node, ast.ClassDef) and node.name.endswith("Settings"):
-        node.body = [n for n in node.body if not isinstance(n, ast.AnnAssign)]
-    parts = [
-        (k, v) for k, v in ast.iter_fields(node) if v not in (None, []) and k not in ("ctx", "kind", "type_comment")
-    ]
-    return [type(node).__name__, *[[k, _tree(v)] for k, v in parts]]
-
-
-def _is_docstring(node: Any) -> bool:
-    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+def version_of(results: int, source_hash: str) -> int:
+    """The results version of a record or set; those that bear the hash of superseded code have none, that is 0."""
+    return 0 if source_hash in SUPERSEDED else results

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .base import SettingError
-from .provenance import current
 from .stats import Interval, mean_interval, minimum_null, paired_difference
 from .store import Record
 
@@ -96,12 +95,12 @@ def nulls(records: Sequence[Record], name: str) -> Interval:
 
 
 def provenance(records: Sequence[Record]) -> pd.DataFrame:
-    """One row a record: key, arm, seed, price, device, versions, commit, and whether its code has changed since."""
+    """One row a record: key, arm, seed, price, device, versions, commit, and whether today's code gives the same."""
     return pd.DataFrame([
         {"key": r.key, "arm": arm(r.experiment), "seed": r.experiment["seed"],
          "seconds": round(sum(r.seconds.values())), "cpu s": round(sum(r.cpu_seconds.values())),
          "MB": round(r.peak_memory_mb), "device": r.device, "torch": r.versions["torch"], "commit": r.commit,
-         "code": "current" if current(r.experiment, r.source_hash) else "stale"}
+         "code": "current" if r.current else "stale"}
         for r in records
     ])  # fmt: skip
 

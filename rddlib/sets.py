@@ -1,7 +1,7 @@
 """The small set that a run evaluates: drawn, or distilled once and kept for every evaluation of it.
 
 Runs that differ only in their evaluation (another network, another recipe) share one distilled set; it is made once,
-under its own key, and carries its history, its price and the hash of the code that made it.
+under its own key, and carries its history, its price and the results version of the code that made it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from .base import generator
 from .data import DataSet
 from .methods import DistillSettings
 from .provenance import Clock
-from .split import ALONE, Team
 from .store import Store
 from .synthetic import SyntheticSet
 
@@ -50,15 +49,12 @@ def drawn(data: DataSet, settings: DistillSettings) -> SmallSet:
     return SmallSet(data.train_images[index], data.train_labels[index])
 
 
-def distilled(
-    data: DataSet, settings: DistillSettings, key: str, store: Store, progress: Progress, team: Team = ALONE
-) -> SmallSet:
+def distilled(data: DataSet, settings: DistillSettings, key: str, store: Store, progress: Progress) -> SmallSet:
     """The distilled set of `key`: the stored one if today's code made it, else made now, resuming where it was."""
     with store.lock(key):
-        if (found := _stored(store, key, settings, data)) is not None:
+        if (found := _stored(store, key, data)) is not None:
             return found
         clock = Clock(store.work(key) / "clock.json")
-        code = provenance.source_hash(provenance.makers(vars(settings), "distill"))  # now: it may change on disk later
         of_kip = settings.method == "kip"
         steps = settings.kip_steps if of_kip else settings.outer_steps
         # A checkpoint costs a write to disk, and DM has thousands of short steps; KIP counts in rounds of twenty.
@@ -69,25 +65,25 @@ def distilled(
             progress("distill", done, steps, entry)
 
         with clock.part("distill"):
-            made, history = distill.distill(data, settings, store.work(key) / "state.pt", every, note, team)
+            made, history = distill.distill(data, settings, store.work(key) / "state.pt", every, note)
         price = {kind: clock.rounded(kind)["distill"] for kind in ("wall", "cpu")}
         synthetic.save(
             store.distilled(key), synthetic.quantised(made), key=key, dataset=data.name, history=json.dumps(history),
-            seconds=json.dumps(price), source_hash=code, data_sha256=data.sha256,
+            seconds=json.dumps(price), results=str(provenance.RESULTS), data_sha256=data.sha256,
         )  # fmt: skip
         store.finish(key)
-        found = _stored(store, key, settings, data)
+        found = _stored(store, key, data)
     assert found is not None  # written above
     return found
 
 
-def _stored(store: Store, key: str, settings: DistillSettings, data: DataSet) -> SmallSet | None:
+def _stored(store: Store, key: str, data: DataSet) -> SmallSet | None:
     path = store.distilled(key)
     if not path.is_file():
         return None
     about = synthetic.about(path)
-    made_now = provenance.current(vars(settings), str(about.get("source_hash")), "distill")
-    if not made_now or about.get("data_sha256") != data.sha256:
+    version = provenance.version_of(int(about.get("results", 1)), about.get("source_hash", ""))
+    if version != provenance.RESULTS or about.get("data_sha256") != data.sha256:
         return None
     made = synthetic.read(path).to(data.train_images.device)
     price = json.loads(about["seconds"])

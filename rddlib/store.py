@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from . import provenance
 from .base import SettingError, repository_root, write_atomic
 
 try:
@@ -34,7 +35,8 @@ class Record:
 
     `metrics` has one entry a test and evaluation seed, accuracies in per cent. `seconds` and `cpu_seconds` are by
     part (distill, evaluate); runs with the same `set_key` share one distilled set, whose price each of them names.
-    `created` is a date for the reader; nothing is derived from it.
+    `created` is a date for the reader; nothing is derived from it. `results` is the version of the numbers that the
+    code gave then (`provenance.RESULTS`). `source_hash` is in records from before there was such a version, only there.
     """
 
     key: str
@@ -47,16 +49,23 @@ class Record:
     device: str
     versions: dict[str, str]
     commit: str
-    source_hash: str
     data_sha256: str
     created: str
     set_key: str = ""
+    results: int = 1
+    source_hash: str = ""
+
+    @property
+    def current(self) -> bool:
+        """Whether today's code would give the same numbers for the same settings."""
+        return provenance.version_of(self.results, self.source_hash) == provenance.RESULTS
 
     def to_json(self) -> str:
         """JSON text with sorted keys, one line a field, as in the store."""
-        lines = [
-            f" {json.dumps(k)}: {json.dumps(v, sort_keys=True)}" for k, v in sorted(dataclasses.asdict(self).items())
-        ]
+        content = dataclasses.asdict(self)
+        if not self.source_hash:
+            del content["source_hash"]
+        lines = [f" {json.dumps(k)}: {json.dumps(v, sort_keys=True)}" for k, v in sorted(content.items())]
         return "{\n" + ",\n".join(lines) + "\n}\n"
 
 

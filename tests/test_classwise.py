@@ -9,14 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from rddlib import augment, classwise, data, distill, nets, prior, probes
+from rddlib import augment, classwise, data, distill, nets, prior
 from rddlib.base import SettingError
 from rddlib.classwise import ClassLoop
 from rddlib.data import DataSet
 from rddlib.experiment import Experiment
 from rddlib.loop import Loop
 from rddlib.methods import DistillSettings
-from rddlib.split import Team
 
 SMALL: dict[str, Any] = {
     "depth": 2, "width": 4, "ipc": 2, "factor": 1, "outer_steps": 2, "inner_steps": 3, "batch_real": 8, "net_steps": 2,
@@ -70,9 +69,8 @@ def test_all_classes_at_once_end_where_one_after_another_does(digits: DataSet, w
         assert a == pytest.approx(b, rel=1e-6)  # added up in single precision
 
 
-@pytest.mark.parametrize("chosen", [{}, {"risk": "upper", "where": "matching"}, {"coordinates": "normalised"}], ids=str)
-def test_closed_form_with_gradients_one_by_one(digits: DataSet, chosen: dict[str, Any]) -> None:
-    """What a process of a split run does, were it alone: images and momentum after every inner step."""
+@pytest.mark.parametrize("chosen", [{}, {"image_step": "sum"}, {"coordinates": "normalised"}], ids=str)
+def test_the_closed_form_moves_images_and_momentum_as_the_steps_do(digits: DataSet, chosen: dict[str, Any]) -> None:
     looped, closed = (loop(kind, digits, settings(**chosen)) for kind in (Loop, ClassLoop))
     for _ in range(3):
         gaps = [each.image_steps() for each in (looped, closed)]
@@ -82,20 +80,6 @@ def test_closed_form_with_gradients_one_by_one(digits: DataSet, chosen: dict[str
         for name in ("codes", "velocity"):
             one, other = (getattr(each, name)["pixels"] for each in (looped, closed))
             assert torch.allclose(one, other, rtol=0, atol=1e-11)
-
-
-def test_closed_form_with_a_prior() -> None:
-    """Codes of two kinds, each at its own rate; the class's step is forced, so that the momentum is shared."""
-    e = probes.tiny(method="glad", prior_layer=1, cutmix=0.0, image_step="class", lr_image=30.0)
-    digits = data.load("digits")
-    looped, closed = (loop(kind, digits, e) for kind in (Loop, ClassLoop))
-    start = {name: code.clone() for name, code in looped.codes.items()}
-    for each in (looped, closed):
-        each.image_steps()
-        each.image_steps()
-    for name, code in looped.codes.items():
-        way = (code - start[name]).abs().max()
-        assert way > 0 and (code - closed.codes[name]).abs().max() < 1e-3 * way  # float32
 
 
 def test_the_published_loop_is_not_one_step_for_the_sum(digits: DataSet) -> None:
@@ -133,8 +117,8 @@ def test_at_once_in_lower_precision(digits: DataSet) -> None:
     """bfloat16 products are rounded elsewhere: the same way, to a few per cent."""
     d = dataclasses.replace(digits, train_images=(digits.train_images * 255).round().to(torch.uint8))
     ends = []
-    for at_once in (False, True):
-        each = loop(ClassLoop, d, settings(precision="bfloat16", classes_at_once=at_once))
+    for kind in (Loop, ClassLoop):
+        each = loop(kind, d, settings(precision="bfloat16"))
         start = each.codes["pixels"].clone()
         with nets.arithmetic("bfloat16", torch.device("cpu")):
             each.image_steps()
@@ -165,7 +149,7 @@ def test_the_switch_has_no_effect_where_nothing_is_looped() -> None:
 
 def test_the_loop_of_the_default_is_the_plain_one() -> None:
     assert classwise.kind(settings()) is Loop
-    assert classwise.kind(settings(), Team(0, 2)) is not Loop
+    assert classwise.kind(settings(classes_at_once=True)) is ClassLoop
 
 
 # --- draws in one go ------------------------------------------------------------------------------------------

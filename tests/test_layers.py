@@ -18,10 +18,11 @@ LIBRARY = Path(__file__).resolve().parent.parent / "rddlib"
 # fmt: off
 ORDER = (
     "base", "risk", "stats", "dro", "toy", "theory", "zeroth", "readers", "data", "corruptions", "corrupt", "augment",
-    "fused", "archs", "nets", "recipes", "features", "clusters", "groups", "synthetic", "generator", "gentrain", "prior", "match", "kernels",
-    "kip", "methods", "representative", "split", "loop", "reference", "classwise", "distill", "bench", "audit",
+    "fused", "archs", "nets", "recipes", "features", "clusters", "groups", "synthetic", "generator", "gentrain",
+    "prior", "match", "kernels", "kip", "methods", "representative", "loop", "reference", "classwise", "distill",
+    "bench", "audit",
     "evaluate", "presets", "provenance",
-    "store", "sets", "genmake", "experiment", "probes", "grid", "schedule", "admit", "archive", "price", "report",
+    "store", "sets", "genmake", "experiment", "grid", "schedule", "admit", "archive", "report",
     "pages", "tables", "coverage", "claims", "verdicts",
     "power", "factorial", "causes", "multiverse", "selection", "speedups",
 )

@@ -31,7 +31,6 @@ RECORD = Record(
     device="cpu",
     versions={"torch": "2"},
     commit="",
-    source_hash="",
     data_sha256="",
     created="2026-01-01",
 )
