@@ -34,14 +34,14 @@ import run_all  # noqa: E402
 import torch  # noqa: E402
 from measure import How, cores, device_name  # noqa: E402
 
-from rddlib import archive, grid, provenance  # noqa: E402
 from rddlib.base import SettingError, write_atomic  # noqa: E402
-from rddlib.bench import TestBench  # noqa: E402
-from rddlib.experiment import Experiment, load_data  # noqa: E402
-from rddlib.presets import SCALES  # noqa: E402
-from rddlib.readers import DataError  # noqa: E402
-from rddlib.schedule import Scheduler, Where  # noqa: E402
-from rddlib.store import Record, Store, StoreError  # noqa: E402
+from rddlib.data.sources import DataError  # noqa: E402
+from rddlib.evaluation.metrics import TestBench  # noqa: E402
+from rddlib.experiments import archive, grid, provenance  # noqa: E402
+from rddlib.experiments.experiment import Experiment, load_data  # noqa: E402
+from rddlib.experiments.presets import SCALES  # noqa: E402
+from rddlib.experiments.records import Record, Store, StoreError  # noqa: E402
+from rddlib.experiments.workers import Scheduler, Where  # noqa: E402
 
 MEASURING = 0.4  # of the time, at most
 RESERVE = 0.05  # of the time, to write the archive and end in peace; at most a minute

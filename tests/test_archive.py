@@ -21,14 +21,15 @@ from conftest import unmade
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rddlib import __main__ as cli
-from rddlib import archive, synthetic
-from rddlib.admit import LARGEST, MANIFEST
-from rddlib.archive import merge, pack
+from rddlib import cli
 from rddlib.base import generator
-from rddlib.experiment import Experiment
-from rddlib.store import Record, Store, StoreError
-from rddlib.synthetic import SyntheticSet
+from rddlib.distillation import synthetic
+from rddlib.distillation.synthetic import SyntheticSet
+from rddlib.experiments import archive
+from rddlib.experiments.archive import merge, pack
+from rddlib.experiments.experiment import Experiment
+from rddlib.experiments.records import Record, Store, StoreError
+from rddlib.experiments.validate import LARGEST, MANIFEST
 
 BASE = Experiment.preset("smoke", ipc=2)
 

@@ -11,12 +11,15 @@ import numpy as np
 import pytest
 import torch
 
-from rddlib import clusters, data, groups, nets
 from rddlib.base import SettingError, generator, repository_root
-from rddlib.data import DataSet
-from rddlib.features import FeatureNet
-from rddlib.groups import Partition
-from rddlib.readers import DataError
+from rddlib.data import dataset
+from rddlib.data.dataset import DataSet
+from rddlib.data.sources import DataError
+from rddlib.distillation import clusters
+from rddlib.evaluation import groups
+from rddlib.evaluation.groups import Partition
+from rddlib.models import networks
+from rddlib.models.features import FeatureNet
 
 POINTS = torch.randn(40, 3, 4, 4, generator=generator(0, "points"))
 LABELS = torch.arange(40) % 4
@@ -97,7 +100,7 @@ QUICK = FeatureNet(width=4, steps=3, batch=32)
 
 @pytest.fixture(scope="module")
 def digits() -> DataSet:
-    return data.load("digits", train_limit=100)
+    return dataset.load("digits", train_limit=100)
 
 
 def test_feature_clusters_divide_classes(digits: DataSet) -> None:
@@ -166,7 +169,7 @@ def test_depth_leaves_a_map_of_four_pixels(size: int, depth: int) -> None:
 
 
 def committed(name: str, root: Path | None = None) -> tuple[DataSet, dict[str, Partition]]:
-    found = data.load(name, root)
+    found = dataset.load(name, root)
     return found, groups.feature_groups(found, repository_root() / "data" / "groups")
 
 
@@ -231,7 +234,7 @@ def test_overlap_of_different_images_is_refused() -> None:
 @pytest.mark.parametrize("space", clusters.SPACES)
 def test_test_images_join_the_nearest_synthetic_image(digits: DataSet, space: str) -> None:
     """Four tiles a stored image; the partition that a plain search finds overlaps fully with what is used."""
-    net = nets.build("convnet", digits.shape, 10, depth=2, width=4, generator=generator(0, "net")).eval()
+    net = networks.build("convnet", digits.shape, 10, depth=2, width=4, generator=generator(0, "net")).eval()
     x, y = digits.train_images[:40].float() / 255, digits.train_labels[:40]
     points = {"pixel": digits.normalise, "feature": lambda z: net.embed(digits.normalise(z)).detach()}[space]
     gaps = ((points(digits.test_images).flatten(1)[:, None] - points(x).flatten(1)[None]) ** 2).sum(2)

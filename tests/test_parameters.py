@@ -14,7 +14,7 @@ import test_causes_pages
 import test_paper_pages
 import test_speedups
 
-from rddlib.store import StoreError
+from rddlib.experiments.records import StoreError
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 LOOK = {"dataset": "digits", "scale": "smoke", "ipc": 1, "seeds": 1}

@@ -8,12 +8,15 @@ from typing import Any
 import pytest
 import torch
 
-from rddlib import data, distill, loop, prior, reference, risk, synthetic
+from rddlib import risk
 from rddlib.base import DivergenceError, SettingError, generator
-from rddlib.clusters import with_found_groups
-from rddlib.data import DataSet
-from rddlib.loop import Loop
-from rddlib.methods import DistillSettings
+from rddlib.data import dataset
+from rddlib.data.dataset import DataSet
+from rddlib.distillation import distill, loop, reference, synthetic
+from rddlib.distillation.clusters import with_found_groups
+from rddlib.distillation.glad import prior
+from rddlib.distillation.loop import Loop
+from rddlib.distillation.settings import DistillSettings
 from rddlib.risk import RiskTerm
 
 TINY = DistillSettings(
@@ -60,7 +63,7 @@ CASES: dict[str, dict[str, Any]] = {
 @pytest.fixture(scope="module")
 def digits() -> DataSet:
     """Digits as float64 in [0, 1]."""
-    d = data.load("digits", train_limit=200, test_limit=100)
+    d = dataset.load("digits", train_limit=200, test_limit=100)
     return dataclasses.replace(d, train_images=d.train_images.double() / 255)
 
 
@@ -339,7 +342,7 @@ def test_a_representative_start_lies_nearer_to_the_class_than_a_random_one(digit
 
 def test_groups_are_found_where_looks_differ() -> None:
     """Digits of which every fourth is inverted: clusters in each class find the look without its label."""
-    d = data.load("digits", train_limit=600, test_limit=100)
+    d = dataset.load("digits", train_limit=600, test_limit=100)
     look = torch.arange(600) % 4 == 0
     images = torch.where(look.view(-1, 1, 1, 1), 255 - d.train_images, d.train_images)
     found = with_found_groups(dataclasses.replace(d, train_images=images), 2)

@@ -21,13 +21,14 @@ from typing import Any
 
 import pytest
 
-from rddlib import __main__ as cli
-from rddlib import grid, schedule, synthetic
+from rddlib import cli
 from rddlib.base import SettingError, numpy_generator
-from rddlib.experiment import Experiment, run
-from rddlib.grid import Job, Ledger
-from rddlib.schedule import Outcome, Scheduler, Where, held, slices
-from rddlib.store import Store, StoreError
+from rddlib.distillation import synthetic
+from rddlib.experiments import grid, workers
+from rddlib.experiments.experiment import Experiment, run
+from rddlib.experiments.grid import Job, Ledger
+from rddlib.experiments.records import Store, StoreError
+from rddlib.experiments.workers import Outcome, Scheduler, Where, held, slices
 
 FAST = {"train_limit": 200, "test_limit": 100, "width": 4, "eval_width": 4, "outer_steps": 2, "inner_steps": 1,
         "batch_real": 4, "net_batch": 16, "eval_steps": 2, "eval_groups": 2, "eval_seeds": 2, "eval_shifts": False,
@@ -36,7 +37,7 @@ LONG = {"outer_steps": 500}  # a checkpoint after every tenth step, and much to 
 SOON = 300.0  # seconds after which a test gives up waiting
 
 SERVER: Any = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["rddlib.__main__", *schedule.LATE, "pytest"])
+SERVER.set_forkserver_preload(["rddlib.cli", *workers.LATE, "pytest"])
 
 
 def job(value: float = 1.0, **changes: object) -> Job:
@@ -163,7 +164,7 @@ def test_a_failing_run_is_kept_and_the_others_go_on(tmp_path: Path) -> None:
 
 def test_a_run_that_succeeds_at_last_is_no_failure(tmp_path: Path) -> None:
     store, wanted = Store(tmp_path), job(method="random")
-    schedule._keep_failure(store, wanted, -signal.SIGKILL)
+    workers._keep_failure(store, wanted, -signal.SIGKILL)
     assert "SIGKILL (out of memory?)" in Ledger(store).error(wanted.key)
     outcome = Scheduler([wanted], store).go()
     assert outcome.made == [wanted.key] and Ledger(store).state(wanted.key) == "done"
@@ -183,7 +184,7 @@ def test_a_run_at_the_deadline_is_stopped_with_its_checkpoint(tmp_path: Path, mo
     store, jobs = Store(tmp_path), [job(**LONG), job(method="random")]
     state = store.work(jobs[0].set_key) / "state.pt"
     clock = SimpleNamespace(monotonic=lambda: 1e6 if state.is_file() else 0.0, sleep=time.sleep)
-    monkeypatch.setattr(schedule, "time", clock)  # the hour strikes once a checkpoint is there
+    monkeypatch.setattr(workers, "time", clock)  # the hour strikes once a checkpoint is there
     outcome = Scheduler(jobs, store).go(minutes=1)
     assert (outcome.status, outcome.made, outcome.failed) == (3, [], {})
     assert outcome.left == [j.key for j in jobs] and state.is_file()
@@ -226,7 +227,7 @@ def test_no_space_at_any_write_leaves_what_can_go_on(tmp_path: Path, monkeypatch
         allowed += 1
     assert allowed > 4 and store.records()[0].metrics == whole.metrics
     monkeypatch.setattr(os, "fsync", lambda file: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left")))
-    assert "exit status 1" in schedule._keep_failure(store, job(seed=8), 1)  # told, though it cannot be kept
+    assert "exit status 1" in workers._keep_failure(store, job(seed=8), 1)  # told, though it cannot be kept
 
 
 class _any:
@@ -267,7 +268,7 @@ def test_a_job_runs_on_its_cores_alone(tmp_path: Path) -> None:
 
 
 def _report_cores(settings: dict[str, Any], root: str, cores: list[int]) -> None:
-    schedule.work(settings, root, cores, Where())
+    workers.work(settings, root, cores, Where())
     (Path(root) / "cores").write_text(json.dumps(sorted(os.sched_getaffinity(0))))
 
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from conftest import unmade
 
-from rddlib import selection
+from rddlib.analysis import selection
 from rddlib.base import SettingError, numpy_generator
-from rddlib.store import Record
+from rddlib.experiments.records import Record
 
 
 def record(seed: int, test: np.ndarray, valid: np.ndarray) -> Record:

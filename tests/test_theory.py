@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from rddlib.base import SettingError, numpy_generator
-from rddlib.dro import Array, cvar_predictor, kl_predictor, reverse_kl_predictor
-from rddlib.theory import (
+from rddlib.theory.f_divergence import Array, cvar_predictor, kl_predictor, reverse_kl_predictor
+from rddlib.theory.large_deviations import (
     SIDES,
     bernoulli_rate,
     covering_radius,
