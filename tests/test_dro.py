@@ -1,4 +1,7 @@
-"""dro.py and toy.py against cvxpy, closed forms and properties; Eq. 1, 3, 4, 5, 9 on the population of Figure 1."""
+"""theory.f_divergence and theory.figure1 against cvxpy, closed forms and properties.
+
+Eq. 1, 3, 4, 5, 9 on the population of Figure 1.
+"""
 
 from __future__ import annotations
 

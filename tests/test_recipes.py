@@ -82,7 +82,7 @@ def test_training_uses_the_rate_of_each_step(digits: DataSet, recipe: str, monke
 
 
 def plain_loop(digits: DataSet, recipe: str) -> torch.nn.Module:
-    """DC's and GLaD's training in the plainest words: what `recipes.train` must give."""
+    """DC's and GLaD's training in the plainest words: what `training.train` must give."""
     x, y, tested = digits.train_images, digits.train_labels, []
     order, stream = generator(5, "evaluate", "order"), generator(5, "evaluate", "augment")
     model, momentum, pending = net(), {}, []

@@ -12,7 +12,7 @@ from rddlib.experiments.records import Record
 
 
 def record(seed: int, test: np.ndarray, valid: np.ndarray) -> Record:
-    """A record with the curves (E, K) of its audit and the readings as `audit.Audit.row` defines them."""
+    """A record with the curves (E, K) of its audit and the readings as `best_step.Audit.row` defines them."""
     chosen = [float(t[v.argmax()]) for t, v in zip(test, valid, strict=True)]
     metrics = {
         "audit_last": test[:, -1].tolist(), "audit_chosen": chosen, "audit_best": test.max(1).tolist(),

@@ -1,4 +1,7 @@
-"""theory.py: Eq. 6, 7, 8, 10, the assumptions and the steps of the proof, by exact sums, solvers and simulation."""
+"""theory.large_deviations by exact sums, solvers and simulation.
+
+Eq. 6, 7, 8, 10, the assumptions and the steps of the proof.
+"""
 
 from __future__ import annotations
 

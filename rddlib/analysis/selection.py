@@ -1,7 +1,7 @@
 """The selection audit: what reading a training at its best step would add to a number, and to a comparison.
 
-From one and the same training `audit` notes the last step, the step that validation images choose, and the best on
-test. What a reading adds is its difference to the last step, in points of accuracy.
+From one and the same training `evaluation.best_step` notes the last step, the step that validation images choose, and
+the best on test. What a reading adds is its difference to the last step, in points of accuracy.
 """
 
 from __future__ import annotations

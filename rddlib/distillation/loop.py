@@ -65,7 +65,7 @@ def outer_step(
 ) -> State:
     """`inner_steps` of images and network with one new network; pixels are then clamped. `state` is left as it is.
 
-    `make`: another kind of `Loop`, which goes the same way (`classwise`).
+    `make`: another kind of `Loop`, which goes the same way (`batched`).
     """
     loop = (make or Loop)(data, settings, state, prior)
     trainings = settings.inner_steps if loop.parts.train_last else settings.inner_steps - 1

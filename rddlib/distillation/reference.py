@@ -1,6 +1,6 @@
 """The method on one page: one outer step of distillation, plain, with every symbol of the paper and no fast path.
 
-This is the file to read first, and the one oracle: tests hold the fast loop (`loop`, `classwise`) to it in float64 for
+This is the file to read first, and the one oracle: tests hold the fast loop (`loop`, `batched`) to it in float64 for
 each method and each place of the risk term, and speed is measured against it. Sources: the loop of IDC (Kim et al.
 2022), DC and DSA (Zhao et al. 2021), DM (Zhao & Bilen 2023); the robust term of Eq. 2 and section 4.1 of the paper.
 """

@@ -87,7 +87,7 @@ def train(
 ) -> nn.Module:
     """Train one network on `images` (N, C, H, W), uint8 or [0, 1], from scratch, by the recipe of the settings.
 
-    Returns what is tested, in evaluation mode: the last step. `at` and `look` as in `recipes.train`.
+    Returns what is tested, in evaluation mode: the last step. `at` and `look` as in `training.train`.
     """
     net = networks.build(
         settings.eval_network, data.shape, data.n_classes, depth=settings.eval_depth, width=settings.eval_width,
@@ -112,7 +112,7 @@ def evaluate(
 
     Accuracies are in per cent. `cluster_min` is the smallest accuracy of the k-means groups as published, `class_min`
     that of the classes; with `eval_honest_groups` there are `feature_class_min`, `feature_min` and `balanced_min`.
-    `group_sizes`, `class_sizes` and so on stand beside them (`bench.nulls` says what chance gives), and `steps`, the
+    `group_sizes`, `class_sizes` and so on stand beside them (`metrics.nulls` says what chance gives), and `steps`, the
     updates of one training. With `eval_audit` there are `audit_last`, `audit_chosen`, `audit_best` and the curves
     behind them at `audit_steps`. `done` holds the results of trainings that need not be repeated; `on_seed` is called
     with all results so far; `folders` are those of `groups.kmeans_groups`; `factor` is that of a multi-formation set,

@@ -1,7 +1,7 @@
 """A generative prior from start to end: what can be refused first, then trained, kept, scored and kept again.
 
 The training goes on from its checkpoint, and a generator that is kept already, of the same data and settings, is not
-trained again. `gentrain` holds the training itself.
+trained again. `distillation.glad.training` holds the training itself.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def make(
     """The training record of a generator for `data`: the kept one, else trained now, scored and kept in `folder`.
 
     `folder` (default priors/ of the store) gets NAME.safetensors, NAME.json and NAME.png. `judge`: seed, steps and
-    width of the classifier that scores (`gentrain.score`). `replace` lets a generator of other data or settings go.
+    width of the classifier that scores (`training.score`). `replace` lets a generator of other data or settings go.
     A second process that asks for the same waits and gets the same. Cost: about 16 minutes on one core for CIFAR-10
     with the defaults, scoring included. Before any work: SettingError for what cannot be trained or scored,
     StoreError where another generator is kept or nothing can be written.

@@ -274,8 +274,8 @@ def _layer(width: int, norm: Callable[[int], nn.Module]) -> tuple[nn.Sequential,
 class Dropout(nn.Module):
     """Dropout that draws from a stream of its own, never from the global one; nothing is dropped in eval mode.
 
-    The stream starts from `seed`, which `nets.initialise` sets, at the first use on a device; a copy of the module goes
-    on where the original stood. Two networks of one seed drop the same units in the same calls.
+    The stream starts from `seed`, which `networks.initialise` sets, at the first use on a device; a copy of the module
+    goes on where the original stood. Two networks of one seed drop the same units in the same calls.
     """
 
     def __init__(self, p: float) -> None:

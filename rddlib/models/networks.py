@@ -1,7 +1,7 @@
 """The networks that are trained on distilled sets, by name, with weights drawn from an explicit generator.
 
 ConvNet is the field's common network (Gidaris & Komodakis 2018, in the form of DC, IDC and GLaD); the others stand in
-`archs`. Each has `embed()` and `forward()`, one linear layer apart.
+`architectures`. Each has `embed()` and `forward()`, one linear layer apart.
 """
 
 from __future__ import annotations

@@ -166,7 +166,7 @@ class Encoder(nn.Module):
 class Generator(nn.Module):
     """Mapping, synthesis and encoder for images `shape` (C, size, size) of `n_classes` classes, size 8, 16, 32, ..
 
-    Built without weights; `gentrain.train_generator` and `read` give it some.
+    Built without weights; `training.train_generator` and `read` give it some.
     """
 
     def __init__(self, settings: GeneratorSettings, shape: tuple[int, int, int], n_classes: int) -> None:
