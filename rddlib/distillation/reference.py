@@ -126,16 +126,20 @@ class Step:
         loss = F_.mean()
         if c is not None:
             loss = self.robust(F_, c) / (1 + self.s.average + self.s.worst)
-        axes = {"idc": 4, "dc": 2}[self.parts.metric]  # convolutions; all matrices
+        axes = 2 if self.parts.metric == "dc" else 4  # all matrices; convolutions
         matched = [p for p in self.theta.parameters() if p.ndim >= axes]
         return list(torch.autograd.grad(loss, matched, create_graph=True))
 
     def distance(self, target: list[Tensor], given: list[Tensor]) -> Tensor:
-        """Squared differences (IDC, DM), or 1 - cosine of every row (DC)."""
+        """Squared or absolute differences, or 1 - cosine of every row (DC)."""
         total = torch.zeros((), dtype=given[0].dtype)
         for a, b in zip(target, given, strict=True):
             if self.parts.metric == "idc":
                 total = total + ((a.detach() - b) ** 2).sum()
+            elif self.parts.metric == "l1":
+                total = total + (a.detach() - b).abs().sum()
+            elif self.parts.metric == "l1_mean":
+                total = total + (a.detach() - b).abs().mean()
             else:
                 a, b = a.detach().flatten(1), b.flatten(1)
                 norms = a.norm(dim=1) * b.norm(dim=1) + 1e-6
