@@ -50,6 +50,8 @@ CASES: dict[str, dict[str, Any]] = {
     "in the matched gradient, own class, lower": MATCHED | {"risk": "lower", "scope": "class"},
     "divided loss": UPPER | {"divide_loss": True, "average": 0.5, "worst": 2.0},
     "normalised image step": {"image_rule": "normalised", "lr_image": 0.005},
+    "absolute differences": {"metric": "l1", "lr_image": 1e-3},
+    "mean absolute differences": {"metric": "l1_mean", "lr_image": 1.0},
     "some of the tiles": {"factor": 2, "batch_synthetic": 5},
     "dsa": SIAMESE | {"method": "dsa", "inner_steps": 3},
     "dsa, upper": SIAMESE | UPPER | {"method": "dsa", "inner_steps": 3},
@@ -369,3 +371,32 @@ def test_groups_that_are_not_known_are_refused(changes: dict[str, Any], named: s
 def test_labels_of_groups_must_be_there(digits: DataSet) -> None:
     with pytest.raises(SettingError, match="groups_from"):
         distill.distill(digits, settings(groups_from="labels", risk="upper"))
+
+
+# --- as published -----------------------------------------------------------------------------------------
+
+
+def test_a_network_may_be_trained_before_the_first_image_step(digits: DataSet) -> None:
+    """As many updates by hand, from streams of their own: afterwards the other draws are those of a run without."""
+    s = settings(net_start_steps=3)
+    fast, plain = loop_of(digits, s), loop_of(digits, s)
+    fast.start_network()
+    sgd = torch.optim.SGD(plain.net.parameters(), s.lr_net, 0.9, weight_decay=5e-4)
+    for index in torch.randint(200, (3, 32), generator=plain.streams["start batch"]):
+        x, y = digits.normalise(digits.train_images[index]), digits.train_labels[index]
+        loss = plain._augmented_losses(x, y, plain.streams["start augment"]).mean()
+        sgd.zero_grad()
+        loss.backward()
+        sgd.step()
+    for ours, theirs in zip(fast.net.parameters(), plain.net.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs)
+    untouched = loop_of(digits, settings())
+    for name in ("real", "net batch", "net augment", "match augment"):
+        assert torch.equal(fast.streams[name].get_state(), untouched.streams[name].get_state())
+
+
+def test_dc_may_start_from_noise(digits: DataSet) -> None:
+    s = settings(method="dc", start="noise", ipc=50)
+    begun = distill.begin(digits, s, prior.load("none", digits, 1)).codes["pixels"]
+    normalised = digits.normalise(begun)
+    assert abs(float(normalised.mean())) < 0.02 and abs(float(normalised.std()) - 1) < 0.02

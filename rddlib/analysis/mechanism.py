@@ -73,7 +73,7 @@ def chosen_rates(trials: pd.DataFrame) -> pd.DataFrame:
         if table.empty:
             continue
         means = table.mean(axis=1)
-        best = float(means.index[means.argmax()])
+        best = float(means.index[int(means.argmax())])
         rows[name] = {
             "lr_image": best,
             "value": float(means.max()),

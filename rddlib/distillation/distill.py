@@ -76,8 +76,11 @@ def labels(data: DataSet, settings: DistillSettings) -> torch.Tensor:
 def begin(data: DataSet, settings: DistillSettings, source: prior.Prior) -> State:
     """The state before the first step: codes of real images, or of random latents, with no velocity."""
     stream = generator(settings.seed, "start")
-    index = batches.start_indices(data, settings, stream)
-    begun = synthetic.start(data, settings.ipc, settings.factor, stream, index)
+    if settings.start == "noise":
+        begun = synthetic.noise(data, settings.ipc, settings.factor, stream)
+    else:
+        index = batches.start_indices(data, settings, stream)
+        begun = synthetic.start(data, settings.ipc, settings.factor, stream, index)
     codes = source.encode(begun.images, labels(data, settings), generator(settings.seed, "codes"))
     return State(codes, {name: torch.zeros_like(code) for name, code in codes.items()})
 

@@ -37,6 +37,8 @@ STREAMS = (
     "real choice",
     "risk batch",
     "risk augment",
+    "start batch",
+    "start augment",
 )
 PROBED = 256  # images on which the loop's network is probed: a few milliseconds beside an outer step
 
@@ -68,6 +70,7 @@ def outer_step(
     `make`: another kind of `Loop`, which goes the same way (`batched`).
     """
     loop = (make or Loop)(data, settings, state, prior)
+    loop.start_network()
     trainings = settings.inner_steps if loop.parts.train_last else settings.inner_steps - 1
     probed = {0: "probe_first", trainings // 2: "probe_middle", trainings - 1: "probe_last"}
     if trainings == 1:
@@ -338,6 +341,18 @@ class Loop:
             loss.backward()
             self.optimiser.step()
         return sums / max(self.s.net_steps, 1)
+
+    def start_network(self) -> None:
+        """The updates before the first image step: real images, cross-entropy alone (IDC on ImageNet: ten epochs)."""
+        size, stream = (self.s.net_start_steps, self.s.net_batch), self.streams["start batch"]
+        if self.s.net_start_steps == 0:
+            return
+        for index in sent(torch.randint(len(self.data.train_labels), size, generator=stream), self.device).unbind():
+            x, y = self._net_batch(None, index)
+            loss = self._augmented_losses(x, y, self.streams["start augment"]).mean()
+            self.optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            self.optimiser.step()
 
     def _with_term(
         self, x: Tensor, y: Tensor, losses: Tensor, index: Tensor, extra: Tensor | None, looked_at: bool

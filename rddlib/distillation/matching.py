@@ -14,17 +14,17 @@ from torch import Tensor, nn
 from ..base import SettingError
 
 OBJECTIVES = ("gradient", "mean")
-METRICS = ("idc", "dc")
+METRICS = ("idc", "dc", "l1", "l1_mean")
 
 
 def matched_parameters(net: nn.Module, metric: str) -> list[nn.Parameter]:
-    """The parameters whose gradients are compared: convolution weights (IDC), all weight matrices (DC).
+    """The parameters whose gradients are compared: convolution weights (IDC, l1), all weight matrices (DC).
 
     Biases and norm parameters (one axis) never count.
     """
     if metric not in METRICS:
         raise SettingError("metric", metric, f"one of {', '.join(METRICS)}")
-    least = {"idc": 4, "dc": 2}[metric]
+    least = 2 if metric == "dc" else 4
     return [p for p in net.parameters() if p.ndim >= least]
 
 
@@ -44,15 +44,24 @@ def distance(real: Sequence[Tensor], synthetic: Sequence[Tensor], metric: str = 
 
     idc: sum over tensors of the squared differences (IDC section 3, released `mse`; for feature means DM's distance).
     dc: sum over layers and rows of 1 - cosine, a row being the weights into one output (DC, Zhao et al. 2021, Eq. 10).
+    l1, l1_mean: absolute differences, summed, or their mean in each tensor (IDC's options; l1 on ImageNet).
     """
     if metric not in METRICS:
         raise SettingError("metric", metric, f"one of {', '.join(METRICS)}")
-    one = _squares if metric == "idc" else _cosines
+    one = {"idc": _squares, "dc": _cosines, "l1": _absolute, "l1_mean": _absolute_mean}[metric]
     return torch.stack([one(r, s) for r, s in zip(real, synthetic, strict=True)]).sum()
 
 
 def _squares(real: Tensor, synthetic: Tensor) -> Tensor:
     return (real - synthetic).square().sum()
+
+
+def _absolute(real: Tensor, synthetic: Tensor) -> Tensor:
+    return (real - synthetic).abs().sum()
+
+
+def _absolute_mean(real: Tensor, synthetic: Tensor) -> Tensor:
+    return (real - synthetic).abs().mean()
 
 
 def _cosines(real: Tensor, synthetic: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from .glad.prior import STARTS
 from .kip.inducing_points import KipSettings
 
 GROUPS_FROM = ("nearest", "labels", "found")
-STARTS_FROM = ("random", "representative", "covering")
+STARTS_FROM = ("random", "representative", "covering", "noise")
 IMAGE_RULES = ("sgd", "normalised")
 RISKS = ("control", "released", "lower", "upper", "literal")
 
@@ -154,8 +154,8 @@ class DistillSettings(KipSettings):
     )
     start: str = setting(
         "random",
-        "real images from which the set begins: drawn, nearest to the centres of k-means clusters of a class's pixels, "
-        "or drawn from each group alike",
+        "what the set begins from: real images, drawn, nearest to the centres of k-means clusters of a class's pixels, "
+        "or drawn from each group alike; or, as DC, standard normal noise in normalised coordinates",
         choices=STARTS_FROM,
     )
     real_choice: str = setting(
@@ -169,6 +169,9 @@ class DistillSettings(KipSettings):
         None, "images of a class that are clustered, drawn anew each time; default: all of them", low=1
     )
     batch_synthetic: int = setting(128, "decoded images of a class in one matching step, at most", low=1)
+    net_start_steps: int = setting(
+        0, "updates of a new network on real images, cross-entropy alone, before the first image step with it", low=0
+    )
     net_steps: int = setting(8, "network updates after each image step", low=0)
     net_batch: int = setting(256, "images in one network update (the paper's 256)", low=1)
     lr_net: float = setting(0.01, "learning rate of the network", above=0)
@@ -268,5 +271,6 @@ def check_fit(data: DataSet, settings: DistillSettings) -> None:
                 "all stored images",
             )  # fmt: skip
     networks.check_fit(settings.network, data.shape, settings.depth, settings.width)
-    if settings.network == "vit" and (settings.parts().objective, settings.parts().metric) == ("gradient", "idc"):
-        raise SettingError("metric", "idc", "'dc' for a ViT, which has one convolution only")
+    parts = settings.parts()
+    if settings.network == "vit" and parts.objective == "gradient" and parts.metric != "dc":
+        raise SettingError("metric", parts.metric, "'dc' for a ViT, which has one convolution only")

@@ -150,6 +150,14 @@ def start(
     return SyntheticSet(encode(tiles, factor), ipc, factor)
 
 
+def noise(data: DataSet, ipc: int, factor: int, generator: torch.Generator) -> SyntheticSet:
+    """The initial set of DC: standard normal in normalised coordinates, so that many pixels lie outside [0, 1]."""
+    shape = (data.n_classes * ipc, *data.shape)
+    drawn = torch.randn(shape, generator=generator).to(data.train_images.device)
+    mean, std = (torch.tensor(v, device=drawn.device).view(-1, 1, 1) for v in (data.mean, data.std))
+    return SyntheticSet(drawn * std + mean, ipc, factor)
+
+
 def quantised(synthetic: SyntheticSet) -> SyntheticSet:
     """The set as it is stored: rounded to 256 levels."""
     return replace(synthetic, images=(synthetic.images.detach() * 255).round().clamp(0, 255) / 255)

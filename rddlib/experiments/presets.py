@@ -7,11 +7,13 @@ shorter outer loop. paper: the full published protocol (IDC, DC, DSA, DM, GLaD a
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from ..models import networks, training
 
 SCALES = ("smoke", "laptop", "cpu", "gpu", "paper")
+IMAGES_OF_TEN_CLASSES = 13000  # about 1,300 a class in ImageNet
 SIAMESE = ("dc", "dsa", "dm", "glad")  # one image a tile, DSA's augmentation, no CutMix
 
 # Widths for the short scales: a training step takes about as long as that of a ConvNet of 32 channels.
@@ -109,14 +111,37 @@ def _cpu(known: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+def _published_updates(known: dict[str, Any]) -> int:
+    """Updates of one evaluation as published: epochs of its recipe times the batches of a pass, for ten classes.
+
+    IDC: 1,000 epochs of batches of 64 at 32 px; on ImageNet 3,000 to 1,000, fewer for larger sets (argument.py). DC and
+    GLaD: 1,000 epochs of batches of 256, 300 without augmentation (DC).
+    """
+    method, recipe = known.get("method", "idc"), known.get("eval_recipe", "idc")
+    tiles = known.get("factor", 2) ** 2 if method in ("idc", "mix") else 1
+    decoded: int = known.get("ipc", 10) * tiles
+    epochs = 1000
+    if recipe == "idc" and known["dataset"].startswith("imagenet"):
+        epochs = next(n for most, n in ((1, 3000), (10, 2000), (50, 1500), (math.inf, 1000)) if decoded <= most)
+    if recipe == "dc" and known.get("eval_augment") == "none":
+        epochs = 300
+    return epochs * math.ceil(10 * decoded / (64 if recipe == "idc" else 256))
+
+
 def _long(known: dict[str, Any]) -> dict[str, Any]:
     """The published numbers: IDC's table, DC's rule for loop lengths (utils.py), DM's, and GLaD's as RDD runs it."""
-    ipc, factor, method = known.get("ipc", 10), known.get("factor", 2), known.get("method", "idc")
-    tiles = factor**2 if method in ("idc", "mix") else 1
-    batches_a_pass = -(-10 * ipc * tiles // 64)
-    found = {"lr_image": 5e-3 * ipc / 10, "eval_steps": 1000 * batches_a_pass, "eval_seeds": 5}
-    if method == "idc" and known["dataset"].startswith("svhn"):
+    ipc, method, name = known.get("ipc", 10), known.get("method", "idc"), known["dataset"]
+    found = {"lr_image": 5e-3 * ipc / 10, "eval_steps": _published_updates(known), "eval_seeds": 5}
+    if method == "idc" and name.startswith("svhn"):
         found |= {"net_steps": 2}  # IDC trains on 500 images there, on 2,000 for CIFAR-10
+        if ipc == 1 and known.get("factor", 2) == 1:
+            found |= {"eval_cutmix": 0.0, "eval_augment": "color_crop_cutout_scale_rotate"}
+    if method == "idc" and name.startswith("imagenet"):
+        ten_epochs = 10 * math.ceil(IMAGES_OF_TEN_CLASSES / 256)
+        found |= {"metric": "l1", "lr_image": 3e-3 * ipc / 10, "outer_steps": 500, "net_steps": 2,
+                  "net_start_steps": ten_epochs}  # fmt: skip
+    if method == "dc":
+        found |= {"start": "noise"}
     if method in ("dc", "dsa"):
         inner, epochs = {1: (1, 1), 50: (50, 10)}.get(ipc, (10, 50))
         found |= {"outer_steps": 1000, "inner_steps": inner, "net_steps": epochs * -(-10 * ipc // 256),

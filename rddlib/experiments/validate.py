@@ -56,7 +56,7 @@ def checked_record(raw: bytes, name: str) -> Record:
 
 def _check_types(record: Record) -> None:
     """Raise ValueError where a field holds what no run writes there; texts go to pages, so they stay plain."""
-    kinds: dict[str, Any] = {"str": str, "int": int, "float": (int, float), "dict": dict, "list": list}
+    kinds: dict[str, Any] = {"int": int, "str": str, "float": (int, float), "dict": dict, "list": list}
     for each in fields(Record):
         value = getattr(record, each.name)
         if not isinstance(value, kinds[str(each.type).split("[")[0]]) or isinstance(value, bool):
