@@ -21,11 +21,11 @@ import run_all  # noqa: E402
 import torch  # noqa: E402
 from measure import How, cores, device_name  # noqa: E402
 
-from rddlib import grid  # noqa: E402
 from rddlib.base import write_atomic  # noqa: E402
-from rddlib.presets import SCALES  # noqa: E402
-from rddlib.schedule import Scheduler, Where  # noqa: E402
-from rddlib.store import Store  # noqa: E402
+from rddlib.experiments import grid  # noqa: E402
+from rddlib.experiments.presets import SCALES  # noqa: E402
+from rddlib.experiments.records import Store  # noqa: E402
+from rddlib.experiments.workers import Scheduler, Where  # noqa: E402
 
 
 def check(device: str, out: Path) -> bool:

@@ -26,8 +26,8 @@ import torch
 from ceilings import ceilings, with_shares
 from measure import How, cores, device_name
 
-from rddlib import provenance
 from rddlib.base import write_atomic
+from rddlib.experiments import provenance
 
 FORMAT = "rddlib benchmarks 1"
 MAIN = ("training", "inner_step", "evaluation", "augmentation")

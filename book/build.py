@@ -67,7 +67,7 @@ def execute_quickstart(root: Path, build: Path) -> str:
     source, target, stamp = root / QUICKSTART, build / "executed" / QUICKSTART.name, build / "executed" / "stamp"
     if not source.exists():
         return f"no {QUICKSTART} yet"
-    key = fingerprint([source, *(root / "rddlib").glob("*.py"), root / "constraints.txt"], sys.version)
+    key = fingerprint([source, *(root / "rddlib").rglob("*.py"), root / "constraints.txt"], sys.version)
     if fresh(stamp, key, target):
         return "up to date"
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -156,7 +156,7 @@ def verdicts(root: Path, build: Path) -> str:
     if not script.exists():
         return "no verdicts"
     folders = ("data/runs/*/*.json", "data/grids/*.toml", "data/coverage/*.json", "data/*.json", "data/claims.csv",
-               "rddlib/*.py", "notebooks/*.ipynb", "book/*.md", "book/*.py")  # fmt: skip
+               "rddlib/**/*.py", "notebooks/*.ipynb", "book/*.md", "book/*.py")  # fmt: skip
     key = fingerprint((p for pattern in folders for p in root.glob(pattern)), sys.version)
     if not fresh(build / "generated.stamp", key, made):
         shutil.rmtree(made, ignore_errors=True)

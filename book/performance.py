@@ -381,7 +381,7 @@ def others(r: Found) -> list[str]:
     for case, entry in (at(r, "results", "probes") or {}).items():
         rows.append((f"Algorithm 2, a step's evaluations: loop over one batch ({case})", Value.of(entry["ratio"]), "x"))
     for name, entry in (at(r, "results", "imports") or {}).items():
-        what = f"import for the {name} (`{entry['module']}`), beyond torch"
+        what = f"import for the {name}, beyond torch"
         rows.append((what, Value.of(entry["beyond_torch"]), "s"))
     held = at(r, "results", "laptop_memory", "by_method") or {}
     for method, entry in held.items():

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 import torch
 
-from rddlib.experiment import Experiment
-from rddlib.store import Record
+from rddlib.experiments.experiment import Experiment
+from rddlib.experiments.records import Record
 
 ROOT = Path(__file__).resolve().parent.parent
 torch.set_num_threads(1)

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from rddlib import methods
-from rddlib.experiment import Experiment
-from rddlib.provenance import SUPERSEDED
-from rddlib.store import read_record
+from rddlib.distillation import settings
+from rddlib.experiments.experiment import Experiment
+from rddlib.experiments.provenance import SUPERSEDED
+from rddlib.experiments.records import read_record
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORDS = sorted(ROOT.glob("data/runs/*/*.json"))
@@ -33,7 +33,7 @@ def test_keys_follow_from_the_flat_settings(group: str) -> None:
         record = raw(path)
         experiment = Experiment(**record["experiment"])
         assert experiment.key == record["key"] == path.stem, path
-        if experiment.method not in methods.DISTILLED:
+        if experiment.method not in settings.DISTILLED:
             assert record.get("set_key", "") == experiment.set_key == "", path
         elif "set_key" in record:  # the oldest records were written before sets had keys of their own
             assert record["set_key"] == experiment.set_key, path

@@ -14,12 +14,15 @@ from pathlib import Path
 
 import pytest
 
-from rddlib import __main__ as cli
-from rddlib import evaluate, provenance, report, synthetic
+from rddlib import cli
+from rddlib.analysis import report
 from rddlib.base import SettingError
-from rddlib.experiment import MODES, SCALES, Experiment, fields, gather, load_data, run
-from rddlib.readers import DataError
-from rddlib.store import Store, StoreError
+from rddlib.data.sources import DataError
+from rddlib.distillation import synthetic
+from rddlib.evaluation import evaluate
+from rddlib.experiments import provenance
+from rddlib.experiments.experiment import MODES, SCALES, Experiment, fields, gather, load_data, run
+from rddlib.experiments.records import Store, StoreError
 
 TINY = {
     "train_limit": 200,
@@ -148,7 +151,7 @@ def test_real_images_are_never_kept(tmp_path: Path, method: str) -> None:
 def test_the_same_key_never_runs_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store, e = Store(tmp_path), tiny()
     first = run(e, store)
-    monkeypatch.setattr("rddlib.experiment._make", lambda *_: pytest.fail("ran again"))
+    monkeypatch.setattr("rddlib.experiments.experiment._make", lambda *_: pytest.fail("ran again"))
     assert run(e, store) == first
 
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from conftest import unmade
 
-from rddlib import grid
 from rddlib.base import SettingError
-from rddlib.experiment import Experiment
-from rddlib.grid import Job, Ledger, Tally
-from rddlib.presets import SCALES
-from rddlib.store import Record, Store
+from rddlib.experiments import grid
+from rddlib.experiments.experiment import Experiment
+from rddlib.experiments.grid import Job, Ledger, Tally
+from rddlib.experiments.presets import SCALES
+from rddlib.experiments.records import Record, Store
 
 FAST = {"train_limit": 200, "test_limit": 100, "width": 4, "eval_width": 4, "outer_steps": 2, "inner_steps": 1,
         "batch_real": 4, "net_batch": 16, "eval_steps": 2, "eval_groups": 2, "eval_seeds": 2, "eval_shifts": False,

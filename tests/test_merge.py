@@ -19,14 +19,15 @@ from conftest import ROOT, unmade
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rddlib import __main__ as cli
-from rddlib import merge as merging
-from rddlib import synthetic, validate
-from rddlib.experiment import Experiment
-from rddlib.grid import Ledger
-from rddlib.merge import merge
-from rddlib.store import Record, Store, StoreError
-from rddlib.synthetic import SyntheticSet
+from rddlib import cli
+from rddlib.distillation import synthetic
+from rddlib.distillation.synthetic import SyntheticSet
+from rddlib.experiments import merge as merging
+from rddlib.experiments import validate
+from rddlib.experiments.experiment import Experiment
+from rddlib.experiments.grid import Ledger
+from rddlib.experiments.merge import merge
+from rddlib.experiments.records import Record, Store, StoreError
 
 BASE = Experiment.preset("smoke", ipc=2, factor=1)
 OTHER_JUDGE = dataclasses.replace(BASE, eval_lr=0.02)  # another evaluation of the same set

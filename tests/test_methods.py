@@ -15,11 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rddlib import augment, data, distill, fused, loop, match, nets, prior, risk, synthetic
+from rddlib import risk
 from rddlib.base import SettingError, generator
-from rddlib.data import DataSet
-from rddlib.loop import Loop, State
-from rddlib.methods import LOOPED, PARTS, DistillSettings, check_fit
+from rddlib.data import augment, dataset
+from rddlib.data.dataset import DataSet
+from rddlib.distillation import distill, loop, matching, synthetic
+from rddlib.distillation.glad import prior
+from rddlib.distillation.loop import Drawn, Loop, State
+from rddlib.distillation.settings import LOOPED, PARTS, DistillSettings, check_fit
+from rddlib.models import fused, networks
 
 TINY = DistillSettings(
     depth=2, width=4, ipc=2, factor=1, outer_steps=2, inner_steps=2, batch_real=8, net_steps=2, net_batch=16,
@@ -31,7 +35,7 @@ TINY = DistillSettings(
 @pytest.fixture(scope="module")
 def digits() -> DataSet:
     """Digits as float64 in [0, 1], three classes: small enough for plain loops."""
-    d = data.load("digits", train_limit=200, test_limit=100)
+    d = dataset.load("digits", train_limit=200, test_limit=100)
     keep = d.train_labels < 3
     return dataclasses.replace(
         d, train_images=d.train_images[keep].double() / 255, train_labels=d.train_labels[keep], classes=("0", "1", "2")
@@ -40,6 +44,11 @@ def digits() -> DataSet:
 
 def method(name: str, **changes) -> DistillSettings:
     return dataclasses.replace(TINY, **({"method": name} | changes))
+
+
+def of_class(d: DataSet, c: int, theta: augment.Draw) -> Drawn:
+    """The first eight real images of a class under one draw."""
+    return Drawn((d.train_labels == c).nonzero().flatten()[:8], theta, None)
 
 
 def plain_rows(weight_gradient: Tensor) -> list[Tensor]:
@@ -64,7 +73,7 @@ class Plain:
         self.std = torch.tensor(d.std, dtype=torch.float64).view(-1, 1, 1)
         self.images = ((images - self.mean) / self.std).requires_grad_()
         self.streams = {n: generator(s.seed, "outer", outer, n) for n in loop.STREAMS}
-        self.net = nets.build("convnet", d.shape, d.n_classes, depth=s.depth, width=s.width,
+        self.net = networks.build("convnet", d.shape, d.n_classes, depth=s.depth, width=s.width,
                               generator=self.streams["net"]).double()  # fmt: skip
 
     def real(self, c: int) -> Tensor:
@@ -213,7 +222,7 @@ def test_matched_target_is_the_gradient_of_the_robust_objective(digits: DataSet,
     moving = robust_loop(digits, variant)
     x = digits.normalise(digits.train_images[digits.train_labels == 1][:8])
     theta = augment.draw("none", 1, 8, generator(0))
-    target = moving._target(x, 1, theta, moving._centre_places())
+    target = moving._target(of_class(digits, 1, theta), 1, moving._centre_places())
 
     with torch.no_grad():
         places = moving.net.embed(digits.normalise(moving.stored().images))[2:4]  # class 1's two images
@@ -259,23 +268,22 @@ def test_robust_target_is_the_plain_one_where_the_tail_is_all(digits: DataSet) -
     """alpha = 1, average only, one cluster: mean + mean, over 2, is the mean again."""
     moving = robust_loop(digits, ipc=1)
     moving.term = dataclasses.replace(moving.term, alpha=1.0, worst=0.0)
-    x, theta = (
-        digits.normalise(digits.train_images[digits.train_labels == 0][:8]),
-        augment.draw("none", 1, 8, generator(0)),
+    drawn = of_class(digits, 0, augment.draw("none", 1, 8, generator(0)))
+    robust, plain = (
+        moving._target(drawn, 0, moving._centre_places()),
+        moving._target(drawn, 0, None),
     )
-    robust, plain = moving._target(x, 0, theta, moving._centre_places()), moving._target(x, 0, theta, None)
     for a, b in zip(robust, plain, strict=True):
         assert torch.allclose(a, b, atol=1e-12)
 
 
 def test_released_term_leaves_the_target_as_it_is(digits: DataSet) -> None:
     moving = robust_loop(digits, "released")
-    x, theta = (
-        digits.normalise(digits.train_images[digits.train_labels == 0][:8]),
-        augment.draw("none", 1, 8, generator(0)),
-    )
+    drawn = of_class(digits, 0, augment.draw("none", 1, 8, generator(0)))
     for a, b in zip(
-        moving._target(x, 0, theta, moving._centre_places()), moving._target(x, 0, theta, None), strict=True
+        moving._target(drawn, 0, moving._centre_places()),
+        moving._target(drawn, 0, None),
+        strict=True,
     ):
         assert torch.allclose(a, b, atol=1e-12)
 
@@ -346,9 +354,9 @@ def test_history_is_thinned_to_means() -> None:
 
 
 def test_matched_weights_of_both_metrics() -> None:
-    net = nets.build("convnet", (3, 8, 8), 10, depth=2, width=4, generator=generator(0))
-    assert [p.ndim for p in match.matched_parameters(net, "idc")] == [4, 4]
-    assert [p.ndim for p in match.matched_parameters(net, "dc")] == [4, 4, 2]
+    net = networks.build("convnet", (3, 8, 8), 10, depth=2, width=4, generator=generator(0))
+    assert [p.ndim for p in matching.matched_parameters(net, "idc")] == [4, 4]
+    assert [p.ndim for p in matching.matched_parameters(net, "dc")] == [4, 4, 2]
     assert isinstance(net, nn.Module)
 
 

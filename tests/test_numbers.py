@@ -18,25 +18,17 @@ import torch
 from conftest import ROOT, tiny
 from torch import Tensor
 
-from rddlib import (
-    augment,
-    corruptions,
-    data,
-    distill,
-    evaluate,
-    groups,
-    kip,
-    match,
-    prior,
-    provenance,
-    recipes,
-    risk,
-    sets,
-    synthetic,
-)
+from rddlib import risk
 from rddlib.base import generator, write_atomic
-from rddlib.bench import TestBench
-from rddlib.experiment import Experiment
+from rddlib.data import augment, corruptions, dataset
+from rddlib.distillation import clusters, distill, matching, synthetic
+from rddlib.distillation.glad import prior
+from rddlib.distillation.kip import inducing_points
+from rddlib.evaluation import evaluate, groups
+from rddlib.evaluation.metrics import TestBench
+from rddlib.experiments import provenance, sets
+from rddlib.experiments.experiment import Experiment
+from rddlib.models import training
 
 FILE = Path(__file__).with_name("numbers.json")
 TOLERANCE = 1e-3  # relative to the size of a run's numbers: rounding shows at 1e-5, a change of meaning far above
@@ -88,8 +80,8 @@ def three_numbers(x: Tensor) -> list[float]:
     return [float(value) for value in (flat.norm(), flat.mean() * len(flat) ** 0.5, flat @ weights)]
 
 
-def digits(e: Experiment) -> data.DataSet:
-    return data.load("digits", size=e.size, train_limit=e.train_limit, test_limit=e.test_limit)
+def digits(e: Experiment) -> dataset.DataSet:
+    return dataset.load("digits", size=e.size, train_limit=e.train_limit, test_limit=e.test_limit)
 
 
 def distilled(e: Experiment) -> list[float]:
@@ -98,7 +90,7 @@ def distilled(e: Experiment) -> list[float]:
     made, history = distill.distill(images, e)
     if e.method == "kip":
         losses = [history[-1]["loss"], history[-1]["outside"]]
-        return [*three_numbers(made.images), *losses, kip.kernel_accuracy(made, images, e)]
+        return [*three_numbers(made.images), *losses, inducing_points.kernel_accuracy(made, images, e)]
     source = prior.load(e.parts().prior, images, e.prior_layer, e.prior_start)
     with torch.no_grad():
         start = source.decode(distill.begin(images, e, source).codes, distill.labels(images, e))
@@ -126,7 +118,7 @@ def drawn() -> list[float]:
 
 def benched() -> list[float]:
     """Every shifted and corrupted image, at a size at which all of them do something, and the published groups."""
-    images = data.load("digits", size=32, test_limit=100)
+    images = dataset.load("digits", size=32, test_limit=100)
     bench = TestBench.of(images, k=10, shifts=True, honest=False, corruptions=True)
     found = []
     for tested in (*bench.images.values(), *bench.corrupted.values()):
@@ -180,11 +172,11 @@ def slightly_more(function: Callable[..., Any]) -> Callable[..., Any]:
 CHANGES: dict[str, tuple[Any, str, Any, str]] = {
     "a wider crop": (augment, "CROP", 2 * augment.CROP, "idc"),
     "a weaker contrast": (augment, "CONTRAST", 0.9 * augment.CONTRAST, "train, idc"),
-    "a distance that counts three per cent more": (match, "distance", slightly_more(match.distance), "dc"),
-    "a faster decay of averaged weights": (recipes, "AVERAGED", {**recipes.AVERAGED, "glad": 0.1}, "train, glad"),
+    "a distance that counts three per cent more": (matching, "distance", slightly_more(matching.distance), "dc"),
+    "a faster decay of averaged weights": (training, "AVERAGED", {**training.AVERAGED, "glad": 0.1}, "train, glad"),
     "a risk that weighs three per cent more": (risk, "group_risk", slightly_more(risk.group_risk), "idc, upper tail"),
     "the first centre in the place of the nearest": (
-        groups,
+        clusters,
         "nearest",
         lambda points, centres: torch.zeros(len(points), dtype=torch.long),
         "idc, upper tail",
@@ -206,7 +198,7 @@ def write() -> str:
     before = pinned() if FILE.is_file() else {"results": 0, "values": {}}
     changed = [name for name in values if name in before["values"] and not agree(values[name], before["values"][name])]
     if changed and before["results"] == provenance.RESULTS:
-        return f"changed: {'; '.join(changed)}. Raise rddlib.provenance.RESULTS if that is meant; nothing was written"
+        return f"changed: {'; '.join(changed)}. Raise provenance.RESULTS if that is meant; nothing was written"
     lines = ",\n".join(f'  "{name}": {json.dumps(numbers)}' for name, numbers in values.items())
     write_atomic(FILE, f'{{\n "results": {provenance.RESULTS},\n "values": {{\n{lines}\n }}\n}}\n')
     return f"{len(values)} runs pinned for results version {provenance.RESULTS}; changed: {changed or 'none'}"

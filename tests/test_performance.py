@@ -132,7 +132,7 @@ def test_figures_are_small_labelled_and_described(tmp_path: Path) -> None:
 
 
 def test_every_colour_is_one_of_the_book() -> None:
-    from rddlib.report import COLOURS
+    from rddlib.analysis.report import COLOURS
 
     assert {page.BLUE, page.ORANGE} <= set(COLOURS)
 
@@ -235,8 +235,8 @@ def session(out: Path) -> list[str]:
 def test_a_session_checks_measures_runs_and_can_be_merged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import gpu_session
 
-    from rddlib.merge import merge
-    from rddlib.store import Store
+    from rddlib.experiments.merge import merge
+    from rddlib.experiments.records import Store
 
     out = tmp_path / "out"
     command = [sys.executable, str(SESSION), *session(out), "--minutes", "10", "--runs", "1"]
@@ -287,7 +287,7 @@ def test_a_session_without_a_gpu_says_how_to_try_it(tmp_path: Path, capsys: pyte
 def test_a_wrong_fast_form_is_seen_by_the_checks(monkeypatch: pytest.MonkeyPatch) -> None:
     import checks
 
-    from rddlib import loop
+    from rddlib.distillation import loop
 
     right = loop.Loop._move
     monkeypatch.setattr(
@@ -350,7 +350,7 @@ def test_the_benchmark_of_the_switch_times_two_ways_to_one_end() -> None:
     """Equality in double precision is tested in test_classwise.py; here that the two kinds are what they say."""
     import batched
 
-    from rddlib.classwise import ClassLoop
+    from rddlib.distillation.batched import ClassLoop
 
     loops = []
     for kind in measure.KINDS:

@@ -8,11 +8,15 @@ from typing import Any
 import pytest
 import torch
 
-from rddlib import data, distill, loop, prior, reference, risk, synthetic
+from rddlib import risk
 from rddlib.base import DivergenceError, SettingError, generator
-from rddlib.data import DataSet
-from rddlib.loop import Loop
-from rddlib.methods import DistillSettings
+from rddlib.data import dataset
+from rddlib.data.dataset import DataSet
+from rddlib.distillation import distill, loop, reference, synthetic
+from rddlib.distillation.clusters import with_found_groups
+from rddlib.distillation.glad import prior
+from rddlib.distillation.loop import Loop
+from rddlib.distillation.settings import DistillSettings
 from rddlib.risk import RiskTerm
 
 TINY = DistillSettings(
@@ -46,6 +50,8 @@ CASES: dict[str, dict[str, Any]] = {
     "in the matched gradient, own class, lower": MATCHED | {"risk": "lower", "scope": "class"},
     "divided loss": UPPER | {"divide_loss": True, "average": 0.5, "worst": 2.0},
     "normalised image step": {"image_rule": "normalised", "lr_image": 0.005},
+    "absolute differences": {"metric": "l1", "lr_image": 1e-3},
+    "mean absolute differences": {"metric": "l1_mean", "lr_image": 1.0},
     "some of the tiles": {"factor": 2, "batch_synthetic": 5},
     "dsa": SIAMESE | {"method": "dsa", "inner_steps": 3},
     "dsa, upper": SIAMESE | UPPER | {"method": "dsa", "inner_steps": 3},
@@ -59,7 +65,7 @@ CASES: dict[str, dict[str, Any]] = {
 @pytest.fixture(scope="module")
 def digits() -> DataSet:
     """Digits as float64 in [0, 1]."""
-    d = data.load("digits", train_limit=200, test_limit=100)
+    d = dataset.load("digits", train_limit=200, test_limit=100)
     return dataclasses.replace(d, train_images=d.train_images.double() / 255)
 
 
@@ -229,3 +235,168 @@ def test_a_run_that_diverges_stops_and_says_where(digits: DataSet, changes: dict
 
 def test_streams_have_different_names() -> None:
     assert len(set(loop.STREAMS)) == len(loop.STREAMS)
+
+
+# --- groups that are known before the loop ----------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def grouped(digits: DataSet) -> DataSet:
+    """Every fifth digit belongs to group 1."""
+    return dataclasses.replace(digits, train_groups=(torch.arange(len(digits.train_labels)) % 5 == 0).long())
+
+
+KNOWN: dict[str, Any] = {"groups_from": "labels", "match_augment": "none"}
+
+
+@pytest.mark.parametrize("method", ["idc", "dsa", "dm"])
+def test_each_group_of_a_class_may_be_matched_alike(grouped: DataSet, method: str) -> None:
+    """The target is the mean of the groups' own mean statistics, computed group by group."""
+    s = settings(**KNOWN, match_groups="equal", method=method)
+    fast, plain = loop_of(grouped, s), loop_of(grouped, s)
+    drawn = fast.draws([3])[0]
+    target = fast._target(drawn, 3, None)
+    by_group = []
+    for g in (0, 1):
+        own = drawn.real[grouped.train_groups[drawn.real] == g]
+        assert len(own) > 0
+        x = grouped.normalise(grouped.train_images[own])
+        if method == "dm":
+            by_group.append([plain.net.embed(x).mean(0)])
+            continue
+        loss = torch.nn.functional.cross_entropy(plain.net(x), torch.full((len(x),), 3))
+        by_group.append(torch.autograd.grad(loss, plain.matched))
+    for found, one, two in zip(target, *by_group, strict=True):
+        torch.testing.assert_close(found, (one + two) / 2)
+
+
+def test_equal_groups_are_the_distances_to_all_groups_together(grouped: DataSet) -> None:
+    """For squares, the gradient at the images of sum_g |t_g - s|^2 is G times that of |mean_g t_g - s|^2 (FairDD)."""
+    s = settings(**KNOWN, match_groups="equal")
+    fast, plain = loop_of(grouped, s), loop_of(grouped, s)
+    drawn = fast.draws([3])[0]
+    _, moved = fast.matching_gradient(3, None, drawn)
+    own = plain.codes["pixels"][6:8].clone().requires_grad_()
+    given = plain._statistic(plain.seen(own, drawn), 3)
+    total = torch.zeros((), dtype=torch.float64)
+    for g in (0, 1):
+        x = grouped.normalise(grouped.train_images[drawn.real[grouped.train_groups[drawn.real] == g]])
+        loss = torch.nn.functional.cross_entropy(plain.net(x), torch.full((len(x),), 3))
+        for a, b in zip(torch.autograd.grad(loss, plain.matched), given, strict=True):
+            total = total + ((a - b) ** 2).sum()
+    (expected,) = torch.autograd.grad(total / 2, own)
+    torch.testing.assert_close(moved["pixels"], expected)
+
+
+@pytest.mark.parametrize("where", ["network", "matching"])
+@pytest.mark.parametrize("scope", ["all", "class"])
+def test_the_term_takes_the_groups_of_the_data(grouped: DataSet, where: str, scope: str) -> None:
+    s = settings(**KNOWN, risk="upper", where=where, scope=scope, net_augment="none", cutmix=0.0, net_steps=1)
+    fast, plain = loop_of(grouped, s), loop_of(grouped, s)
+    if where == "matching":
+        drawn = fast.draws([3])[0]
+        index = drawn.real
+    else:
+        index = torch.randint(200, (32,), generator=plain.streams["net batch"])
+    x, y = grouped.normalise(grouped.train_images[index]), grouped.train_labels[index]
+    member = grouped.train_groups[index] + (2 * y if scope == "class" else 0)
+    losses = torch.nn.functional.cross_entropy(plain.net(x), y, reduction="none")
+    tails = torch.stack([risk.cvar(losses[member == g], s.alpha) for g in member.unique()])
+    loss = losses.mean() + tails.mean() + tails.max()
+    if where == "matching":
+        expected = torch.autograd.grad(loss / 3, plain.matched)
+        for found, each in zip(fast._target(drawn, 3, None), expected, strict=True):
+            torch.testing.assert_close(found, each)
+        return
+    told = fast.network_steps()
+    expected_told = torch.stack([losses.mean(), loss - losses.mean()]).detach()
+    torch.testing.assert_close(told, expected_told.float())
+
+
+def test_batches_and_starts_take_each_group_alike(grouped: DataSet) -> None:
+    s = settings(**KNOWN, real_choice="balanced", batch_real=9)
+    for drawn in loop_of(grouped, s).draws(range(10)):
+        counts = grouped.train_groups[drawn.real].bincount(minlength=2).tolist()
+        assert sorted(counts) == [4, 5]
+        assert len(grouped.train_labels[drawn.real].unique()) == 1
+    s = settings(**KNOWN, start="covering", ipc=4)
+    begun = distill.begin(grouped, s, prior.load("none", grouped, 1)).codes["pixels"]
+    for c in range(10):
+        places = [int((grouped.train_images - image).abs().flatten(1).sum(1).argmin()) for image in begun[4 * c :][:4]]
+        assert grouped.train_labels[places].tolist() == [c] * 4
+        assert sorted(grouped.train_groups[places].tolist()) == [0, 0, 1, 1]
+
+
+def test_a_representative_start_lies_nearer_to_the_class_than_a_random_one(digits: DataSet) -> None:
+    """Every image of a class is nearer to its nearest start image, on average over seeds."""
+    gaps = {}
+    for choice in ("random", "representative"):
+        found = []
+        for seed in range(5):
+            s = settings(start=choice, ipc=5, seed=seed)
+            begun = distill.begin(digits, s, prior.load("none", digits, 1)).codes["pixels"]
+            for c in range(10):
+                own = digits.train_images[digits.train_labels == c]
+                found.append(torch.cdist(own.flatten(1), begun[5 * c : 5 * c + 5].flatten(1)).amin(1).mean())
+        gaps[choice] = float(torch.stack(found).mean())
+    assert gaps["representative"] < 0.95 * gaps["random"]
+
+
+def test_groups_are_found_where_looks_differ() -> None:
+    """Digits of which every fourth is inverted: clusters in each class find the look without its label."""
+    d = dataset.load("digits", train_limit=600, test_limit=100)
+    look = torch.arange(600) % 4 == 0
+    images = torch.where(look.view(-1, 1, 1, 1), 255 - d.train_images, d.train_images)
+    found = with_found_groups(dataclasses.replace(d, train_images=images), 2)
+    again = with_found_groups(dataclasses.replace(d, train_images=images), 2)
+    assert torch.equal(found.train_groups, again.train_groups)
+    assert float((found.train_groups.bool() == look).double().mean()) > 0.95
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"match_groups": "equal"}, "match_groups"),
+        ({"real_choice": "balanced"}, "real_choice"),
+        ({"start": "covering"}, "start"),
+        (KNOWN | {"match_groups": "equal", "risk": "upper", "where": "matching"}, "match_groups"),
+        (KNOWN | {"method": "dsa", "risk": "upper"}, "groups_from"),
+    ],
+)
+def test_groups_that_are_not_known_are_refused(changes: dict[str, Any], named: str) -> None:
+    with pytest.raises(SettingError, match=f"^{named} "):
+        settings(**changes)
+
+
+def test_labels_of_groups_must_be_there(digits: DataSet) -> None:
+    with pytest.raises(SettingError, match="groups_from"):
+        distill.distill(digits, settings(groups_from="labels", risk="upper"))
+
+
+# --- as published -----------------------------------------------------------------------------------------
+
+
+def test_a_network_may_be_trained_before_the_first_image_step(digits: DataSet) -> None:
+    """As many updates by hand, from streams of their own: afterwards the other draws are those of a run without."""
+    s = settings(net_start_steps=3)
+    fast, plain = loop_of(digits, s), loop_of(digits, s)
+    fast.start_network()
+    sgd = torch.optim.SGD(plain.net.parameters(), s.lr_net, 0.9, weight_decay=5e-4)
+    for index in torch.randint(200, (3, 32), generator=plain.streams["start batch"]):
+        x, y = digits.normalise(digits.train_images[index]), digits.train_labels[index]
+        loss = plain._augmented_losses(x, y, plain.streams["start augment"]).mean()
+        sgd.zero_grad()
+        loss.backward()
+        sgd.step()
+    for ours, theirs in zip(fast.net.parameters(), plain.net.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs)
+    untouched = loop_of(digits, settings())
+    for name in ("real", "net batch", "net augment", "match augment"):
+        assert torch.equal(fast.streams[name].get_state(), untouched.streams[name].get_state())
+
+
+def test_dc_may_start_from_noise(digits: DataSet) -> None:
+    s = settings(method="dc", start="noise", ipc=50)
+    begun = distill.begin(digits, s, prior.load("none", digits, 1)).codes["pixels"]
+    normalised = digits.normalise(begun)
+    assert abs(float(normalised.mean())) < 0.02 and abs(float(normalised.std()) - 1) < 0.02

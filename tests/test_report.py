@@ -10,9 +10,10 @@ import pytest
 import torch
 from conftest import unmade
 
-from rddlib import provenance, report
+from rddlib.analysis import report
 from rddlib.base import SettingError
-from rddlib.store import Record
+from rddlib.experiments import provenance
+from rddlib.experiments.records import Record
 
 SETTINGS = {"dataset": "digits", "ipc": 1, "method": "idc"}
 

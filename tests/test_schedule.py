@@ -23,13 +23,14 @@ from typing import Any
 
 import pytest
 
-from rddlib import __main__ as cli
-from rddlib import grid, schedule, synthetic
+from rddlib import cli
 from rddlib.base import SettingError, numpy_generator
-from rddlib.experiment import Experiment, run
-from rddlib.grid import Job, Ledger
-from rddlib.schedule import Outcome, Scheduler, Where
-from rddlib.store import Store, StoreError
+from rddlib.distillation import synthetic
+from rddlib.experiments import grid, workers
+from rddlib.experiments.experiment import Experiment, run
+from rddlib.experiments.grid import Job, Ledger
+from rddlib.experiments.records import Store, StoreError
+from rddlib.experiments.workers import Outcome, Scheduler, Where
 
 FAST = {"train_limit": 200, "test_limit": 100, "width": 4, "eval_width": 4, "outer_steps": 2, "inner_steps": 1,
         "batch_real": 4, "net_batch": 16, "eval_steps": 2, "eval_groups": 2, "eval_seeds": 2, "eval_shifts": False,
@@ -38,7 +39,7 @@ LONG = {"outer_steps": 500}  # a checkpoint after every tenth step, and much to 
 SOON = 300.0  # seconds after which a test gives up waiting
 
 SERVER: Any = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["rddlib.__main__", *schedule.LATE, "pytest"])
+SERVER.set_forkserver_preload(["rddlib.cli", *workers.LATE, "pytest"])
 
 
 def job(value: float = 1.0, **changes: object) -> Job:
@@ -179,7 +180,7 @@ def test_a_failing_run_is_kept_and_the_others_go_on(tmp_path: Path) -> None:
 
 def test_a_run_that_succeeds_at_last_is_no_failure(tmp_path: Path) -> None:
     store, wanted = Store(tmp_path), job(method="random")
-    schedule.note_failure(store, wanted.experiment, "no such luck")
+    workers.note_failure(store, wanted.experiment, "no such luck")
     assert Ledger(store).error(wanted.key) == "no such luck"
     outcome = Scheduler([wanted], store).go()
     assert outcome.made == [wanted.key] and Ledger(store).state(wanted.key) == "done"
@@ -199,7 +200,7 @@ def test_a_run_at_the_deadline_is_stopped_with_its_checkpoint(tmp_path: Path, mo
     store, jobs = Store(tmp_path), [job(**LONG), job(method="random")]
     state = store.work(jobs[0].set_key) / "state.pt"
     clock = SimpleNamespace(monotonic=lambda: 1e6 if state.is_file() else 0.0, sleep=time.sleep)
-    monkeypatch.setattr(schedule, "time", clock)  # the hour strikes once a checkpoint is there
+    monkeypatch.setattr(workers, "time", clock)  # the hour strikes once a checkpoint is there
     outcome = Scheduler(jobs, store).go(minutes=1)
     assert (outcome.status, outcome.made, outcome.failed) == (3, [], {})
     assert outcome.left == [j.key for j in jobs] and state.is_file()
@@ -242,7 +243,7 @@ def test_no_space_at_any_write_leaves_what_can_go_on(tmp_path: Path, monkeypatch
         allowed += 1
     assert allowed > 4 and store.records()[0].metrics == whole.metrics
     monkeypatch.setattr(os, "fsync", lambda file: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left")))
-    schedule.note_failure(store, job(seed=8).experiment, "full")  # cannot be kept, and is no error itself
+    workers.note_failure(store, job(seed=8).experiment, "full")  # cannot be kept, and is no error itself
 
 
 class _any:
@@ -279,7 +280,7 @@ def test_runs_side_by_side_have_one_thread_each(
 
 def test_a_run_has_the_threads_that_it_is_given(tmp_path: Path) -> None:
     wanted, store = job(method="random"), Store(tmp_path)
-    process = SERVER.Process(target=schedule.work, args=(vars(wanted.experiment), str(tmp_path), Where(), 1))
+    process = SERVER.Process(target=workers.work, args=(vars(wanted.experiment), str(tmp_path), Where(), 1))
     process.start()
     process.join(SOON)
     assert store.records()[0].device.startswith("cpu, 1 thr")
@@ -289,7 +290,7 @@ def test_a_run_that_is_killed_is_noted_and_the_others_go_on(tmp_path: Path, monk
     store, jobs = Store(tmp_path), [job(**LONG), job(method="random")]
     scheduler = Scheduler(jobs, store)
     scheduler.context = forking()
-    monkeypatch.setattr(schedule, "run", _killed_unless_random)
+    monkeypatch.setattr(workers, "run", _killed_unless_random)
     outcome = scheduler.go()
     assert outcome.made == [jobs[1].key] and "SIGKILL (out of memory?)" in outcome.failed[jobs[0].key]
     assert "SIGKILL" in Ledger(store).error(jobs[0].key)
@@ -336,7 +337,7 @@ def test_what_another_call_holds_is_waited_for_and_not_made_again(tmp_path: Path
     with ThreadPoolExecutor(1) as pool:
         with store.lock(f"{wanted.key}.claim"):
             outcome = pool.submit(Scheduler([wanted], store).go)
-            time.sleep(3 * schedule.LOOK_AGAIN)
+            time.sleep(3 * workers.LOOK_AGAIN)
             assert not outcome.done()
             run(wanted.experiment, store)
         assert outcome.result(SOON) == Outcome()

@@ -18,9 +18,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rddlib import __main__ as cli
-from rddlib import grid
-from rddlib.presets import SCALES
+from rddlib import cli
+from rddlib.experiments import grid
+from rddlib.experiments.presets import SCALES
 
 ROOT = Path(__file__).resolve().parent.parent
 SNAKEMAKE = shutil.which(os.environ.get("SNAKEMAKE") or "snakemake")

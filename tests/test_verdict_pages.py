@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from conftest import script, unmade
 
-from rddlib import claims, verdicts
-from rddlib.experiment import Experiment
-from rddlib.grid import Ledger
+from rddlib.analysis import claims, verdicts
+from rddlib.experiments.experiment import Experiment
+from rddlib.experiments.grid import Ledger
+from rddlib.experiments.records import Record, Store
 from rddlib.stats import paired_difference
-from rddlib.store import Record, Store
 
 ROOT = Path(__file__).resolve().parent.parent
 
