@@ -21,6 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 QUICKSTART = Path("notebooks/00_quickstart.ipynb")
 TOP_FILES = ("_config.yml", "_toc.yml")
+PRINTED = ("rddlib/distillation/reference.py",)  # code that a page shows
 SCRIPTS = ("build.py", "equations.py", "performance.py", "verdicts.py", "costs.py")  # no pages
 CELL, KEY = re.compile(r"(?<=<td>)[^<]*(?=</td>)"), re.compile(r"\b[0-9a-f]{8}(?:[0-9a-f]{8})?\b")
 FRAGMENT = re.compile(r"^<!-- generated: (\w+) -->$", re.MULTILINE)
@@ -131,6 +132,9 @@ def stage(root: Path, build: Path) -> str:
         if (root / folder).is_dir():
             shutil.copytree(root / folder, source / folder, ignore=hidden)
     for name in TOP_FILES:
+        shutil.copy2(root / name, source / name)
+    for name in (n for n in PRINTED if (root / n).is_file()):  # Sphinx names a page whose code is missing
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(root / name, source / name)
     executed = build / "executed" / QUICKSTART.name
     if executed.exists() and (root / QUICKSTART).exists():
