@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import hashlib
+import json
 import math
+import shutil
+import subprocess
 
 import numpy as np
 import pytest
@@ -12,7 +17,12 @@ from scipy import stats
 
 from rddlib.analysis import rules
 from rddlib.analysis.rules import Mechanism
-from rddlib.base import SettingError, numpy_generator
+from rddlib.base import SettingError, numpy_generator, repository_root
+
+ROOT = repository_root()
+RULE = json.loads((ROOT / "data" / "claims_rule.json").read_text())
+DECIDES = {"mechanism", "t_interval", "decide", "_rose", "_place", "one_sided", "holm", "looks"}
+NUMBERS = {"LEAST_SEEDS", "ROOM", "GATE", "FALL", "LOOKS"}
 
 ON, OFF, NO_GATE = Mechanism("on", ""), Mechanism("off", "chance"), Mechanism("gate not run", "not measured")
 
@@ -129,3 +139,39 @@ def test_a_look_that_is_not_complete_is_not_taken() -> None:
     assert rules.looks({"a": strong[:4]}) == {"a": None}
     assert rules.looks({"a": strong, "b": strong[:3]}) == {"a": None, "b": None}
     assert rules.looks({"a": strong}) == {"a": 5}
+
+
+# --- fixed ------------------------------------------------------------------------------------------------
+
+
+def fingerprint(rules_text: str, mechanism_text: str) -> str:
+    """Hash of all that decides: the functions without their docstrings and the thresholds; layout does not matter."""
+    parts = []
+    for text, names in ((rules_text, NUMBERS), (mechanism_text, {"LEARNT"})):
+        for node in ast.parse(text).body:
+            if isinstance(node, ast.FunctionDef) and node.name in DECIDES and names is NUMBERS:
+                node.body = node.body[1:] if ast.get_docstring(node) is not None else node.body
+                parts.append(ast.dump(node))
+            if isinstance(node, ast.Assign) and {getattr(t, "id", "") for t in node.targets} & names:
+                parts.append(ast.dump(node))
+    return hashlib.sha256("\n".join(sorted(parts)).encode()).hexdigest()
+
+
+def test_the_rule_is_the_one_that_was_fixed() -> None:
+    """A change of the rule needs a new entry in data/claims_rule.json, and a line on the page of verdicts."""
+    files = [ROOT / "rddlib" / "analysis" / f"{name}.py" for name in ("rules", "mechanism")]
+    now = [path.read_text() for path in files]
+    assert fingerprint(*now) == RULE["sha256"]
+    for before, after in (("GATE = 2.0", "GATE = 1.0"), ("interval.low > 0:", "interval.low > -1:")):
+        assert fingerprint(now[0].replace(before, after), now[1]) != RULE["sha256"]
+    assert fingerprint(now[0], now[1].replace("LEARNT = 3.0", "LEARNT = 2.0")) != RULE["sha256"]
+
+
+def test_the_rule_stood_in_the_commit_that_is_said_to_have_fixed_it() -> None:
+    if shutil.which("git") is None or not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    names = [f"{RULE['fixed_in']}:rddlib/analysis/{name}.py" for name in ("rules", "mechanism")]
+    shown = [subprocess.run(["git", "show", n], cwd=ROOT, capture_output=True, text=True, check=False) for n in names]
+    if any(done.returncode for done in shown):
+        pytest.skip("the history is not here")
+    assert fingerprint(*(done.stdout for done in shown)) == RULE["sha256"]

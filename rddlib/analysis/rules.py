@@ -39,7 +39,7 @@ ROOM = 5.0  # points above chance that the better arm needs
 GATE = 2.0  # points by which training the loop's network has to move accuracy, on average over seeds
 FALL = 0.2  # share of ln(n_classes) by which the cross-entropy of an old record has to have fallen
 # Seeds -> one-sided level of the primary comparison. Simulated with t tests and 200,000 draws, one hypothesis errs
-# 2.56 % of the time (at most 2.75 % by Bonferroni) and alone finds a point with power .98 at a paired spread of .70 points.
+# 2.56 % of the time (at most 2.75 % by Bonferroni); alone, it finds a point with power .98 at a paired spread of .70.
 LOOKS = {5: 0.005, 10: 0.0225}
 
 
