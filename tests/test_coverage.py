@@ -121,3 +121,9 @@ def test_storing_as_tiles_blurs_and_keeps_the_number() -> None:
     back = coverage._stored(images, 2)
     assert back.shape == (8, 1, 8, 8) and coverage.roughness(back) < coverage.roughness(images)
     assert torch.equal(coverage._stored(images, 1), images)
+
+
+def test_each_number_of_images_a_class_has_a_file_of_its_own() -> None:
+    assert coverage.file("cifar10", "laptop", 1) != coverage.file("cifar10", "laptop", 10)
+    kept = json.loads(coverage.file("cifar10", "laptop", 10).read_text())
+    assert {about["ipc"] for about in kept["sets"].values()} == {10}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -47,6 +49,15 @@ def test_each_run_is_compared_with_its_own_control() -> None:
     )
     assert rows["accuracy"].to_numpy() == pytest.approx(rows["alpha"].to_numpy())
     assert rows["accuracy error"].max() < 1e-12
+
+
+def test_a_record_from_before_a_setting_existed_is_paired_with_a_new_one() -> None:
+    new = [Experiment.preset("laptop", dataset="cifar10", ipc=10, risk=risk) for risk in ("control", "upper")]
+    control, upper = record(new[0], [50.0, 51.0]), record(new[1], [52.0, 53.0])
+    late = ("centres_in_all", "risk_images", "image_rule", "worst_step", "divide_loss")
+    old = replace(control, experiment={k: v for k, v in control.experiment.items() if k not in late})
+    rows = multiverse.specifications([old, upper], ["accuracy"])
+    assert rows["accuracy"].tolist() == [2.0]
 
 
 def test_runs_without_a_control_are_left_out() -> None:

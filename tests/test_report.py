@@ -46,6 +46,16 @@ def test_differences_are_paired_by_seed() -> None:
     assert report.differences(fewer, "idc control", ["idc upper"], ["accuracy"]).iloc[0, 0].n == 2
 
 
+def test_data_sets_and_images_a_class_are_never_mixed_in_one_interval() -> None:
+    other = {"dataset": "cifar10", "seed": 7}
+    elsewhere = dataclasses.replace(RECORDS[0], experiment=RECORDS[0].experiment | other)
+    more = dataclasses.replace(RECORDS[0], experiment=RECORDS[0].experiment | {"ipc": 10})
+    twice = dataclasses.replace(RECORDS[0], key="another")
+    for added in (elsewhere, more, twice):
+        with pytest.raises(SettingError, match="rows of one data set, IPC and run"):
+            report.intervals(report.frame([*RECORDS, added]), ["idc control"], ["accuracy"])
+
+
 def test_null_uses_the_sizes_of_the_groups() -> None:
     assert 44 < report.nulls(RECORDS, "idc control").mean < 51
 

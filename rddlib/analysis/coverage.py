@@ -205,9 +205,9 @@ def maps(
 # --- keeping ----------------------------------------------------------------------------------------------
 
 
-def file(dataset: str, scale: str) -> Path:
-    """Where the measurements of a data set at a scale are kept."""
-    return repository_root() / "data" / "coverage" / f"{dataset.split(':')[0]}_{scale}.json"
+def file(dataset: str, scale: str, ipc: int) -> Path:
+    """Where the measurements of a data set at a scale are kept, one file for each number of images a class."""
+    return repository_root() / "data" / "coverage" / f"{dataset.split(':')[0]}_{scale}_{ipc}.json"
 
 
 def arms_of(page: Page, dataset: str, ipc: int) -> dict[tuple[str, str], Arm]:
@@ -252,7 +252,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not (sets := sets_of(page, chosen.dataset, chosen.ipc)):
         raise SettingError("dataset", chosen.dataset, "one with distilled sets in the store")
     size = page.experiments[0].size
-    print(write(file(chosen.dataset, chosen.scale), measure(load(chosen.dataset, size=size), sets)))
+    print(write(file(chosen.dataset, chosen.scale, chosen.ipc), measure(load(chosen.dataset, size=size), sets)))
 
 
 if __name__ == "__main__":

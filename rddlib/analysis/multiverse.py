@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,9 +18,11 @@ import pandas as pd
 from scipy import stats
 
 from ..base import SettingError
+from ..experiments.experiment import Experiment
 from ..experiments.records import Record
 
-OF_THE_TERM = ("risk", "where", "alpha", "average", "worst", "scope", "space", "max_centres", "centre_choice")
+OF_THE_TERM = ("risk", "where", "alpha", "average", "worst", "scope", "space", "max_centres", "centre_choice",
+               "centres_in_all", "risk_images", "worst_step", "divide_loss")  # fmt: skip
 CHOICES = ("tail", "alpha", "scope", "space", "images a class", "network", "width")
 CLEAR = 2.0  # a gain this many standard errors (of the trainings) from zero is called clear of them
 
@@ -45,7 +47,8 @@ def specifications(records: Iterable[Record], tests: Sequence[str] = ("accuracy"
     "<test> error" is the standard error of a gain that the trainings alone leave, sets being as they are. Width is
     "whole" or "half", by the widest run of the same network.
     """
-    records = list(records)
+    defaults = asdict(Experiment())  # a record made before a setting existed had that setting's default
+    records = [replace(r, experiment=defaults | r.experiment) for r in records]
     controls = {_context(r.experiment): r for r in records if r.experiment["risk"] == "control"}
     widest: dict[str, int] = {}
     for r in records:

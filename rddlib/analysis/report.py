@@ -59,10 +59,17 @@ def frame(records: Iterable[Record], tests: Sequence[str] = TESTS) -> pd.DataFra
 
 
 def table(rows: pd.DataFrame, name: str, test: str) -> NDArray[np.float64]:
-    """Values (D, E) of one arm and test, seeds in order; every seed must have as many evaluations."""
+    """Values (D, E) of one arm and test, seeds in order; every seed must have as many evaluations.
+
+    Raises SettingError for an arm without values, and where rows of several data sets or numbers of images a class
+    (or of runs that differ in another setting) would be mixed: choose among the rows first.
+    """
     chosen = rows[(rows["arm"] == name) & (rows["test"] == test)]
     if chosen.empty:
         raise SettingError("arm", name, f"one of {', '.join(sorted(set(rows['arm'])))} with test {test!r}")
+    if chosen.duplicated(["seed", "evaluation"]).any() or len(chosen[["dataset", "ipc"]].drop_duplicates()) > 1:
+        kinds = sorted({f"{d}, IPC {i}" for d, i in zip(chosen["dataset"], chosen["ipc"], strict=True)})
+        raise SettingError("rows", "; ".join(kinds), f"rows of one data set, IPC and run a seed for arm {name!r}")
     return chosen.pivot(index="seed", columns="evaluation", values="value").to_numpy()
 
 
