@@ -7,6 +7,7 @@ gradients to the images. Images are float, normalised, (N, C, H, W).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -39,6 +40,31 @@ class Draw:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         stays = "crop" if self.crop is not None and len(self.crop) == 1 else ""
         return Draw(**{k: v if v is None or k == stays else sent(v, device) for k, v in values.items()})
+
+
+def joined(draws: Sequence[Draw], strategy: str, times: int, size: int) -> Draw:
+    """Shared draws of n batches, by this strategy, as one: rows 0 .. n - 1 `times` over, one for each image.
+
+    For images of `size` px of the batches in turn. It has all fields that the strategy may need, whatever was drawn,
+    so that the same operations follow each time: where a draw has none, the row leaves the image as it is.
+    """
+    names = operations(strategy)
+    still = {
+        "flip": torch.zeros(1, dtype=torch.bool),
+        "color": torch.full((1, 3), 0.5),
+        "crop": torch.zeros(1, 2, dtype=torch.long),
+        "affine": torch.eye(2, 3)[None],
+        "cutout": torch.full((1, 2), -2.0 * size),
+    }
+    needed = {"flip", "color", "crop", "cutout"} & set(names)
+    if {"scale", "rotate"} & set(names):
+        needed.add("affine")
+    rows = {}
+    for name in needed:
+        given = [getattr(each, name) for each in draws]
+        row = torch.cat([still[name] if g is None else g for g in given])
+        rows[name] = row.repeat(times, *[1] * (row.ndim - 1))
+    return Draw(**rows)
 
 
 def operations(strategy: str) -> tuple[str, ...]:

@@ -17,14 +17,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call, vmap
 
-from . import augment, fused, match
-from .base import SettingError
+from . import augment, fused, match, synthetic
+from .base import SettingError, sent, sent_together
 from .data import DataSet
 from .loop import Drawn, Loop, State
 from .methods import LOOPED, DistillSettings
@@ -70,14 +71,15 @@ class ClassLoop(Loop):
 
     def image_steps(self) -> Tensor:
         """As `Loop.image_steps`: moves the images of every class, returns the summed distance."""
-        places, drawn, at = self._matched_places(), self.draws(range(self.data.n_classes)), self.reading_points()
+        places, drawn, at = self._matched_places(), self.host_draws(range(self.data.n_classes)), self.reading_points()
         found = {name: torch.zeros_like(code) for name, code in at.items()}
         gaps = next(iter(at.values())).new_zeros(self.data.n_classes)
         if self.s.classes_at_once:
-            own = list(self.own)
-            gap, gradient = self.gradients(at["pixels"][own], own, [drawn[c] for c in own])
+            own = slice(self.own.start, self.own.stop, self.own.step)
+            gap, gradient = self.gradients(at["pixels"][own], self.own, drawn[own])
             gaps[own], found["pixels"][own] = gap.to(gaps.dtype), gradient
         else:
+            drawn = self._on_device(drawn)
             for c in self.own:
                 gap, gradients = self.matching_gradient(c, places, drawn[c], {name: x[c] for name, x in at.items()})
                 gaps[c] = gap
@@ -95,17 +97,67 @@ class ClassLoop(Loop):
         moved = {name: self._by_class(v) * _like(self.before, v) for name, v in self.velocity.items()}
         return {name: code - self.rates[name] * moved[name] for name, code in x.items()}
 
-    def gradients(self, x: Tensor, classes: Sequence[int], drawn: Sequence[Drawn]) -> tuple[Tensor, Tensor]:
-        """Distance of each of these classes (n,) and its gradient at their images x (n, ipc, C, H, W), all at once."""
-        x = x.detach().requires_grad_()
-        labels = torch.tensor(classes, device=x.device)
+    def gradients(self, x: Tensor, classes: range, drawn: Sequence[Drawn]) -> tuple[Tensor, Tensor]:
+        """Distance of each of these classes (n,) and its gradient at their images x (n, ipc, C, H, W), all at once.
+
+        `drawn`: one draw a class, on the host. In the batches that are seen the classes take turns, image by image.
+        """
+        n, x = len(classes), x.detach().requires_grad_()
+        real, real_theta, place, theta = self._joined(drawn)
+        wanted = augment.apply(self.data.normalise(self.data.train_images[real]), real_theta)
+        decoded = synthetic.decode(x.flatten(0, 1), self.s.factor)
+        given = augment.apply(self.data.normalise(decoded[place]), theta)
+        labels = torch.arange(classes.start, classes.stop, classes.step, device=x.device)
+        written_out = self.parts.objective == "gradient" and fused.differentiable(self.net) and fused.allowed(given)
+        way = self._written_out if written_out and not _autocast(x) else self._repeated
+        gaps, at_given = way(wanted, given, labels)
+        (gradient,) = torch.autograd.grad(given, x, at_given)
+        return gaps, gradient
+
+    def _joined(self, drawn: Sequence[Drawn]) -> tuple[Tensor, augment.Draw, Tensor, augment.Draw]:
+        """Draws of n classes as those of two batches, classes in turn, on the device: sent in one copy.
+
+        Indices of real images (batch_real * n,), their draw, places of the matched ones among the decoded images of
+        these classes (batch_synthetic * n,), and their draw.
+        """
+        decoded, size = self.s.ipc * self.s.factor**2, self.data.shape[1]
+        real = torch.stack([each.real for each in drawn], 1).flatten()
+        every = torch.arange(decoded)
+        chosen = [(every if each.some is None else each.some) + i * decoded for i, each in enumerate(drawn)]
+        place = torch.stack(chosen, 1).flatten()
+        thetas = [each.theta for each in drawn]
+        joined = [augment.joined(thetas, self.s.match_augment, len(t) // len(drawn), size) for t in (real, place)]
+        fields = [list(vars(theta).values()) for theta in joined]
+        there = sent_together([real, place, *fields[0], *fields[1]], self.device)
+        number = len(fields[0])
+        first, second = augment.Draw(*there[2 : 2 + number]), augment.Draw(*there[2 + number :])
+        return cast(Tensor, there[0]), first, cast(Tensor, there[1]), second
+
+    def _written_out(self, wanted: Tensor, given: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Distances (n,) and the gradient of their sum at the images `given`; both batches have classes in turn."""
+        n, metric = len(labels), self.parts.metric
+
+        def loss(logits: Tensor) -> Tensor:
+            times = len(logits) // n
+            return F.cross_entropy(logits, labels.repeat(times), reduction="sum") / times
+
+        def distances(found: list[Tensor]) -> Tensor:
+            own = [g.unflatten(0, (n, -1)) for g in found]
+            return vmap(partial(match.distance, metric=metric))(target, own)
+
+        linear = metric == "dc"
+        target = [g.unflatten(0, (n, -1)) for g in fused.weight_gradients(self.net, wanted, loss, linear, n)]
+        return fused.image_gradient(self.net, given.detach(), loss, distances, linear, n)
+
+    def _repeated(self, wanted: Tensor, given: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """As `_written_out` for any network and for feature means: weights repeated for every class, autograd."""
+        given, n = given.detach().requires_grad_(), len(labels)
+        by_class = [t.unflatten(0, (-1, n)).transpose(0, 1) for t in (wanted, given)]
         with fused.use(False):  # the fused forms are not for torch.func
-            wanted = torch.stack([augment.apply(self.real_images(each), each.theta) for each in drawn])
-            given = torch.stack([self.seen(images, each) for images, each in zip(x, drawn, strict=True)])
-            target = [t.detach() for t in self.statistics(wanted, labels)]
-            found = self.statistics(given, labels)
+            target = [t.detach() for t in self.statistics(by_class[0], labels)]
+            found = self.statistics(by_class[1], labels)
             gaps = vmap(partial(match.distance, metric=self.parts.metric))(target, found)  # (n,)
-            (gradient,) = torch.autograd.grad(gaps.sum(), x)
+            (gradient,) = torch.autograd.grad(gaps.sum(), given)
         return gaps.detach(), gradient
 
     def statistics(self, x: Tensor, labels: Tensor) -> list[Tensor]:
@@ -143,11 +195,14 @@ class ClassLoop(Loop):
 
     def _advance(self, found: Codes) -> None:
         """All steps of the images: gradients (n_classes, ipc, ...)."""
-        if self.parts.image_step == "sum":
-            self._move({c: {name: g[c] for name, g in found.items()} for c in range(self.data.n_classes)})
-            return
         for name, gradients in found.items():
-            g = torch.stack([self.direction(each) for each in gradients])
+            g = gradients
+            if self.s.image_rule != "sgd":
+                g = torch.stack([self.direction(each) for each in gradients])
+            if self.parts.image_step == "sum":
+                self.velocity[name].mul_(self.s.momentum_image).add_(g.flatten(0, 1))
+                self.codes[name] -= self.rates[name] * self.velocity[name]
+                continue
             x, v = self._by_class(self.codes[name]), self._by_class(self.velocity[name])
             through, after, left = (_like(t, self.codes[name]) for t in (self.through, self.after, self.left))
             x -= self.rates[name] * (v * through + g * after)
@@ -160,7 +215,13 @@ class ClassLoop(Loop):
         """m^a + .. + m^b for each class (n_classes,); an empty sum is 0."""
         like = next(iter(self.codes.values()))
         sums = [sum(self.s.momentum_image**j for j in range(a, b + 1)) for a, b in ends]
-        return torch.tensor(sums, dtype=like.dtype, device=like.device)
+        return sent(torch.tensor(sums, dtype=like.dtype), like.device)
+
+
+def _autocast(x: Tensor) -> bool:
+    """Whether products are in lower precision now; what is written out is for one type of number."""
+    kind = x.device.type
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
 
 
 def _like(numbers: Tensor, code: Tensor) -> Tensor:

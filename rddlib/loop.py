@@ -8,7 +8,7 @@ protocol of IDC (Kim et al. 2022), DC, DSA, DM, GLaD as released; Algorithm 1 an
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 import torch
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import augment, fused, groups, match, nets, synthetic
-from .base import DivergenceError, SettingError, generator, sent
+from .base import DivergenceError, SettingError, generator, received, sent, sent_together
 from .data import DataSet, by_channel
 from .methods import DistillSettings
 from .prior import Codes, Prior
@@ -120,7 +120,7 @@ class Loop:
         self.net = nets.build(
             settings.network, data.shape, data.n_classes, depth=settings.depth, width=settings.width,
             generator=self.streams["net"],
-        ).to(next(iter(self.codes.values())))  # fmt: skip
+        ).to(self.device, next(iter(self.codes.values())).dtype, non_blocking=True)  # fmt: skip
         self.rates = {name: settings.lr_image * rate * self._scale(name) for name, rate in prior.rates().items()}
         self.matched = match.matched_parameters(self.net, self.parts.metric)
         self.optimiser = torch.optim.SGD(
@@ -136,7 +136,7 @@ class Loop:
         self.seen_gradients: list[Tensor] = []  # ratio and cosine of the term's gradient there, (2,)
         if self.risky:
             if self.groups is None:
-                self.centres = self._choose_centres().to(self.device)
+                self.centres = sent(self._choose_centres(), self.device)
                 self.n_groups = len(self.centres)
             self.group_weights = torch.full((self.n_groups,), 1 / self.n_groups, device=self.device)
 
@@ -171,21 +171,37 @@ class Loop:
         return distance
 
     def draws(self, classes: Sequence[int]) -> list[Drawn]:
-        """The draws of these classes, in order; all indices go to the device in one copy.
+        """The draws of these classes, in order, on the device; sent in one copy."""
+        return self._on_device(self.host_draws(classes))
+
+    def host_draws(self, classes: Sequence[int]) -> list[Drawn]:
+        """As `draws`, on the host.
 
         Each kind of draw has a stream of its own, so that a class gets what it would get if it were asked for alone.
         """
-        real, some, decoded = [], [], self.s.ipc * self.s.factor**2
-        for c in classes:
-            real.append(self._real(c))
-            if decoded > self.s.batch_synthetic:
-                order = torch.randperm(decoded, generator=self.streams["synthetic batch"])
-                some.append(order[: self.s.batch_synthetic])
-        parts = sent(torch.cat([*real, *some]), self.device).split([len(t) for t in (*real, *some)])
+        draws = []
+        decoded = self.s.ipc * self.s.factor**2
         how = (self.s.match_augment, 1, self.data.shape[1], self.streams["match augment"], self.parts.augment_rule)
-        thetas = [augment.draw(*how).to(self.device) for _ in classes]
-        rest: Sequence[Tensor | None] = parts[len(real) :] or [None] * len(real)
-        return [Drawn(*each) for each in zip(parts[: len(real)], thetas, rest, strict=True)]
+        for c in classes:
+            real, some = self._real(c), None
+            if decoded > self.s.batch_synthetic:
+                some = torch.randperm(decoded, generator=self.streams["synthetic batch"])[: self.s.batch_synthetic]
+            draws.append(Drawn(real, augment.draw(*how), some))
+        return draws
+
+    def _on_device(self, draws: list[Drawn]) -> list[Drawn]:
+        """Draws of the host on the device, in one copy; a shared crop stays on the host (see `augment.Draw.to`)."""
+        if self.device.type == "cpu":
+            return draws
+        names = ("flip", "color", "affine", "cutout")
+        each = [[d.real, d.some, *(getattr(d.theta, name) for name in names)] for d in draws]
+        there = iter(sent_together([t for tensors in each for t in tensors], self.device))
+        result = []
+        for d in draws:
+            real, some = cast(Tensor, next(there)), next(there)
+            theta = replace(d.theta, **{name: next(there) for name in names})
+            result.append(Drawn(real, theta, some))
+        return result
 
     def _real(self, c: int) -> Tensor:
         """Indices of the real images of class `c` that are matched next, on the host."""
