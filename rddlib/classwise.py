@@ -32,6 +32,8 @@ from .methods import LOOPED, DistillSettings
 from .prior import Codes, Prior
 from .split import ALONE, Team
 
+MOST_AT_ONCE = 2**28  # 1 GB of float32; some six times as much is needed. IDC's numbers for CIFAR-10 are 1.7e8.
+
 
 def check_fit(data: DataSet, settings: DistillSettings, team: Team) -> None:
     """Raise SettingError where a run cannot be split over the processes of `team`; one process is always right."""
@@ -45,15 +47,30 @@ def check_fit(data: DataSet, settings: DistillSettings, team: Team) -> None:
         raise SettingError("--nproc-per-node", team.size, f"at most {data.n_classes}, the classes of {data.name}")
 
 
-def kind(settings: DistillSettings, team: Team = ALONE) -> Callable[..., Loop]:
-    """The loop of these settings for one process of `team`."""
-    return partial(ClassLoop, team=team) if settings.classes_at_once or team.size > 1 else Loop
+def at_once(settings: DistillSettings, data: DataSet) -> bool:
+    """Whether the image gradients of all classes are taken together: as set, and else on CUDA where they can be.
+
+    The images are the same but for rounding, as they are from one device to another anyway, so that this stands in no
+    setting and changes no key; a record says on which device it was made. On CUDA one class after another is chosen
+    where the activations of one layer for all classes would have more than `MOST_AT_ONCE` numbers.
+    """
+    if settings.classes_at_once:
+        return True
+    if data.train_images.device.type != "cuda" or settings.one_by_one():
+        return False
+    images = max(settings.batch_real, min(settings.ipc * settings.factor**2, settings.batch_synthetic))
+    return data.n_classes * images * settings.width * data.shape[1] * data.shape[2] <= MOST_AT_ONCE
+
+
+def kind(settings: DistillSettings, data: DataSet, team: Team = ALONE) -> Callable[..., Loop]:
+    """The loop of these settings on the device of `data`, for one process of `team`."""
+    return partial(ClassLoop, team=team) if at_once(settings, data) or team.size > 1 else Loop
 
 
 class ClassLoop(Loop):
     """`Loop` with its image steps in closed form; works on the classes that `team` gives to this process.
 
-    With `classes_at_once` the activations of all these classes are in memory together.
+    Where they are taken `at_once` the activations of all these classes are in memory together.
     """
 
     def __init__(
@@ -74,7 +91,7 @@ class ClassLoop(Loop):
         places, drawn, at = self._matched_places(), self.host_draws(range(self.data.n_classes)), self.reading_points()
         found = {name: torch.zeros_like(code) for name, code in at.items()}
         gaps = next(iter(at.values())).new_zeros(self.data.n_classes)
-        if self.s.classes_at_once:
+        if at_once(self.s, self.data):
             own = slice(self.own.start, self.own.stop, self.own.step)
             gap, gradient = self.gradients(at["pixels"][own], self.own, drawn[own])
             gaps[own], found["pixels"][own] = gap.to(gaps.dtype), gradient
@@ -102,14 +119,14 @@ class ClassLoop(Loop):
 
         `drawn`: one draw a class, on the host. In the batches that are seen the classes take turns, image by image.
         """
-        n, x = len(classes), x.detach().requires_grad_()
+        x = x.detach().requires_grad_()
         real, real_theta, place, theta = self._joined(drawn)
         wanted = augment.apply(self.data.normalise(self.data.train_images[real]), real_theta)
         decoded = synthetic.decode(x.flatten(0, 1), self.s.factor)
         given = augment.apply(self.data.normalise(decoded[place]), theta)
         labels = torch.arange(classes.start, classes.stop, classes.step, device=x.device)
-        written_out = self.parts.objective == "gradient" and fused.differentiable(self.net) and fused.allowed(given)
-        way = self._written_out if written_out and not _autocast(x) else self._repeated
+        known = self.parts.objective == "gradient" and fused.differentiable(self.net)
+        way = self._written_out if known and fused.allowed(given) and not fused.autocast(x) else self._repeated
         gaps, at_given = way(wanted, given, labels)
         (gradient,) = torch.autograd.grad(given, x, at_given)
         return gaps, gradient
@@ -126,7 +143,7 @@ class ClassLoop(Loop):
         chosen = [(every if each.some is None else each.some) + i * decoded for i, each in enumerate(drawn)]
         place = torch.stack(chosen, 1).flatten()
         thetas = [each.theta for each in drawn]
-        joined = [augment.joined(thetas, self.s.match_augment, len(t) // len(drawn), size) for t in (real, place)]
+        joined = [augment.joined(thetas, self.s.match_augment, 1, size, len(t) // len(drawn)) for t in (real, place)]
         fields = [list(vars(theta).values()) for theta in joined]
         there = sent_together([real, place, *fields[0], *fields[1]], self.device)
         number = len(fields[0])
@@ -216,12 +233,6 @@ class ClassLoop(Loop):
         like = next(iter(self.codes.values()))
         sums = [sum(self.s.momentum_image**j for j in range(a, b + 1)) for a, b in ends]
         return sent(torch.tensor(sums, dtype=like.dtype), like.device)
-
-
-def _autocast(x: Tensor) -> bool:
-    """Whether products are in lower precision now; what is written out is for one type of number."""
-    kind = x.device.type
-    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
 
 
 def _like(numbers: Tensor, code: Tensor) -> Tensor:

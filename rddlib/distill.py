@@ -88,7 +88,7 @@ def _steps(data: DataSet, settings: DistillSettings, state: State, source: prior
     """The state after each outer step that is left."""
     made_of = (p.read_bytes() for p in sorted(Path(__file__).parent.glob("*.py"))) if team.size > 1 else ()
     team.agree("settings, data or code", repr(settings), data.sha256, *made_of)
-    make = classwise.kind(settings, team)
+    make = classwise.kind(settings, data, team)
     while state.outer < settings.outer_steps:
         with nets.arithmetic(settings.precision, data.train_images.device):
             state = outer_step(data, settings, state, source, make)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import ctypes
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -41,8 +41,27 @@ def usable(x: Tensor) -> bool:
 
 
 def allowed(x: Tensor) -> bool:
-    """Whether gradients may be written out, on any device: switched on, in single or double precision."""
+    """Whether the fast forms may be taken on some device: switched on, in single or double precision."""
     return _enabled[0] and x.dtype in (torch.float32, torch.float64)
+
+
+def autocast(x: Tensor) -> bool:
+    """Whether products are in lower precision now on the device of this tensor."""
+    kind = x.device.type
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+
+
+def one_precision(x: Tensor) -> AbstractContextManager[Any]:
+    """A context in which products on the device of this tensor are in its own precision."""
+    return torch.autocast(x.device.type, enabled=False) if autocast(x) else nullcontext()
+
+
+def written_out(x: Tensor) -> bool:
+    """Whether the image gradient of a network is to be written out: it is for one type of number.
+
+    A CPU is faster that way even where products would be in lower precision.
+    """
+    return usable(x) or (allowed(x) and not autocast(x))
 
 
 @cache
@@ -239,7 +258,8 @@ def image_gradient(
     With `groups` the weights of the network are shared by that many batches, which take turns in `x`: image i belongs
     to batch i % groups. Each batch has gradients of its own, so that those of a weight (out, ...) are
     (groups * out, ...). In memory the images (N, C, H, W) are then (N / groups, groups * C, H, W), the input of a
-    grouped convolution, without a copy. For networks that are `differentiable`; equal to autograd's double backward pass up to rounding. Cost: about three
+    grouped convolution, without a copy.
+    For networks that are `differentiable`; equal to autograd's double backward pass up to rounding. Cost: about three
     times that of the gradients themselves, half to two thirds of autograd's.
     """
     layers, features = _through(net, x)

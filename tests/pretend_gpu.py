@@ -71,12 +71,12 @@ class Pretended(torch.Tensor):
         made.held = held
         return made
 
-    def __repr__(self, **_: Any) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:
         return f"Pretended({self.held})"
 
     @classmethod
-    def __torch_dispatch__(cls, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return _run(operation, args, kwargs or {}, Counts())
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return _run(func, args, kwargs or {}, Counts())
 
     def tolist(self) -> Any:
         """As a copy to the host."""
@@ -85,7 +85,7 @@ class Pretended(torch.Tensor):
 
 class _Mode(TorchDispatchMode):
     def __init__(self, counts: Counts) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.counts = counts
 
     def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -103,10 +103,11 @@ def pretended() -> Iterator[Counts]:
         return made if device is None else made.to(device)
 
     supported = [torch.Tensor, torch.nn.Parameter, Pretended]
-    patches = [mock.patch.object(torch, "tensor", tensor)]
+    patches: list[Any] = [mock.patch.object(torch, "tensor", tensor)]
+    devices = mock.Mock(return_value=["cuda", DEVICE.type])
     for module in map(import_module, ("torch.utils._foreach_utils", "torch.optim.optimizer")):
         patches.append(mock.patch.object(module, "_foreach_supported_types", supported))
-        patches.append(mock.patch.object(module, "_get_foreach_kernels_supported_devices", lambda: ["cuda", "meta"]))
+        patches.append(mock.patch.object(module, "_get_foreach_kernels_supported_devices", devices))
     data.by_channel.cache_clear()
     lifts = torch._C._only_lift_cpu_tensors()
     torch._C._set_only_lift_cpu_tensors(True)

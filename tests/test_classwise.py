@@ -163,9 +163,9 @@ def test_the_switch_has_no_effect_where_nothing_is_looped() -> None:
     assert Experiment().key != Experiment(classes_at_once=True).key  # a float32 run ends elsewhere by rounding
 
 
-def test_the_loop_of_the_default_is_the_plain_one() -> None:
-    assert classwise.kind(settings()) is Loop
-    assert classwise.kind(settings(), Team(0, 2)) is not Loop
+def test_the_loop_of_the_default_is_the_plain_one_on_a_cpu(digits: DataSet) -> None:
+    assert classwise.kind(settings(), digits) is Loop
+    assert classwise.kind(settings(), digits, Team(0, 2)) is not Loop
 
 
 # --- draws in one go ------------------------------------------------------------------------------------------
