@@ -2,7 +2,7 @@
 # Works with GNU make 3.81 (macOS) and later. `make help` lists the rest.
 
 .DEFAULT_GOAL := help
-.PHONY: help env book test run grid bench benchtest serve lint clean distclean
+.PHONY: help env book test run grid grid-named bench benchtest serve lint clean distclean
 
 VENV := .venv
 CONSTRAINTS ?= constraints.txt
@@ -51,10 +51,12 @@ test: $(ENV_STAMP) ## all tests and all notebooks (ARGS="-m 'not browser'" and t
 run: $(ENV_STAMP) ## one experiment: make run ARGS="--dataset digits --risk upper --scale smoke"
 	$(PY) -m rddlib run $(ARGS)
 
-grid: $(ENV_STAMP) ## what is missing of a grid: make grid GRID=table1 ARGS="--scale laptop --budget-minutes 60"
+grid: | grid-named $(ENV_STAMP) ## what is missing of a grid: make grid GRID=table1 ARGS="--scale laptop --budget-minutes 60"
+	$(PY) -m rddlib grid $(GRID) $(ARGS)
+
+grid-named:
 	@test -n "$(GRID)" || { echo "make: say which grid, for example"; \
 	  ls data/grids/*.toml 2>/dev/null | sed 's,.*/\(.*\).toml,      make grid GRID=\1,'; exit 1; }
-	$(PY) -m rddlib grid $(GRID) $(ARGS)
 
 bench: $(ENV_STAMP) ## measure speed against the plain loop, <= 10 min on an idle machine: benchmarks/results/
 	$(PY) benchmarks/run_all.py $(ARGS)

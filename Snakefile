@@ -1,7 +1,7 @@
 # Grids, notebooks and book as one graph:  snakemake --cores 2 --config scale=laptop
 #
 # A grid's runs come first, then the notebooks that read records, then the book with the notebooks as they have just run.
-# A run is never done twice, whoever made it: calls share the store (rddlib/schedule.py), and a call that was stopped goes
+# A run is never done twice, whoever made it: calls share the store (rddlib/experiments/workers.py), and a call that was stopped goes
 # on. So this file says only what depends on what. Library files are inputs: a change has the grids asked again (seconds,
 # records that are there stay) and the notebooks run again. A page depends on the grids that its code asks for; one that asks
 # for none may read any record. Claims, notes on pages and measurements count for what reads them. Nothing else in the
@@ -22,7 +22,7 @@ import os
 import sys
 from pathlib import Path
 
-SCALES = ("smoke", "laptop", "gpu", "paper")
+SCALES = ("smoke", "laptop", "cpu", "gpu", "paper")
 SCALE, DEVICE = str(config.get("scale", "laptop")), str(config.get("device", "cpu"))
 if SCALE not in SCALES:
     sys.exit(f"Snakefile: scale = {SCALE!r}: allowed is one of {', '.join(SCALES)}")
@@ -36,7 +36,7 @@ def files(*patterns):
     return [str(path) for pattern in patterns for path in sorted(Path().glob(pattern))]
 
 
-LIBRARY = files("rddlib/*.py", "data/lineage.json")  # the latter tells which records are those of today's code
+LIBRARY = files("rddlib/**/*.py")
 COVERAGE, PAPER, TOML = files("data/coverage/*.json"), files("data/paper/*"), files("data/grids/*.toml")
 BOOK = files("book/*.md", "book/*.py", "book/*.bib", "_toc.yml", "_config.yml", "notebooks/*.ipynb", "data/claims.csv",
              "data/pages.json", "benchmarks/results/*") + COVERAGE + PAPER + TOML

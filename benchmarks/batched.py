@@ -1,4 +1,4 @@
-"""The image steps of all classes at once (`classes_at_once`, see `rddlib.classwise`) against one class after another.
+"""All classes at once (`classes_at_once`, see `rddlib.distillation.batched`) against one class after another.
 
 Both are the library's own and end at the same images. At once, the gradients come from one network whose weights are
 repeated for every class: its convolutions then are grouped ones, and the graphics processor gets one large call where

@@ -8,8 +8,8 @@ import torch
 from measure import How, Work, in_turn
 from plain import augmented
 
-from rddlib import augment
 from rddlib.base import generator
+from rddlib.data import augment
 
 CALLS = 10  # calls in one measurement, each with a draw of its own
 CASES = {  # name: (strategy, images, one draw shared by all images, gradient at the images too)

@@ -8,9 +8,10 @@ import torch
 from measure import How, Work, in_turn, random_data
 from plain import ImageList, PlainNet, Trainer
 
-from rddlib import nets, recipes
 from rddlib.base import generator
-from rddlib.recipes import Training
+from rddlib.models import networks as nets
+from rddlib.models import training
+from rddlib.models.training import Training
 
 # name: (networks, width, updates, test images). 10,000 images are tested after 7,000 updates as published, 1,000 at
 # laptop scale; what is measured here has the same proportions.
@@ -37,8 +38,8 @@ def work(
 
     def ours(seed: int) -> float:
         with nets.arithmetic(precision, images.device):
-            net = recipes.train(built(seed).to(device), images, labels, data, how, seed)
-            correct = recipes.predict(net, data.test_images[:tests], data) == data.test_labels[:tests]
+            net = training.train(built(seed).to(device), images, labels, data, how, seed)
+            correct = training.predict(net, data.test_images[:tests], data) == data.test_labels[:tests]
         return 100 * float(correct.double().mean())
 
     if kind == "library":
@@ -49,8 +50,8 @@ def work(
     def plainly(seed: int) -> float:
         net = PlainNet(built(seed)).to(device)
         trainer = Trainer(net, data, how.augment, how.cutmix, generator(seed, "evaluate", "augment"))
-        for step, index in enumerate(recipes.batches(400, how.batch, updates, generator(seed, "evaluate", "order"))):
-            trainer.optimiser.param_groups[0]["lr"] = recipes.rate("idc", how.lr, step, updates)
+        for step, index in enumerate(training.batches(400, how.batch, updates, generator(seed, "evaluate", "order"))):
+            trainer.optimiser.param_groups[0]["lr"] = training.rate("idc", how.lr, step, updates)
             trainer.step(*listed.batch(index))
         return trainer.test(tested)
 

@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from measure import How, significant, spread
 from torch import Tensor
 
-from rddlib import fused, nets
 from rddlib.base import generator
+from rddlib.models import fused, networks
 
 Call = Callable[[], object]
 # The interpolation points 0, 1, -1, 2, -2 and infinity.
@@ -56,7 +56,9 @@ def convolutions(device: str, quick: bool) -> tuple[Call, Call]:
 
 def training_steps(device: str, quick: bool, width: int) -> tuple[Call, Call, dict[str, float]]:
     """Forward and backward pass of 64 images, compiled and the library's; the first call and the largest difference."""
-    net = nets.build("convnet", (3, 32, 32), 10, width=8 if quick else width, generator=generator(0, "net")).to(device)
+    net = networks.build("convnet", (3, 32, 32), 10, width=8 if quick else width, generator=generator(0, "net")).to(
+        device
+    )
     rng = generator(0, "bench ideas")
     x = torch.randn(64, 3, 32, 32, generator=rng).to(device)
     y = torch.randint(10, (64,), generator=rng).to(device)

@@ -9,9 +9,11 @@ from measure import How, Work, in_turn, random_data
 from plain import PlainLoop
 from torch import Tensor
 
-from rddlib import classwise, nets, prior
-from rddlib.distill import DistillSettings, begin
-from rddlib.loop import Loop
+from rddlib.distillation import batched
+from rddlib.distillation.distill import DistillSettings, begin
+from rddlib.distillation.glad import prior
+from rddlib.distillation.loop import Loop
+from rddlib.models import networks
 
 PUBLISHED = {"ipc": 10, "factor": 2, "width": 128, "batch_real": 64, "net_steps": 32, "net_batch": 64}
 LAPTOP = {"ipc": 10, "factor": 2, "width": 32, "batch_real": 32, "net_steps": 1, "net_batch": 256}
@@ -36,7 +38,7 @@ def begun(device: str, chosen: dict[str, Any]) -> Loop:
     data = random_data(150 * n_classes, size=size, n_classes=n_classes, device=device)
     settings = DistillSettings(**chosen)
     source = prior.load("none", data, settings.prior_layer, settings.prior_start)
-    return classwise.kind(settings, data)(data, settings, begin(data, settings, source), source)
+    return batched.kind(settings, data)(data, settings, begin(data, settings, source), source)
 
 
 def work(kind: str, device: str, chosen: dict[str, Any]) -> Work:
@@ -47,7 +49,7 @@ def work(kind: str, device: str, chosen: dict[str, Any]) -> Work:
         return lambda: (loop.inner_step(), loop.images.detach())[1]
 
     def step() -> Tensor:
-        with nets.arithmetic(ours.s.precision, ours.device):
+        with networks.arithmetic(ours.s.precision, ours.device):
             ours.image_steps()
             ours.network_steps()
         return ours.codes["pixels"]

@@ -8,9 +8,9 @@ import torch
 from measure import KINDS, How, Work, in_turn, random_data
 from plain import ImageList, PlainNet, Trainer
 
-from rddlib import nets, recipes
 from rddlib.base import generator
-from rddlib.recipes import Training
+from rddlib.models import networks, training
+from rddlib.models.training import Training
 
 CASES: dict[str, tuple[Any, ...]] = {  # name: (width, batch, updates in one measurement, products of the library's)
     "ConvNet-3, width 128, batch 64": (128, 64, 2),
@@ -29,11 +29,11 @@ def work(kind: str, device: str, width: int, batch: int, updates: int, precision
     how = Training(steps=updates, batch=batch)
 
     def built() -> torch.nn.Module:
-        return nets.build("convnet", data.shape, 10, width=width, generator=generator(0, "net"))
+        return networks.build("convnet", data.shape, 10, width=width, generator=generator(0, "net"))
 
     def ours() -> torch.nn.Module:
-        with nets.arithmetic(precision, images.device):
-            return recipes.train(built().to(device), images, data.train_labels, data, how, seed=0)
+        with networks.arithmetic(precision, images.device):
+            return training.train(built().to(device), images, data.train_labels, data, how, seed=0)
 
     if kind == "library":
         return ours
@@ -42,8 +42,8 @@ def work(kind: str, device: str, width: int, batch: int, updates: int, precision
     def plainly() -> torch.nn.Module:
         net = PlainNet(built()).to(device)
         trainer = Trainer(net, data, how.augment, how.cutmix, generator(0, "evaluate", "augment"))
-        for step, index in enumerate(recipes.batches(400, batch, updates, generator(0, "evaluate", "order"))):
-            trainer.optimiser.param_groups[0]["lr"] = recipes.rate("idc", how.lr, step, updates)
+        for step, index in enumerate(training.batches(400, batch, updates, generator(0, "evaluate", "order"))):
+            trainer.optimiser.param_groups[0]["lr"] = training.rate("idc", how.lr, step, updates)
             trainer.step(*listed.batch(index))
         return trainer.net
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from rddlib.base import generator, write_atomic
 from rddlib.risk import RiskTerm
-from rddlib.zeroth import Task, bilevel_loss
+from rddlib.theory.algorithms import Task, bilevel_loss
 
 # name: (real items n, synthetic items m, features d, classes, probes M, dtype); the first two are those of notebook 4
 CASES = {

@@ -19,7 +19,7 @@ import torch
 from measure import KINDS
 from torch import Tensor
 
-from rddlib import fused
+from rddlib.models import fused
 
 STEP = {"ipc": 2, "factor": 2, "width": 8, "batch_real": 16, "net_steps": 2, "net_batch": 32, "n_classes": 3}
 AUGMENT = ("color_crop_cutout_flip_scale_rotate", 8, False, True)

@@ -28,9 +28,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from rddlib import fused
-from rddlib.data import DataSet
-from rddlib.schedule import LATE
+from rddlib.data.dataset import DataSet
+from rddlib.experiments.workers import LATE
+from rddlib.models import fused
 
 Work = Callable[[], object]
 Factory = Callable[..., Work]  # (kind, device, *arguments) -> work, kind "reference" or "library"
@@ -117,7 +117,7 @@ def context(device: str) -> Any:
     forks = sys.platform == "linux" and device == "cpu"
     found: Any = multiprocessing.get_context("forkserver" if forks else "spawn")
     if forks:
-        found.set_forkserver_preload(["rddlib.schedule", *LATE])
+        found.set_forkserver_preload(["rddlib.experiments.workers", *LATE])
     return found
 
 

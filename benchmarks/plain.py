@@ -13,11 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rddlib import augment, nets
-from rddlib.augment import BRIGHTNESS, CONTRAST, CROP, CUTOUT, SATURATION, Draw
 from rddlib.base import generator
-from rddlib.data import DataSet
-from rddlib.distill import DistillSettings
+from rddlib.data import augment
+from rddlib.data.augment import BRIGHTNESS, CONTRAST, CROP, CUTOUT, SATURATION, Draw
+from rddlib.data.dataset import DataSet
+from rddlib.distillation.distill import DistillSettings
+from rddlib.models import networks
 
 
 class PlainNet(nn.Module):
@@ -196,7 +197,7 @@ class PlainLoop:
         self.real = ImageList(data.train_images, data.train_labels, data.n_classes)
         names = ("net", "real", "match augment", "net batch", "net augment")
         self.streams = {name: generator(settings.seed, "outer", 0, name) for name in names}
-        built = nets.build("convnet", data.shape, data.n_classes, depth=settings.depth, width=settings.width,
+        built = networks.build("convnet", data.shape, data.n_classes, depth=settings.depth, width=settings.width,
                            generator=self.streams["net"])  # fmt: skip
         self.net = PlainNet(built).to(images.device)
         self.images = images.clone().requires_grad_()

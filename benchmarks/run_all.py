@@ -26,8 +26,8 @@ import torch
 from ceilings import ceilings, with_shares
 from measure import How, cores, device_name
 
-from rddlib import provenance
-from rddlib.base import digest, write_atomic
+from rddlib.base import write_atomic
+from rddlib.experiments import provenance
 
 FORMAT = "rddlib benchmarks 1"
 MAIN = ("training", "inner_step", "evaluation", "augmentation")
@@ -72,15 +72,9 @@ def head(how: How) -> dict[str, Any]:
         "kind": "gpu" if how.device == "cuda" else "cpu", "words": provenance.describe_device(how.device == "cuda"),
         "threads": how.threads, "clock": how.clock_name, "quick": how.quick, "complete": False,
         "versions": {"python": ".".join(map(str, sys.version_info[:3])), "torch": torch.__version__.split("+")[0]},
-        "commit": provenance.commit(), "source_hash": source_hash(), "seconds": 0, "ceilings": ceilings(how),
+        "commit": provenance.commit(), "seconds": 0, "ceilings": ceilings(how),
         "results": {},
     }  # fmt: skip
-
-
-def source_hash() -> str:
-    """Of the code that is measured and of the code that measures."""
-    library = provenance.source_hash((*provenance.MAKERS, *provenance.LOOP_MAKERS, *provenance.JUDGES))
-    return digest(library, *(p.read_text() for p in sorted(Path(__file__).parent.glob("*.py"))))[:16]
 
 
 def write(found: dict[str, Any], path: Path) -> Path:

@@ -16,7 +16,7 @@ import torch
 from measure import How, significant, spread
 
 ROOT = Path(__file__).resolve().parent.parent
-IMPORTS = {"command line": "rddlib.__main__", "notebooks": "rddlib.report"}
+IMPORTS = {"command line": "rddlib.cli", "notebooks": "rddlib.analysis.report"}
 IMPORT = """
 import sys, time
 a = time.perf_counter(); import torch

@@ -18,7 +18,7 @@ import pytest
 import torch
 from measure import KINDS, in_turn
 
-from rddlib import fused
+from rddlib.models import fused
 
 # --- network training -------------------------------------------------------------------------------------------
 

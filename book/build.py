@@ -21,8 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 QUICKSTART = Path("notebooks/00_quickstart.ipynb")
 TOP_FILES = ("_config.yml", "_toc.yml")
-SCRIPTS = ("build.py", "equations.py", "performance.py", "verdicts.py", "costs.py", "prices.py")  # no pages
-GENERATORS = ("verdicts.py", "prices.py")  # each writes fragments for pages
+SCRIPTS = ("build.py", "equations.py", "performance.py", "verdicts.py", "costs.py")  # no pages
 CELL, KEY = re.compile(r"(?<=<td>)[^<]*(?=</td>)"), re.compile(r"\b[0-9a-f]{8}(?:[0-9a-f]{8})?\b")
 FRAGMENT = re.compile(r"^<!-- generated: (\w+) -->$", re.MULTILINE)
 
@@ -68,7 +67,7 @@ def execute_quickstart(root: Path, build: Path) -> str:
     source, target, stamp = root / QUICKSTART, build / "executed" / QUICKSTART.name, build / "executed" / "stamp"
     if not source.exists():
         return f"no {QUICKSTART} yet"
-    key = fingerprint([source, *(root / "rddlib").glob("*.py"), root / "constraints.txt"], sys.version)
+    key = fingerprint([source, *(root / "rddlib").rglob("*.py"), root / "constraints.txt"], sys.version)
     if fresh(stamp, key, target):
         return "up to date"
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -153,17 +152,16 @@ def overlay(executed: Path, notebooks: Path) -> str:
 def verdicts(root: Path, build: Path) -> str:
     """Compute verdicts and costs from the records, put them on their pages, and mark pages whose runs are stale."""
     made, source = build / "generated", build / "source"
-    scripts = [root / "book" / name for name in GENERATORS if (root / "book" / name).exists()]
-    if not scripts:
+    script = root / "book" / "verdicts.py"
+    if not script.exists():
         return "no verdicts"
     folders = ("data/runs/*/*.json", "data/grids/*.toml", "data/coverage/*.json", "data/*.json", "data/claims.csv",
-               "rddlib/*.py", "notebooks/*.ipynb", "book/*.md", "book/*.py")  # fmt: skip
+               "rddlib/**/*.py", "notebooks/*.ipynb", "book/*.md", "book/*.py")  # fmt: skip
     key = fingerprint((p for pattern in folders for p in root.glob(pattern)), sys.version)
     if not fresh(build / "generated.stamp", key, made):
         shutil.rmtree(made, ignore_errors=True)
         advice = "The error above names the claim, the record or the grid."
-        for script in scripts:
-            run("verdicts", [sys.executable, str(script), "--into", str(made)], advice, root)
+        run("verdicts", [sys.executable, str(script), "--into", str(made)], advice, root)
         (build / "generated.stamp").write_text(key)
     return fill(source, made, sorted(root.glob("data/runs/*/*.json")))
 

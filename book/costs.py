@@ -27,12 +27,13 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from rddlib import grid, report
+from rddlib.analysis import report
 from rddlib.base import SettingError, repository_root, write_atomic
-from rddlib.experiment import Experiment
-from rddlib.grid import Job, Ledger, duration
-from rddlib.provenance import describe_device
-from rddlib.store import Record, Store
+from rddlib.experiments import grid
+from rddlib.experiments.experiment import Experiment
+from rddlib.experiments.grid import Job, Ledger, duration
+from rddlib.experiments.provenance import describe_device
+from rddlib.experiments.records import Record, Store
 
 PAGES = Path("data/pages.json")
 KEY = re.compile(r"(?<![0-9a-f])[0-9a-f]{16}(?![0-9a-f])")

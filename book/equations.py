@@ -60,10 +60,10 @@ def marked_tests(folder: Path) -> Iterator[tuple[str, str, str]]:
 
 
 def defined(root: Path, name: str) -> bool:
-    """Whether rddlib/<module>.py defines a public function or class of this name at its top."""
-    module, _, wanted = name.partition(".")
-    path = root / "rddlib" / f"{module}.py"
-    if not path.is_file() or wanted.startswith("_"):
+    """Whether rddlib/<folder>/<module>.py defines a public function or class of this name at its top."""
+    module, _, wanted = name.rpartition(".")
+    path = (root / "rddlib" / module.replace(".", "/")).with_suffix(".py")
+    if not module or not path.is_file() or wanted.startswith("_"):
         return False
     kinds = ast.FunctionDef | ast.ClassDef
     return any(isinstance(node, kinds) and node.name == wanted for node in ast.parse(path.read_text("utf-8")).body)

@@ -59,7 +59,7 @@ python book/performance.py     # this page from what was measured
 
 `make benchtest` checks that both ways give the same numbers. On a machine with a GPU,
 `python benchmarks/gpu_session.py --minutes 30 --out DIR` checks, measures, and spends what is left of its time on the
-missing runs of the grids; `DIR` then holds a results file for `benchmarks/results/` and an archive for
+missing runs of the grids; `DIR` then holds a results file for `benchmarks/results/` and a folder `store` for
 `python -m rddlib merge`.
 """
 
@@ -381,7 +381,7 @@ def others(r: Found) -> list[str]:
     for case, entry in (at(r, "results", "probes") or {}).items():
         rows.append((f"Algorithm 2, a step's evaluations: loop over one batch ({case})", Value.of(entry["ratio"]), "x"))
     for name, entry in (at(r, "results", "imports") or {}).items():
-        what = f"import for the {name} (`{entry['module']}`), beyond torch"
+        what = f"import for the {name}, beyond torch"
         rows.append((what, Value.of(entry["beyond_torch"]), "s"))
     held = at(r, "results", "laptop_memory", "by_method") or {}
     for method, entry in held.items():

@@ -23,13 +23,13 @@ sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).
 import costs  # noqa: E402
 import matplotlib as mpl  # noqa: E402
 
-from rddlib import claims, report, verdicts  # noqa: E402
+from rddlib.analysis import claims, report, verdicts  # noqa: E402
+from rddlib.analysis.verdicts import Finding, Verdict  # noqa: E402
 from rddlib.base import repository_root, write_atomic  # noqa: E402
-from rddlib.experiment import Experiment  # noqa: E402
-from rddlib.grid import Ledger, duration  # noqa: E402
+from rddlib.experiments.experiment import Experiment  # noqa: E402
+from rddlib.experiments.grid import Ledger, duration  # noqa: E402
+from rddlib.experiments.records import Record, Store  # noqa: E402
 from rddlib.stats import Interval, mean_interval, minimum_null  # noqa: E402
-from rddlib.store import Record, Store  # noqa: E402
-from rddlib.verdicts import Finding, Verdict  # noqa: E402
 
 GRIDS = ("table1", "table2", "table3", "table4", "table5", "figure4")
 TABLES = {"1": "Table 1", "2": "Table 2", "3": "Table 3", "4": "Table 4", "5": "Table 5", "figures": "Figures",

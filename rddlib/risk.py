@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rddlib.base import SettingError, check_settings, setting
+from .base import SettingError, check_settings, setting
 
 TAILS = ("upper", "lower")
 

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 import torch
 
-from rddlib.experiment import Experiment
-from rddlib.store import Record
+from rddlib.experiments.experiment import Experiment
+from rddlib.experiments.records import Record
 
 ROOT = Path(__file__).resolve().parent.parent
 torch.set_num_threads(1)
@@ -39,10 +39,23 @@ def unmade(of: Experiment | Mapping[str, Any], metrics: Mapping[str, Any], **kno
     settings = dataclasses.asdict(of) if isinstance(of, Experiment) else dict(of)
     blank: dict[str, Any] = {
         "key": of.key if isinstance(of, Experiment) else "", "history": [], "seconds": {}, "cpu_seconds": {},
-        "peak_memory_mb": 1.0, "device": "cpu", "versions": {}, "commit": "", "source_hash": "", "data_sha256": "",
-        "created": "",
+        "peak_memory_mb": 1.0, "device": "cpu", "versions": {}, "commit": "", "data_sha256": "", "created": "",
     }  # fmt: skip
     return Record(experiment=settings, metrics=dict(metrics), **blank | known)
+
+
+# A run that touches everything and takes a fraction of a second.
+TINY: dict[str, Any] = {
+    "width": 8, "eval_width": 8, "depth": 2, "eval_depth": 2, "outer_steps": 2, "inner_steps": 2, "batch_real": 12,
+    "net_steps": 2, "net_batch": 48, "lr_image": 0.3, "eval_steps": 6, "eval_batch": 40, "ipc": 2, "factor": 1,
+    "match_augment": "color_crop_cutout_flip_scale_rotate", "net_augment": "color_crop_cutout_flip_scale_rotate",
+    "eval_augment": "color_crop_cutout_flip_scale_rotate", "cutmix": 0.5, "eval_cutmix": 0.5,
+}  # fmt: skip
+
+
+def tiny(**chosen: Any) -> Experiment:
+    """A very short experiment on the embedded digits."""
+    return Experiment.preset("smoke", **(TINY | chosen), dataset="digits", seed=5)
 
 
 @pytest.fixture

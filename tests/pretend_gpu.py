@@ -24,7 +24,7 @@ from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
-from rddlib import data
+from rddlib.data import dataset as data
 
 DEVICE = torch.device("meta")
 COPIES = {"aten::_to_copy", "aten::copy_"}

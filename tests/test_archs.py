@@ -10,14 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rddlib import archs, nets
 from rddlib.base import SettingError, generator
+from rddlib.models import architectures, networks
 
-OTHERS = tuple(nets.FIXED_DEPTH)
+OTHERS = tuple(networks.FIXED_DEPTH)
 
 
 def make(name: str, size: int = 32, channels: int = 3, width: int = 8, seed: int = 0) -> Any:
-    return nets.build(name, (channels, size, size), 10, width=width, generator=generator(seed, "net"))
+    return networks.build(name, (channels, size, size), 10, width=width, generator=generator(seed, "net"))
 
 
 def pictures(n: int, channels: int, size: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -69,8 +69,8 @@ COUNTS = [
 @pytest.mark.parametrize(("name", "size", "counted", "printed"), COUNTS, ids=[f"{c[0]}-{c[1]}" for c in COUNTS])
 def test_parameter_counts(name: str, size: int, counted: int, printed: int) -> None:
     """The formula, the number that the docstrings print, and the network agree."""
-    net = make(name, size, width=nets.PAPER_WIDTH[name])
-    assert nets.parameter_count(net) == counted == printed
+    net = make(name, size, width=networks.PAPER_WIDTH[name])
+    assert networks.parameter_count(net) == counted == printed
 
 
 @pytest.mark.parametrize("name", OTHERS)
@@ -112,7 +112,7 @@ def test_the_pooled_form_has_no_strides_and_the_plain_form_has() -> None:
 # --- references -------------------------------------------------------------------------------------------
 
 
-def residual_reference(net: archs.ResNet, x: Tensor, blocks: int, pooled: bool) -> Tensor:
+def residual_reference(net: architectures.ResNet, x: Tensor, blocks: int, pooled: bool) -> Tensor:
     """The definition spelled out with F.instance_norm, for 32 px; weights are taken in their order."""
     weights = iter(net.parameters())
 
@@ -183,7 +183,7 @@ def test_a_transformer_layer_equals_torchs_own(width: int, n_heads: int) -> None
 
 def test_patches_are_cut_row_by_row() -> None:
     x = pictures(2, 3, 8)
-    cut = archs.patches(x, 4)
+    cut = architectures.patches(x, 4)
     assert cut.shape == (2, 4, 48)
     assert torch.equal(cut[1, 1], x[1, :, :4, 4:].flatten()) and torch.equal(cut[1, 2], x[1, :, 4:, :4].flatten())
 
@@ -192,7 +192,7 @@ def test_patches_are_cut_row_by_row() -> None:
 def test_the_transformer_for_larger_images_has_no_layer_norm(size: int, layers: int, norms: int) -> None:
     """GLaD's networks/vit.py comments every LayerNorm out; its vit_cifar.py keeps two a layer and one at the end."""
     modules = list(make("vit", size).modules())
-    assert sum(isinstance(m, archs.Attention) for m in modules) == layers
+    assert sum(isinstance(m, architectures.Attention) for m in modules) == layers
     assert sum(isinstance(m, nn.LayerNorm) for m in modules) == norms
     assert not any(isinstance(m, nn.GroupNorm) for m in modules)
 
@@ -210,7 +210,7 @@ def test_the_transformer_sees_where_a_patch_is() -> None:
 
 
 def test_a_group_norm_of_one_channel_groups_is_instance_norm() -> None:
-    ours, theirs = archs.ResNet(width=4).features[0][1], nn.InstanceNorm2d(4, affine=True)
+    ours, theirs = architectures.ResNet(width=4).features[0][1], nn.InstanceNorm2d(4, affine=True)
     x = 3 * pictures(2, 4, 8) + 1
     assert isinstance(ours, nn.GroupNorm) and torch.allclose(ours(x), theirs(x), atol=1e-5)
 
@@ -222,13 +222,13 @@ def test_an_image_does_not_see_its_batch(name: str) -> None:
 
 
 def test_batch_norm_on_request() -> None:
-    net = nets.initialise(archs.ResNet(width=4, norm="batch").double(), generator(0))
+    net = networks.initialise(architectures.ResNet(width=4, norm="batch").double(), generator(0))
     x = pictures(4, 3, 32, torch.float64)
     assert not torch.allclose(net(x)[:2], net(x[:2]))
     net.eval()
     assert torch.allclose(net(x)[:2], net(x[:2]))
     with pytest.raises(SettingError, match="norm = 'layer'"):
-        archs.ResNet(norm="layer")
+        architectures.ResNet(norm="layer")
 
 
 def test_one_pixel_is_forgotten_by_instance_norm() -> None:
@@ -281,8 +281,8 @@ def test_a_distance_of_gradients_can_be_differentiated(name: str, size: int) -> 
 # --- dropout ----------------------------------------------------------------------------------------------
 
 
-def seeded(p: float = 0.25, seed: int = 1) -> archs.Dropout:
-    module = archs.Dropout(p)
+def seeded(p: float = 0.25, seed: int = 1) -> architectures.Dropout:
+    module = architectures.Dropout(p)
     module.reseed(seed)
     return module
 
@@ -308,9 +308,9 @@ def test_dropout_has_its_own_stream() -> None:
 
 def test_dropout_in_eval_mode_and_without_a_seed() -> None:
     x = torch.ones(3, 3)
-    assert archs.Dropout(0.5).eval()(x) is x
+    assert architectures.Dropout(0.5).eval()(x) is x
     with pytest.raises(RuntimeError, match="without a seed"):
-        archs.Dropout(0.5)(x)
+        architectures.Dropout(0.5)(x)
 
 
 def test_a_transformer_drops_by_its_build_seed() -> None:
@@ -318,6 +318,8 @@ def test_a_transformer_drops_by_its_build_seed() -> None:
     one, two, other = make("vit"), make("vit"), make("vit", seed=1)
     first = one(x)
     assert torch.equal(two(x), first) and not torch.equal(one(x), first)
-    assert len({m.seed for net in (one, other) for m in net.modules() if isinstance(m, archs.Dropout)}) == 2 * 19
+    assert (
+        len({m.seed for net in (one, other) for m in net.modules() if isinstance(m, architectures.Dropout)}) == 2 * 19
+    )
     one.eval(), two.eval()
     assert torch.equal(one(x), two(x)) and torch.equal(one(x), one(x))

@@ -10,20 +10,21 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rddlib import audit, data
 from rddlib.base import SettingError
-from rddlib.data import DataSet
+from rddlib.data import dataset
+from rddlib.data.dataset import DataSet
+from rddlib.evaluation import best_step
 
 
 @pytest.fixture(scope="module")
 def digits() -> DataSet:
-    return data.load("digits", train_limit=200, test_limit=100)
+    return dataset.load("digits", train_limit=200, test_limit=100)
 
 
 @given(st.integers(1, 500), st.integers(1, 50))
 @settings(deadline=None, derandomize=True)
 def test_checkpoints_are_even_and_end_with_the_training(steps: int, n: int) -> None:
-    found = audit.checkpoints(steps, min(n, steps))
+    found = best_step.checkpoints(steps, min(n, steps))
     gaps = np.diff([0, *found])
     assert len(found) == min(n, steps) and found[-1] == steps and gaps.min() >= 1 and gaps.max() - gaps.min() <= 1
 
@@ -31,31 +32,31 @@ def test_checkpoints_are_even_and_end_with_the_training(steps: int, n: int) -> N
 @pytest.mark.parametrize("form", ["uint8", "float"])
 def test_validation_images_are_fixed_stratified_and_not_in_the_set(digits: DataSet, form: str) -> None:
     small = digits.train_images[:120] if form == "uint8" else digits.train_images[:120].float() / 255
-    images, labels = audit.held_out(digits, small)
+    images, labels = best_step.held_out(digits, small)
     rows = {x.numpy().tobytes(): int(y) for x, y in zip(digits.train_images, digits.train_labels, strict=True)}
     assert all(rows[x.numpy().tobytes()] == int(y) for x, y in zip(images, labels, strict=True))
     assert not {x.numpy().tobytes() for x in images} & {x.numpy().tobytes() for x in digits.train_images[:120]}
     left = digits.train_labels[120:].bincount(minlength=10)
     assert (labels.bincount(minlength=10) - 20 * left / 80).abs().max() <= 0.5  # a tenth of 200, in the shares left
-    again = audit.held_out(digits, small)
+    again = best_step.held_out(digits, small)
     assert torch.equal(images, again[0]) and torch.equal(labels, again[1])
 
 
 def test_validation_is_at_most_so_many(digits: DataSet) -> None:
-    assert len(audit.held_out(digits, digits.train_images[:10], share=0.5, most=40)[0]) == pytest.approx(40, abs=5)
+    assert len(best_step.held_out(digits, digits.train_images[:10], share=0.5, most=40)[0]) == pytest.approx(40, abs=5)
 
 
 def test_no_image_left_is_refused(digits: DataSet) -> None:
     but_nines = digits.train_images[digits.train_labels == 9]
     for taken in (digits.train_images, but_nines):
         with pytest.raises(SettingError, match="eval_audit"):
-            audit.held_out(digits, taken)
+            best_step.held_out(digits, taken)
 
 
 def test_a_set_so_small_that_a_tenth_is_nothing_is_still_served(digits: DataSet) -> None:
     few = dataclasses.replace(digits, train_images=digits.train_images[:40], train_labels=digits.train_labels[:40])
     first = torch.tensor([int((few.train_labels == c).nonzero()[0]) for c in range(10)])
-    assert len(audit.held_out(few, few.train_images[first])[0]) >= 1
+    assert len(best_step.held_out(few, few.train_images[first])[0]) >= 1
 
 
 class Says(torch.nn.Module):
@@ -72,7 +73,7 @@ class Says(torch.nn.Module):
 
 def test_choice_is_by_validation_and_the_first_of_equals(digits: DataSet) -> None:
     labels = digits.test_labels
-    looker = audit.Audit(digits, digits.test_images, labels.roll(1))  # other labels: validation and test disagree
+    looker = best_step.Audit(digits, digits.test_images, labels.roll(1))  # other labels: validation and test disagree
 
     def right_on(n_test: int, n_valid: int) -> Says:
         """Right on n_test test images and n_valid validation images, wrong on the rest."""

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rddlib import augment
-from rddlib.augment import Draw
 from rddlib.base import SettingError, generator
+from rddlib.data import augment
+from rddlib.data.augment import Draw
 
 STRATEGY = "color_crop_cutout_flip_scale_rotate"
 

@@ -8,18 +8,22 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rddlib import bench, data, evaluate, nets, stats
+from rddlib import stats
 from rddlib.base import digest, generator
-from rddlib.bench import TestBench
-from rddlib.corrupt import corrupted
-from rddlib.data import DataSet
-from rddlib.evaluate import EvaluateSettings
-from rddlib.groups import Partition
+from rddlib.data import dataset
+from rddlib.data.dataset import DataSet
+from rddlib.data.shifts import corrupted
+from rddlib.evaluation import evaluate
+from rddlib.evaluation import metrics as bench
+from rddlib.evaluation.evaluate import EvaluateSettings
+from rddlib.evaluation.groups import Partition
+from rddlib.evaluation.metrics import TestBench
+from rddlib.models import networks
 
 
 @pytest.fixture(scope="module")
 def digits() -> DataSet:
-    return data.load("digits", train_limit=100, test_limit=200)
+    return dataset.load("digits", train_limit=100, test_limit=200)
 
 
 def drawn(seed: int, n: int, k: int, c: int) -> tuple[torch.Tensor, Partition, torch.Tensor]:
@@ -122,7 +126,7 @@ def test_corruptions_are_tested_on_a_fixed_balanced_choice(digits: DataSet) -> N
         and len(bench.corrupted) == 2 + 12 * 3
         and torch.equal(bench.chosen, bench.chosen.unique())
     )
-    net = nets.build("convnet", digits.shape, digits.n_classes, depth=2, width=4, generator=generator(0)).eval()
+    net = networks.build("convnet", digits.shape, digits.n_classes, depth=2, width=4, generator=generator(0)).eval()
     metrics = bench.score(net, digits)
     images = corrupted(digits.test_images[bench.chosen], "fog", 3)
     with torch.inference_mode():

@@ -7,10 +7,11 @@ import pandas as pd
 import pytest
 from conftest import unmade
 
-from rddlib import causes, factorial, grid
+from rddlib.analysis import causes, factorial
 from rddlib.base import numpy_generator
-from rddlib.experiment import Experiment
-from rddlib.store import Record
+from rddlib.experiments import grid
+from rddlib.experiments.experiment import Experiment
+from rddlib.experiments.records import Record
 
 ALL = [*causes.CELLS, causes.LONGER, causes.EQUAL, causes.LARGEST]
 

@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 from conftest import unmade
 
-from rddlib import causes, corrupt, grid
+from rddlib.analysis import causes
 from rddlib.base import numpy_generator
-from rddlib.experiment import Experiment
-from rddlib.store import Store
+from rddlib.data import shifts
+from rddlib.experiments import grid
+from rddlib.experiments.experiment import Experiment
+from rddlib.experiments.records import Store
 
 mpl.use("Agg")
 pytestmark = pytest.mark.filterwarnings("ignore:.*non-interactive.*")
@@ -45,7 +47,7 @@ def fill(store: Store, grids: list[str], scale: str, gain: Gain) -> None:
         rng, level = numpy_generator(0, e.key), 45 + numpy_generator(0, str(e.seed)).standard_normal() + gain(e)
         levels = level + 0.2 * rng.standard_normal() + 0.3 * rng.standard_normal(e.eval_seeds)
         names = ["accuracy", "cluster_min", "noise", "blur", "invert", *(causes.HELD_OUT if e.eval_corruptions else ())]
-        names += [f"{kind}_3" for kind in corrupt.CORRUPTIONS] if e.eval_corruptions else []
+        names += [f"{kind}_3" for kind in shifts.CORRUPTIONS] if e.eval_corruptions else []
         metrics: dict[str, object] = {n: (levels + 0.1 * rng.standard_normal(len(levels))).tolist() for n in names}
         if e.eval_audit:
             test = levels[:, None] + rng.standard_normal((len(levels), 10))

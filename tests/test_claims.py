@@ -17,10 +17,10 @@ from conftest import unmade
 from numpy.typing import NDArray
 from scipy import stats
 
-from rddlib import claims, verdicts
+from rddlib.analysis import claims, verdicts
+from rddlib.analysis.claims import COLUMNS, Claim, Plan
 from rddlib.base import SettingError, numpy_generator, repository_root
-from rddlib.claims import COLUMNS, Claim, Plan
-from rddlib.store import Record
+from rddlib.experiments.records import Record
 
 ROOT = repository_root()
 FILE = ROOT / "data" / "claims.csv"

@@ -16,10 +16,10 @@ from PIL import Image, ImageFilter
 from scipy import ndimage
 from torch import Tensor
 
-from rddlib import corrupt, corruptions
 from rddlib.base import SettingError, digest, generator
-from rddlib.corrupt import CORRUPTIONS, SEVERITIES, SHIFTS
-from rddlib.readers import DataError
+from rddlib.data import corruptions, shifts
+from rddlib.data.shifts import CORRUPTIONS, SEVERITIES, SHIFTS
+from rddlib.data.sources import DataError
 
 
 def smooth(n: int = 6, channels: int = 3, side: int = 32) -> Tensor:
@@ -42,20 +42,20 @@ def distance(a: Tensor, b: Tensor) -> float:
 def test_released_shifts_keep_their_bytes() -> None:
     """Records made so far rest on these images."""
     x = (torch.arange(2 * 3 * 32 * 32) * 7 % 256).to(torch.uint8).view(2, 3, 32, 32)
-    assert {kind: digest(corrupt.shifted(x, kind))[:16] for kind in SHIFTS} == {
+    assert {kind: digest(shifts.shifted(x, kind))[:16] for kind in SHIFTS} == {
         "noise": "41129344e2971989", "blur": "c60c369378847855", "invert": "ea02a95b97387a1e",
     }  # fmt: skip
 
 
 def test_invert_twice_is_nothing() -> None:
     x = smooth()
-    assert torch.equal(corrupt.shifted(corrupt.shifted(x, "invert"), "invert"), x)
+    assert torch.equal(shifts.shifted(shifts.shifted(x, "invert"), "invert"), x)
 
 
 @pytest.mark.parametrize("side", [8, 32, 64])
 def test_matched_blur_is_pillows_with_the_same_share_of_the_side(side: int) -> None:
     x = smooth(2, side=side)
-    found = corrupt.shifted_as_defined(x, "blur_matched", "cifar10")
+    found = shifts.shifted_as_defined(x, "blur_matched", "cifar10")
     soft = ImageFilter.GaussianBlur(side / 16)
     for image, blurred in zip(x, found, strict=True):
         plain = np.array(Image.fromarray(image.permute(1, 2, 0).numpy()).filter(soft))
@@ -65,51 +65,51 @@ def test_matched_blur_is_pillows_with_the_same_share_of_the_side(side: int) -> N
 @pytest.mark.parametrize(("dataset", "side"), [("cifar10", 32), ("svhn", 32), ("imagenet_a", 128), ("digits", 8)])
 def test_matched_noise_has_one_variance_everywhere(dataset: str, side: int) -> None:
     grey = torch.full((400_000 // side**2, 1, side, side), 128, dtype=torch.uint8)
-    found = corrupt.shifted_as_defined(grey, "noise_matched", dataset)
+    found = shifts.shifted_as_defined(grey, "noise_matched", dataset)
     assert ((found.double() - 128) / 255).var().item() == pytest.approx(0.005, rel=0.03)
 
 
 def test_at_32_px_matched_is_released() -> None:
     x = smooth()
     for kind in ("noise", "blur"):
-        plain, matched = (corrupt.shifted_as_defined(x, k, "cifar10") for k in (kind, f"{kind}_matched"))
-        assert torch.equal(plain, matched) and torch.equal(plain, corrupt.shifted(x, kind))
+        plain, matched = (shifts.shifted_as_defined(x, k, "cifar10") for k in (kind, f"{kind}_matched"))
+        assert torch.equal(plain, matched) and torch.equal(plain, shifts.shifted(x, kind))
 
 
 def test_released_shifts_come_before_the_resize_and_matched_ones_after() -> None:
     x = smooth(3, side=64)
-    small = corrupt.resized(x, 32)
-    early = corrupt.shifted_as_defined(x, "noise", "imagenet_b", size=32)
-    assert torch.equal(early, corrupt.resized(corrupt.shifted(x, "noise", sigma=0.2), 32))
-    late = corrupt.shifted_as_defined(x, "blur_matched", "imagenet_b", size=32)
-    assert torch.equal(late, corrupt.shifted(small, "blur", radius=2.0))
+    small = shifts.resized(x, 32)
+    early = shifts.shifted_as_defined(x, "noise", "imagenet_b", size=32)
+    assert torch.equal(early, shifts.resized(shifts.shifted(x, "noise", sigma=0.2), 32))
+    late = shifts.shifted_as_defined(x, "blur_matched", "imagenet_b", size=32)
+    assert torch.equal(late, shifts.shifted(small, "blur", radius=2.0))
 
 
 def test_parameters_are_the_released_ones() -> None:
-    assert corrupt.shift_parameters("imagenet10", "noise") == corrupt.shift_parameters("imagenette", "noise")
-    assert corrupt.shift_parameters("imagenet10", "noise") == {"sigma": 0.2}
-    assert corrupt.shift_parameters("cifar10", "noise")["sigma"] ** 2 == pytest.approx(0.005)
+    assert shifts.shift_parameters("imagenet10", "noise") == shifts.shift_parameters("imagenette", "noise")
+    assert shifts.shift_parameters("imagenet10", "noise") == {"sigma": 0.2}
+    assert shifts.shift_parameters("cifar10", "noise")["sigma"] ** 2 == pytest.approx(0.005)
     assert (
-        corrupt.shift_parameters("imagenet10", "blur") == corrupt.shift_parameters("cifar10", "blur") == {"radius": 2}
+        shifts.shift_parameters("imagenet10", "blur") == shifts.shift_parameters("cifar10", "blur") == {"radius": 2}
     )
-    assert corrupt.shift_parameters("imagenet10", "blur_matched", 128) == {"radius": 8}
-    assert corrupt.shift_parameters("svhn", "invert") == {}
+    assert shifts.shift_parameters("imagenet10", "blur_matched", 128) == {"radius": 8}
+    assert shifts.shift_parameters("svhn", "invert") == {}
 
 
 def test_severity_at_the_network_is_what_is_measured_there() -> None:
     """Sigma 0.2 on a photograph of 500 px is about half of CIFAR-10's noise at 128 px; the blur is a sixteenth."""
     grey = torch.full((8, 1, 128, 128), 128, dtype=torch.uint8)
-    noisy = corrupt.resized(corrupt.shifted(grey, "noise", sigma=0.1), 64)  # 0.1: clipping does nothing
+    noisy = shifts.resized(shifts.shifted(grey, "noise", sigma=0.1), 64)  # 0.1: clipping does nothing
     measured = ((noisy.double() - 128) / 255).std().item()
-    assert measured == pytest.approx(corrupt.network_severity("imagenette", "noise", 128, 64) / 2, rel=0.03)
-    photo = corrupt.network_severity("imagenet10", "noise", 500, 128)
-    assert 0.45 < photo / corrupt.network_severity("cifar10", "noise", 32, 32) < 0.55
+    assert measured == pytest.approx(shifts.network_severity("imagenette", "noise", 128, 64) / 2, rel=0.03)
+    photo = shifts.network_severity("imagenet10", "noise", 500, 128)
+    assert 0.45 < photo / shifts.network_severity("cifar10", "noise", 32, 32) < 0.55
     blurs = [
-        corrupt.network_severity(n, "blur", side, to) for n, side, to in (("imagenet10", 500, 128), ("svhn", 32, 32))
+        shifts.network_severity(n, "blur", side, to) for n, side, to in (("imagenet10", 500, 128), ("svhn", 32, 32))
     ]
     assert blurs == [pytest.approx(0.004), pytest.approx(0.0625)]
     for kind, value in (("noise_matched", 0.005**0.5), ("blur_matched", 0.0625), ("invert", 1)):
-        assert corrupt.network_severity("imagenet10", kind, 500, 128) == pytest.approx(value)
+        assert shifts.network_severity("imagenet10", kind, 500, 128) == pytest.approx(value)
 
 
 # --- twelve corruptions: what all share -------------------------------------------------------------------
@@ -123,11 +123,11 @@ def test_kind_keeps_form_repeats_itself_and_leaves_the_global_streams_alone(
     x = smooth(5, channels, side)
     before = x.clone()
     torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].tobytes()  # noqa: NPY002
-    found = [corrupt.corrupted(x, kind, severity, seed=1) for severity in SEVERITIES]
+    found = [shifts.corrupted(x, kind, severity, seed=1) for severity in SEVERITIES]
     assert all(y.dtype == torch.uint8 and y.shape == x.shape and y.is_contiguous() for y in found)
-    assert torch.equal(found[2], corrupt.corrupted(x, kind, 3, seed=1)) and torch.equal(x, before)
+    assert torch.equal(found[2], shifts.corrupted(x, kind, 3, seed=1)) and torch.equal(x, before)
     assert torch.equal(torch_state, torch.get_rng_state()) and numpy_state == np.random.get_state()[1].tobytes()  # noqa: NPY002
-    assert len(corrupt.corrupted(x[:0], kind, 1)) == 0
+    assert len(shifts.corrupted(x[:0], kind, 1)) == 0
 
 
 RANDOM = ("gaussian_noise", "shot_noise", "impulse_noise", "motion_blur", "fog", "elastic_transform")
@@ -136,7 +136,7 @@ RANDOM = ("gaussian_noise", "shot_noise", "impulse_noise", "motion_blur", "fog",
 @pytest.mark.parametrize("kind", CORRUPTIONS)
 def test_seed_matters_where_there_is_chance_and_only_there(kind: str) -> None:
     x = smooth()
-    assert torch.equal(corrupt.corrupted(x, kind, 4, 0), corrupt.corrupted(x, kind, 4, 1)) == (kind not in RANDOM)
+    assert torch.equal(shifts.corrupted(x, kind, 4, 0), shifts.corrupted(x, kind, 4, 1)) == (kind not in RANDOM)
 
 
 @pytest.mark.parametrize("kind", CORRUPTIONS)
@@ -146,7 +146,7 @@ def test_severity_moves_images_further_away(kind: str) -> None:
     if kind == "pixelate":  # boxes that meet the one edge of a smooth picture count more than their size
         rough = ndimage.gaussian_filter(np.random.default_rng(0).random(x.shape), (0, 0, 0.7, 0.7))
         x = torch.from_numpy((rough * 255).astype(np.uint8))
-    found = [distance(corrupt.corrupted(x, kind, severity), x) for severity in SEVERITIES]
+    found = [distance(shifts.corrupted(x, kind, severity), x) for severity in SEVERITIES]
     assert found[0] > 0
     if kind == "elastic_transform":  # its affine part shrinks while its waves grow: no order of distances is meant
         assert min(found) > 10
@@ -158,8 +158,8 @@ def test_severity_moves_images_further_away(kind: str) -> None:
 
 def test_blocks_do_not_repeat_their_noise(monkeypatch: pytest.MonkeyPatch) -> None:
     grey = torch.full((8, 1, 32, 32), 128, dtype=torch.uint8)
-    monkeypatch.setattr(corrupt, "BLOCK", 4)
-    found = corrupt.corrupted(grey, "gaussian_noise", 3)
+    monkeypatch.setattr(shifts, "BLOCK", 4)
+    found = shifts.corrupted(grey, "gaussian_noise", 3)
     assert not torch.equal(found[:4], found[4:])
 
 
@@ -179,10 +179,10 @@ def test_blocks_do_not_repeat_their_noise(monkeypatch: pytest.MonkeyPatch) -> No
 )
 def test_bad_input_is_named(change: dict, name: str) -> None:
     with pytest.raises(SettingError, match=f"{name} = "):
-        corrupt.corrupted(**({"images": smooth(1), "kind": "fog", "severity": 1} | change))
+        shifts.corrupted(**({"images": smooth(1), "kind": "fog", "severity": 1} | change))
 
 
-@pytest.mark.parametrize("call", [corrupt.shift_parameters, lambda n, k: corrupt.cached(smooth(1), k)])
+@pytest.mark.parametrize("call", [shifts.shift_parameters, lambda n, k: shifts.cached(smooth(1), k)])
 def test_unknown_shift_is_named(call) -> None:
     with pytest.raises(SettingError, match="kind = 'frost'"):
         call("cifar10", "frost")
@@ -293,7 +293,7 @@ def test_elastic_transform_equals_scipys_on_one_image() -> None:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_pixelate_and_jpeg_are_pillows(channels: int) -> None:
     x = smooth(3, channels)
-    blocks, coded = corrupt.corrupted(x, "pixelate", 5), corrupt.corrupted(x, "jpeg_compression", 5)
+    blocks, coded = shifts.corrupted(x, "pixelate", 5), shifts.corrupted(x, "jpeg_compression", 5)
     for image, block, code in zip(x, blocks, coded, strict=True):
         picture = Image.fromarray(image.permute(1, 2, 0).numpy().squeeze())
         box = Image.Resampling.BOX
@@ -310,14 +310,14 @@ def test_pixelate_and_jpeg_are_pillows(channels: int) -> None:
 @pytest.mark.parametrize("kind", ["fog", "noise", "blur_matched", "invert"])
 def test_cache_gives_back_what_was_made(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     x = smooth()
-    made, sha = corrupt.cached(x, kind, 3)
+    made, sha = shifts.cached(x, kind, 3)
     assert list(tmp_path.iterdir()) == [] and sha == digest(made)  # no folder, no file
     first, second = tmp_path / "first", tmp_path / "second"
-    assert corrupt.cached(x, kind, 3, folders=(first, second))[1] == sha
+    assert shifts.cached(x, kind, 3, folders=(first, second))[1] == sha
     assert not first.exists() and len(list(second.iterdir())) == 1
-    monkeypatch.setattr(corrupt, "corrupted", None)
-    monkeypatch.setattr(corrupt, "shifted", None)  # what is read is not made again
-    again, same = corrupt.cached(x, kind, 3, folders=(second, first))
+    monkeypatch.setattr(shifts, "corrupted", None)
+    monkeypatch.setattr(shifts, "shifted", None)  # what is read is not made again
+    again, same = shifts.cached(x, kind, 3, folders=(second, first))
     assert torch.equal(again, made) and same == sha and not first.exists()
 
 
@@ -326,22 +326,22 @@ def test_cache_tells_apart_what_differs(tmp_path: Path) -> None:
     asked = [(x, "fog", 1, 0), (x, "fog", 2, 0), (x, "fog", 1, 1), (x.flip(0), "fog", 1, 0), (x, "noise", 1, 0),
              (x, "noise_matched", 1, 0)]  # fmt: skip
     for images, kind, severity, seed in asked:
-        corrupt.cached(images, kind, severity, seed, [tmp_path])
+        shifts.cached(images, kind, severity, seed, [tmp_path])
     assert len(list(tmp_path.iterdir())) == len(asked)
 
 
 def test_cache_knows_when_the_constants_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    corrupt.cached(smooth(), "contrast", 1, folders=[tmp_path])
+    shifts.cached(smooth(), "contrast", 1, folders=[tmp_path])
     function, constants = corruptions.TABLE["contrast"]
     monkeypatch.setitem(corruptions.TABLE, "contrast", (function, (0.7, *constants[1:])))
-    corrupt.cached(smooth(), "contrast", 1, folders=[tmp_path])
+    shifts.cached(smooth(), "contrast", 1, folders=[tmp_path])
     assert len(list(tmp_path.iterdir())) == 2
 
 
 @pytest.mark.parametrize("damage", ["cut", "changed", "foreign"])
 def test_damaged_cache_is_refused_by_name(tmp_path: Path, damage: str) -> None:
     x = smooth()
-    made, sha = corrupt.cached(x, "contrast", 2, folders=[tmp_path])
+    made, sha = shifts.cached(x, "contrast", 2, folders=[tmp_path])
     (file,) = tmp_path.iterdir()
     if damage == "cut":
         file.write_bytes(file.read_bytes()[:1000])
@@ -350,4 +350,4 @@ def test_damaged_cache_is_refused_by_name(tmp_path: Path, damage: str) -> None:
         images[0, 0, 0, 0] ^= 1
         np.savez(file, **({"images": images, "sha256": np.array(sha)} if damage == "changed" else {"images": images}))
     with pytest.raises(DataError, match=file.name):
-        corrupt.cached(x, "contrast", 2, folders=[tmp_path])
+        shifts.cached(x, "contrast", 2, folders=[tmp_path])

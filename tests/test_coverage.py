@@ -11,11 +11,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rddlib import claims, coverage, synthetic
+from rddlib.analysis import claims, coverage
+from rddlib.analysis.pages import Page
 from rddlib.base import SettingError, generator
-from rddlib.data import load
-from rddlib.groups import FeatureNet
-from rddlib.pages import Page
+from rddlib.data.dataset import load
+from rddlib.distillation import synthetic
+from rddlib.models.features import FeatureNet
 
 
 def cloud(n: int, d: int = 3, seed: int = 0) -> torch.Tensor:
@@ -108,7 +109,7 @@ def test_the_verdict_on_glad_reads_what_was_measured_of_its_sets(tmp_path: Path)
     (comparison,) = claims.comparisons(row, {})
     plan = claims.Plan(["table1", "table2"])
     keys = {k for _, selector in comparison.terms for k in plan.select(selector, "laptop").values()}
-    page = Page.of("table2", "laptop", "cifar10")  # the runs whose sets rddlib.coverage takes
+    page = Page.of("table2", "laptop", "cifar10")  # the runs whose sets rddlib.analysis.coverage takes
     planned = {
         e.key for arm, own in coverage.arms_of(page, "cifar10", 10).items() if arm[0] == "glad" for e in own.planned
     }

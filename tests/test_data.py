@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 from scipy.io import savemat
 
-from rddlib import data, readers
 from rddlib.base import SettingError
-from rddlib.readers import DataError
+from rddlib.data import dataset, sources
+from rddlib.data.sources import DataError
 
 
 def pack(path: Path, **changes: np.ndarray) -> Path:
@@ -29,12 +29,12 @@ def pack(path: Path, **changes: np.ndarray) -> Path:
 
 
 def test_digits_are_embedded_and_split_once_for_all() -> None:
-    d = data.load()
+    d = dataset.load()
     assert d.name == "digits" and d.shape == (1, 8, 8) and d.n_classes == 10
     assert d.train_images.dtype == torch.uint8 and len(d.train_labels) + len(d.test_labels) == 1797
     counts = d.test_labels.bincount()
     assert counts.min() >= 69 and counts.max() <= 74  # stratified
-    assert d.sha256 == data.load("digits").sha256
+    assert d.sha256 == dataset.load("digits").sha256
     assert (
         d.sha256 == "9d73993b6eecfdae0ed86b01e2910d7279b882c441006dcedb41418559e11250"
     )  # the split is a part of every digits record
@@ -42,10 +42,10 @@ def test_digits_are_embedded_and_split_once_for_all() -> None:
 
 def test_npz_by_path_and_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pack(tmp_path / "mine.npz")
-    by_path = data.load(f"npz:{tmp_path / 'mine.npz'}")
-    by_name = data.load("mine", root=tmp_path)
+    by_path = dataset.load(f"npz:{tmp_path / 'mine.npz'}")
+    by_name = dataset.load("mine", root=tmp_path)
     monkeypatch.setenv("RDD_DATA", str(tmp_path))
-    by_environment = data.load("mine")
+    by_environment = dataset.load("mine")
     assert by_path.sha256 == by_name.sha256 == by_environment.sha256
     assert by_name.shape == (3, 8, 8) and by_name.classes == ("a", "b", "c", "d")
     assert str(tmp_path) not in by_path.source  # records never carry a machine's folders
@@ -54,14 +54,14 @@ def test_npz_by_path_and_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_statistics_make_the_training_part_standard() -> None:
-    d = data.load("digits")
+    d = dataset.load("digits")
     x = d.normalise(d.train_images)
     assert x.mean().abs() < 1e-4 and (x.std() - 1).abs() < 1e-3
     assert torch.allclose(d.normalise(d.train_images.float() / 255), x, atol=1e-5)
 
 
 def test_limits_are_balanced_fixed_and_nested() -> None:
-    small, large = data.load("digits", train_limit=50), data.load("digits", train_limit=105)
+    small, large = dataset.load("digits", train_limit=50), dataset.load("digits", train_limit=105)
     assert small.train_labels.bincount().tolist() == [5] * 10
     assert set(large.train_labels.bincount().tolist()) == {10, 11} and len(large.train_labels) == 105
     rows = {r.numpy().tobytes() for r in large.train_images}
@@ -69,12 +69,12 @@ def test_limits_are_balanced_fixed_and_nested() -> None:
 
 
 def test_size_resizes_both_parts() -> None:
-    d = data.load("digits", size=16, train_limit=20)
+    d = dataset.load("digits", size=16, train_limit=20)
     assert d.train_images.shape[2:] == d.test_images.shape[2:] == (16, 16) and d.train_images.dtype == torch.uint8
 
 
 def test_validation_part_is_cut_from_the_training_part() -> None:
-    d = data.load("digits")
+    d = dataset.load("digits")
     v = d.validation(0.2, seed=1)
     assert len(v.train_labels) + len(v.test_labels) == len(d.train_labels)
     assert v.sha256 == d.sha256 and "validation" in v.source
@@ -102,7 +102,7 @@ def test_validation_part_is_cut_from_the_training_part() -> None:
 def test_wrong_arrays_are_named_with_their_file(tmp_path: Path, changes: dict, words: str) -> None:
     file = pack(tmp_path / "odd.npz", **changes)
     with pytest.raises(DataError, match=words) as caught:
-        data.load(f"npz:{file}")
+        dataset.load(f"npz:{file}")
     assert "odd.npz" in str(caught.value)
 
 
@@ -116,25 +116,25 @@ def test_damaged_and_pickled_packs_are_refused(tmp_path: Path) -> None:
             archive.writestr(f"{name}.npy", pickle.dumps({"not": "an array"}))
     for name in ("cut", "text", "objects", "evil"):
         with pytest.raises(DataError, match=f"{name}.npz"):
-            data.load(f"npz:{tmp_path / name}.npz")
+            dataset.load(f"npz:{tmp_path / name}.npz")
 
 
 def test_missing_data_says_what_where_and_how(tmp_path: Path) -> None:
     for name in ("cifar10", "svhn", "imagenet_a", "imagenette"):
         with pytest.raises(DataError) as caught:
-            data.load(name, root=tmp_path)
+            dataset.load(name, root=tmp_path)
         text = str(caught.value)
         assert name in text and f"{name}.npz" in text and "RDD_DATA" in text and "Either" in text and " or " in text
     with pytest.raises(SettingError, match="dataset = 'cifra10'"):
-        data.load("cifra10", root=tmp_path)
+        dataset.load("cifra10", root=tmp_path)
     with pytest.raises(DataError, match="absent.npz"):
-        data.load(f"npz:{tmp_path / 'absent.npz'}")
+        dataset.load(f"npz:{tmp_path / 'absent.npz'}")
 
 
 @pytest.mark.parametrize("limit", [{"size": 0}, {"train_limit": -1}, {"test_limit": 0}, {"train_limit": 3}])
 def test_bad_limits(limit: dict) -> None:
     with pytest.raises(SettingError, match=next(iter(limit))):
-        data.load("digits", **limit)
+        dataset.load("digits", **limit)
 
 
 def folder(root: Path, names: tuple[str, ...] = ("cat", "dog"), held_out: str = "val", n: int = 3) -> Path:
@@ -150,7 +150,7 @@ def folder(root: Path, names: tuple[str, ...] = ("cat", "dog"), held_out: str = 
 
 @pytest.mark.parametrize("held_out", ["val", "test"])
 def test_image_folder(tmp_path: Path, held_out: str) -> None:
-    d = data.load(f"folder:{folder(tmp_path, held_out=held_out)}", size=16)
+    d = dataset.load(f"folder:{folder(tmp_path, held_out=held_out)}", size=16)
     assert d.shape == (3, 16, 16) and d.classes == ("cat", "dog") and d.train_labels.tolist() == [0, 0, 0, 1, 1, 1]
 
 
@@ -158,7 +158,7 @@ def test_grey_and_cmyk_images_become_rgb(tmp_path: Path) -> None:
     root = folder(tmp_path)
     Image.new("L", (20, 20), 128).save(root / "train" / "cat" / "grey.jpg")
     Image.new("CMYK", (20, 20), (0, 255, 255, 0)).save(root / "train" / "cat" / "ink.jpeg")
-    d = data.load(f"folder:{root}", size=8)
+    d = dataset.load(f"folder:{root}", size=8)
     assert d.shape == (3, 8, 8) and len(d.train_labels) == 8
     red = d.train_images[d.train_labels == 0][4].float().mean((1, 2))
     assert red[0] > 200 and red[1] < 60
@@ -167,13 +167,13 @@ def test_grey_and_cmyk_images_become_rgb(tmp_path: Path) -> None:
 def test_folder_faults_name_the_file(tmp_path: Path) -> None:
     root = folder(tmp_path)
     with pytest.raises(DataError, match="not a square"):
-        data.load(f"folder:{root}")
+        dataset.load(f"folder:{root}")
     whole = (root / "train" / "dog" / "1.png").read_bytes()
     (root / "train" / "dog" / "1.png").write_bytes(whole[:100])
     with pytest.raises(DataError, match=r"dog.1\.png"):
-        data.load(f"folder:{root}", size=8)
+        dataset.load(f"folder:{root}", size=8)
     with pytest.raises(DataError, match="train"):
-        data.load(f"folder:{tmp_path / 'nowhere'}")
+        dataset.load(f"folder:{tmp_path / 'nowhere'}")
 
 
 def wide(shape: tuple[int, int]) -> np.ndarray:
@@ -191,7 +191,7 @@ def test_photographs_are_shrunk_on_the_shorter_side_and_cropped_in_the_middle(
     for part in ("train", "val"):
         (tmp_path / part / "cat").mkdir(parents=True)
         Image.fromarray(pixels).save(tmp_path / part / "cat" / "a.png")
-    found = data.load(f"folder:{tmp_path}", size=64).test_images[0].permute(1, 2, 0).numpy()
+    found = dataset.load(f"folder:{tmp_path}", size=64).test_images[0].permute(1, 2, 0).numpy()
     height, width = shape
     scale = 64 / min(shape)
     small = Image.fromarray(pixels).resize((round(width * scale), round(height * scale)), Image.Resampling.BILINEAR)
@@ -207,7 +207,7 @@ def test_camera_orientation_is_followed(tmp_path: Path) -> None:
     tags = Image.Exif()
     tags[0x0112] = 6  # turn by a quarter, clockwise: the left side comes to the top
     picture.save(root / "train" / "cat" / "turned.jpg", exif=tags)
-    last = data.load(f"folder:{root}", size=8).train_images[3].float()  # turned.jpg comes after 0.png .. 2.png
+    last = dataset.load(f"folder:{root}", size=8).train_images[3].float()  # turned.jpg comes after 0.png .. 2.png
     assert last[0, :3].mean() > 200 and last[2, -3:].mean() > 200 and last[2, :3].mean() < 60
 
 
@@ -216,64 +216,64 @@ def test_other_files_are_passed_over_and_cut_photographs_named(tmp_path: Path) -
     (root / "train" / "cat" / "notes.txt").write_text("not an image")
     (root / "train" / "README").write_text("not a class")
     Image.fromarray(wide((60, 60))).save(root / "train" / "cat" / "png_inside.JPEG", "PNG")  # ImageNet has one of these
-    assert len(data.load(f"folder:{root}", size=8).train_labels) == 7
+    assert len(dataset.load(f"folder:{root}", size=8).train_labels) == 7
     Image.fromarray(wide((60, 80))).save(root / "val" / "dog" / "whole.JPEG", quality=90)
     whole = (root / "val" / "dog" / "whole.JPEG").read_bytes()
     for content in (whole[: len(whole) // 2], whole[:20], b"", b"text"):
         (root / "val" / "dog" / "broken.JPEG").write_bytes(content)
         with pytest.raises(DataError, match=r"dog.broken\.JPEG: cannot be read as an image"):
-            data.load(f"folder:{root}", size=8)
+            dataset.load(f"folder:{root}", size=8)
 
 
 @pytest.mark.parametrize("place", ["imagenet", "imagenet_b", "."])
 def test_imagenet_subset_by_wnid_keeps_the_label_order(tmp_path: Path, place: str) -> None:
-    wnids = readers.SUBSETS["imagenet_b"]
+    wnids = sources.SUBSETS["imagenet_b"]
     root = folder(tmp_path / place, (*sorted(wnids), "n99999999"), n=1)
     for i, wnid in enumerate(wnids):  # grey of a level of its own, so that the label can be checked
         Image.new("L", (30, 20), 20 * i).save(root / "train" / wnid / "0.png")
-    d = data.load("imagenet_b", root=tmp_path, size=8)
+    d = dataset.load("imagenet_b", root=tmp_path, size=8)
     assert d.classes[0] == "spoonbill" and d.classes[-1] == "ruddy turnstone"
     assert d.train_labels.tolist() == list(range(10))  # not alphabetical, no stranger
     assert d.train_images.float().mean((1, 2, 3)).tolist() == [20.0 * i for i in range(10)]
     assert d.mean == (0.485, 0.456, 0.406) and d.std == (0.229, 0.224, 0.225)
-    assert data.load("imagenet_b", root=tmp_path).shape == (3, 128, 128)  # the size of the paper's ImageNet sets
+    assert dataset.load("imagenet_b", root=tmp_path).shape == (3, 128, 128)  # the size of the paper's ImageNet sets
 
 
 @pytest.mark.parametrize("name", ["imagenet10", "imagenet_e"])
 def test_imagenet_subset_by_class_names(tmp_path: Path, name: str) -> None:
     """Folders called green_mamba or potters-wheel are found too; the order of the labels stays."""
-    plain = [readers.CLASS_NAMES[w].replace("'", "").replace(" ", "_").lower() for w in readers.SUBSETS[name]]
+    plain = [sources.CLASS_NAMES[w].replace("'", "").replace(" ", "_").lower() for w in sources.SUBSETS[name]]
     folder(tmp_path / name, (*plain, "stranger"), n=1)
-    d = data.load(name, root=tmp_path, size=8)
-    assert d.classes == tuple(readers.CLASS_NAMES[w] for w in readers.SUBSETS[name])
+    d = dataset.load(name, root=tmp_path, size=8)
+    assert d.classes == tuple(sources.CLASS_NAMES[w] for w in sources.SUBSETS[name])
     assert d.train_labels.tolist() == d.test_labels.tolist() == list(range(10))
 
 
 @pytest.mark.parametrize("part", ["train", "val"])
 def test_a_class_without_folder_is_named(tmp_path: Path, part: str) -> None:
-    wnids = readers.SUBSETS["imagenet_c"]
+    wnids = sources.SUBSETS["imagenet_c"]
     folder(tmp_path / "imagenet", wnids, n=1)
     (tmp_path / "imagenet" / part / wnids[4]).rename(tmp_path / "away")
     with pytest.raises(DataError, match=f"{part}: no folder '{wnids[4]}'; imagenet_c"):
-        data.load("imagenet_c", root=tmp_path, size=8)
+        dataset.load("imagenet_c", root=tmp_path, size=8)
 
 
 def test_one_wrong_class_name_is_not_guessed(tmp_path: Path) -> None:
-    names = [readers.CLASS_NAMES[w] for w in readers.SUBSETS["imagenet_a"]]
+    names = [sources.CLASS_NAMES[w] for w in sources.SUBSETS["imagenet_a"]]
     folder(tmp_path / "imagenet", (*names[:-1], "limpkins"), n=1)
     with pytest.raises(DataError, match="no data for 'imagenet_a'"):
-        data.load("imagenet_a", root=tmp_path, size=8)
+        dataset.load("imagenet_a", root=tmp_path, size=8)
 
 
 def test_subsets_are_ten_distinct_classes_each() -> None:
-    assert set(readers.SUBSETS) == {"imagenet10", *(f"imagenet_{x}" for x in "abcde"), "imagenette"}
-    for wnids in readers.SUBSETS.values():
+    assert set(sources.SUBSETS) == {"imagenet10", *(f"imagenet_{x}" for x in "abcde"), "imagenette"}
+    for wnids in sources.SUBSETS.values():
         assert len(set(wnids)) == 10 and all(len(w) == 9 and w[0] == "n" and w[1:].isdigit() for w in wnids)
-        assert all(readers.CLASS_NAMES[w] == readers.CLASS_NAMES[w].strip() for w in wnids)
+        assert all(sources.CLASS_NAMES[w] == sources.CLASS_NAMES[w].strip() for w in wnids)
     # ImageNet-10 as numbers in the order of all wnids (utils.py of the released code): order follows theirs.
     numbers = [452, 64, 374, 236, 993, 176, 882, 904, 503, 74]
-    assert np.argsort(numbers).tolist() == np.argsort(readers.SUBSETS["imagenet10"]).tolist()
-    assert len({w for wnids in readers.SUBSETS.values() for w in wnids}) == len(set(readers.CLASS_NAMES.values())) == 70
+    assert np.argsort(numbers).tolist() == np.argsort(sources.SUBSETS["imagenet10"]).tolist()
+    assert len({w for wnids in sources.SUBSETS.values() for w in wnids}) == len(set(sources.CLASS_NAMES.values())) == 70
 
 
 @pytest.mark.parametrize(
@@ -288,16 +288,16 @@ def test_subsets_are_ten_distinct_classes_each() -> None:
 )
 def test_statistics_go_by_the_family_of_the_name(tmp_path: Path, name: str, expected: tuple[float, ...]) -> None:
     pack(tmp_path / f"{name}.npz")
-    assert data.load(name, root=tmp_path).mean == expected
+    assert dataset.load(name, root=tmp_path).mean == expected
     pack(tmp_path / "cifar100.npz")
     for other in (f"npz:{tmp_path / name}.npz", "cifar100"):  # a file by its path, a name of no known family
-        measured = data.load(other, root=tmp_path)
+        measured = dataset.load(other, root=tmp_path)
         assert torch.allclose((measured.train_images / 255).mean((0, 2, 3)), torch.tensor(measured.mean))
 
 
 def test_torchvision_cifar_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Small files in CIFAR-10's own layout; torchvision checks md5, so its lists are overridden."""
-    datasets = readers.import_torchvision("torchvision.datasets")
+    datasets = sources.import_torchvision("torchvision.datasets")
     base = tmp_path / "cifar-10-batches-py"
     base.mkdir()
     rng = np.random.default_rng(0)
@@ -308,7 +308,7 @@ def test_torchvision_cifar_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(datasets.CIFAR10, "train_list", [["data_batch_1", None]])
     monkeypatch.setattr(datasets.CIFAR10, "test_list", [["test_batch", None]])
     monkeypatch.setattr(datasets.CIFAR10, "meta", {"filename": "batches.meta", "key": "label_names", "md5": None})
-    d = data.load("cifar10", root=tmp_path)
+    d = dataset.load("cifar10", root=tmp_path)
     assert d.shape == (3, 32, 32) and d.classes[0] == "a" and len(d.train_labels) == 20
     assert d.mean == (0.4914, 0.4822, 0.4465)
 
@@ -328,7 +328,7 @@ def svhn_files(root: Path, n: int = 20) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("place", [".", "svhn"])
 def test_svhns_own_files(tmp_path: Path, place: str) -> None:
     pixels = svhn_files(tmp_path / place)
-    d = data.load("svhn", root=tmp_path)
+    d = dataset.load("svhn", root=tmp_path)
     assert d.shape == (3, 32, 32) and d.classes == tuple("0123456789") and d.mean == (0.4377, 0.4438, 0.4728)
     assert d.train_labels.tolist() == [(i + 1) % 10 for i in range(20)]  # the tenth is a zero
     assert torch.equal(d.train_images[7, 1], torch.from_numpy(pixels["train"][:, :, 1, 7]))
@@ -347,11 +347,11 @@ def test_damaged_svhn_files_are_named(tmp_path: Path, damage: str) -> None:
         content = {"no labels": {"X": x}, "label": {"X": x, "y": 11 * labels}, "shape": {"X": x[..., :5], "y": labels}}
         savemat(file, content[damage])
     with pytest.raises(DataError, match="test_32x32.mat"):
-        data.load("svhn", root=tmp_path)
+        dataset.load("svhn", root=tmp_path)
 
 
 def test_svhn_is_downloaded_only_when_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    datasets = readers.import_torchvision("torchvision.datasets")
+    datasets = sources.import_torchvision("torchvision.datasets")
     calls: list[str] = []
 
     def fetch(root: Path, split: str, download: bool) -> None:
@@ -360,16 +360,16 @@ def test_svhn_is_downloaded_only_when_asked(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(datasets, "SVHN", fetch)
     with pytest.raises(DataError, match="no data for 'svhn'"):
-        data.load("svhn", root=tmp_path)
+        dataset.load("svhn", root=tmp_path)
     assert calls == []
-    assert len(data.load("svhn", root=tmp_path, download=True).train_labels) == 20 and calls == ["train", "test"]
-    data.load("svhn", root=tmp_path, download=True)
+    assert len(dataset.load("svhn", root=tmp_path, download=True).train_labels) == 20 and calls == ["train", "test"]
+    dataset.load("svhn", root=tmp_path, download=True)
     assert len(calls) == 2  # what lies there is used
 
 
 @pytest.mark.realdata
 def test_real_cifar10(real_data: Path) -> None:
-    d = data.load("cifar10", root=real_data)
+    d = dataset.load("cifar10", root=real_data)
     assert d.shape == (3, 32, 32) and len(d.train_labels) == 50000 and len(d.test_labels) == 10000
     assert d.classes == ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
     measured = (d.train_images.float() / 255).mean((0, 2, 3))
@@ -385,7 +385,7 @@ def other_real_data(real_data: Path, name: str) -> Path:
 @pytest.mark.realdata
 def test_real_svhn_digits(real_data: Path) -> None:
     """1,083 training digits of SVHN; the pack's own split, 60 to 40 in each class, is known by the hash."""
-    d = data.load("svhn_mini", root=other_real_data(real_data, "svhn_mini"))
+    d = dataset.load("svhn_mini", root=other_real_data(real_data, "svhn_mini"))
     assert d.shape == (3, 32, 32) and (len(d.train_labels), len(d.test_labels)) == (650, 433)
     assert d.sha256 == "e9f9a18091a7891452c50097dbbb2bd31419ae4b441206027d68edea40c23a14"
     sizes = torch.stack([d.train_labels.bincount(), d.test_labels.bincount()])
@@ -398,8 +398,8 @@ def test_real_svhn_digits(real_data: Path) -> None:
 @pytest.mark.realdata
 def test_real_imagenette(real_data: Path) -> None:
     """Half a minute of a busy core and one GB at the peak; the set itself is 165 MB at 64 px."""
-    d = data.load("imagenette128", root=other_real_data(real_data, "imagenette128"), size=64)
+    d = dataset.load("imagenette128", root=other_real_data(real_data, "imagenette128"), size=64)
     assert d.shape == (3, 64, 64) and (len(d.train_labels), len(d.test_labels)) == (9469, 3925)
-    assert d.classes == tuple(readers.CLASS_NAMES[w] for w in readers.SUBSETS["imagenette"])
+    assert d.classes == tuple(sources.CLASS_NAMES[w] for w in sources.SUBSETS["imagenette"])
     assert d.mean == (0.485, 0.456, 0.406) and (d.normalise(d.train_images).mean((0, 2, 3)).abs() < 0.2).all()
     assert d.train_labels.bincount().min() > 850 and d.test_labels.bincount().min() > 350

@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from rddlib import data, distill, groups, match, prior
 from rddlib.base import SettingError
-from rddlib.data import DataSet
-from rddlib.loop import Loop, State
-from rddlib.methods import DistillSettings
-from rddlib.readers import DataError
+from rddlib.data import dataset
+from rddlib.data.dataset import DataSet
+from rddlib.data.sources import DataError
+from rddlib.distillation import clusters, distill, matching
+from rddlib.distillation.glad import prior
+from rddlib.distillation.loop import Loop, State
+from rddlib.distillation.settings import DistillSettings
 
 SMALL = DistillSettings(
     depth=2,
@@ -31,7 +33,7 @@ SMALL = DistillSettings(
 
 @pytest.fixture(scope="module")
 def digits() -> DataSet:
-    return data.load("digits", train_limit=200, test_limit=100)
+    return dataset.load("digits", train_limit=200, test_limit=100)
 
 
 def begun(d: DataSet, s: DistillSettings) -> State:
@@ -191,4 +193,4 @@ def test_class_scope_keeps_images_with_their_own(digits: DataSet) -> None:
     y = digits.train_labels[:64]
     found, _ = loop._groups(digits.normalise(digits.train_images[:64]), y, loop._centre_places(), torch.arange(64))
     assert torch.equal(found // s.ipc, y)
-    assert groups.SCOPES == ("all", "class") and match.METRICS == ("idc", "dc")
+    assert clusters.SCOPES == ("all", "class") and matching.METRICS == ("idc", "dc")

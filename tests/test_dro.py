@@ -1,4 +1,7 @@
-"""dro.py and toy.py against cvxpy, closed forms and properties; Eq. 1, 3, 4, 5, 9 on the population of Figure 1."""
+"""theory.f_divergence and theory.figure1 against cvxpy, closed forms and properties.
+
+Eq. 1, 3, 4, 5, 9 on the population of Figure 1.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from hypothesis.extra.numpy import arrays
 
 from rddlib import risk
 from rddlib.base import SettingError, numpy_generator
-from rddlib.dro import (
+from rddlib.theory.f_divergence import (
     BALLS,
     Array,
     ball_radius,
@@ -26,8 +29,8 @@ from rddlib.dro import (
     worst_group,
     zero_one_ball,
 )
-from rddlib.theory import relative_entropy, robustness_bound
-from rddlib.toy import Population, data_driven_values, figure1_population, fit, minimise, synthetic_for
+from rddlib.theory.figure1 import Population, data_driven_values, figure1_population, fit, minimise, synthetic_for
+from rddlib.theory.large_deviations import relative_entropy, robustness_bound
 
 calm = settings(deadline=None, derandomize=True, max_examples=60)
 losses_of_six = arrays(float, 6, elements=st.integers(-40, 40).map(lambda i: i / 8))

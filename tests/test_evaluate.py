@@ -10,11 +10,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from rddlib import augment, data, evaluate, groups, nets
 from rddlib.base import SettingError, generator
-from rddlib.data import DataSet
-from rddlib.evaluate import EvaluateSettings
-from rddlib.groups import FeatureNet
+from rddlib.data import augment, dataset
+from rddlib.data.dataset import DataSet
+from rddlib.evaluation import evaluate, groups
+from rddlib.evaluation.evaluate import EvaluateSettings
+from rddlib.models import networks
+from rddlib.models.features import FeatureNet
 
 SMALL = EvaluateSettings(eval_depth=2, eval_width=8, eval_steps=12, eval_batch=16, eval_seeds=2, eval_groups=4)
 AUDITED = dataclasses.replace(SMALL, eval_audit=3)
@@ -22,7 +24,7 @@ AUDITED = dataclasses.replace(SMALL, eval_audit=3)
 
 @pytest.fixture(scope="module")
 def digits() -> DataSet:
-    return data.load("digits", train_limit=100, test_limit=200)
+    return dataset.load("digits", train_limit=100, test_limit=200)
 
 
 def test_training_equals_a_plain_loop(digits: DataSet) -> None:
@@ -30,7 +32,7 @@ def test_training_equals_a_plain_loop(digits: DataSet) -> None:
     x, y = digits.train_images, digits.train_labels
     net = evaluate.train(x, y, digits, SMALL, seed=3)
     order, stream = generator(3, "evaluate", "order"), generator(3, "evaluate", "augment")
-    plain = nets.build("convnet", (1, 8, 8), 10, depth=2, width=8, generator=generator(3, "evaluate", "net"))
+    plain = networks.build("convnet", (1, 8, 8), 10, depth=2, width=8, generator=generator(3, "evaluate", "net"))
     optimiser = torch.optim.SGD(plain.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
     step, pending = 0, []
     while step < SMALL.eval_steps:

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
-from rddlib import factorial
+from rddlib.analysis import factorial
 from rddlib.base import SettingError, numpy_generator
-from rddlib.store import Record
+from rddlib.experiments.records import Record
 
 CELLS = ("real none", "real upper", "made none", "made upper")
 MAIN = factorial.contrast(["real upper", "made upper"], ["real none", "made none"])

@@ -10,13 +10,19 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from rddlib import distill, evaluate, fused, loop, nets, prior, probes, sets, stats
+from rddlib import stats
 from rddlib.base import SettingError, generator
-from rddlib.data import load
+from rddlib.data.dataset import load
+from rddlib.distillation import distill, loop
+from rddlib.distillation.glad import prior
+from rddlib.evaluation import evaluate
+from rddlib.experiments import sets
+from rddlib.models import fused, networks
 
 Loss = Callable[[Tensor], Tensor]
 Measure = Callable[[list[Tensor]], Tensor]
@@ -224,11 +230,11 @@ def test_bfloat16_moves_images_the_same_way(chosen: dict[str, Any]) -> None:
     short = {"outer_steps": 1, "inner_steps": 1, "lr_image": 1e-3, **chosen}
     data = load("digits")
     moved = {}
-    for precision in nets.PRECISIONS:
-        s = probes.tiny(**short, precision=precision)
+    for precision in networks.PRECISIONS:
+        s = tiny(**short, precision=precision)
         source = prior.load(s.parts().prior, data, s.prior_layer, s.prior_start)
         begun = distill.begin(data, s, source)
-        with nets.arithmetic(s.precision, torch.device("cpu")):
+        with networks.arithmetic(s.precision, torch.device("cpu")):
             after = loop.outer_step(data, s, begun, source)
         assert all(code.dtype == torch.float32 for code in after.codes.values())
         moved[precision] = torch.cat([(after.codes[n] - begun.codes[n]).flatten() for n in begun.codes])
@@ -239,10 +245,10 @@ def test_bfloat16_moves_images_the_same_way(chosen: dict[str, Any]) -> None:
 def test_bfloat16_trains_as_well() -> None:
     """Eight trainings each from the same starts: accuracy equal within three points, by an equivalence test."""
     data = load("digits")
-    small = sets.drawn(data, probes.tiny(method="random", ipc=20))
+    small = sets.drawn(data, tiny(method="random", ipc=20))
     found = {}
-    for precision in nets.PRECISIONS:
-        s = probes.tiny(eval_precision=precision, eval_steps=60, eval_seeds=8, eval_shifts=False)
+    for precision in networks.PRECISIONS:
+        s = tiny(eval_precision=precision, eval_steps=60, eval_seeds=8, eval_shifts=False)
         found[precision] = evaluate.evaluate(small.images, small.labels, data, s, 0)["accuracy"]
     assert found["float32"] != found["bfloat16"]
     gap = stats.paired_difference(*(np.array(found[p])[:, None] for p in ("bfloat16", "float32")))
@@ -251,4 +257,4 @@ def test_bfloat16_trains_as_well() -> None:
 
 def test_unknown_precision_is_refused() -> None:
     with pytest.raises(SettingError, match="precision = 'float16'"):
-        probes.tiny(precision="float16")
+        tiny(precision="float16")

@@ -11,14 +11,17 @@ from typing import Any
 import pytest
 import torch
 
-from rddlib import __main__ as cli
-from rddlib import data, genmake, gentrain, prior
-from rddlib import generator as generators
-from rddlib.base import SettingError
-from rddlib.data import DataSet
-from rddlib.generator import GeneratorSettings
-from rddlib.readers import DataError
-from rddlib.store import Store, StoreError
+from rddlib import cli
+from rddlib.base import SettingError, repository_root
+from rddlib.data import dataset
+from rddlib.data.dataset import DataSet
+from rddlib.data.sources import DataError
+from rddlib.distillation.glad import generator as generators
+from rddlib.distillation.glad import prior
+from rddlib.distillation.glad import training as gentrain
+from rddlib.distillation.glad.generator import GeneratorSettings
+from rddlib.experiments import priors
+from rddlib.experiments.records import Store, StoreError
 
 TINY = GeneratorSettings(latent=4, width=8, convs=1, steps=12, batch=8, judge_steps=3, flip=True)
 JUDGE = {"steps": 5, "width": 8}
@@ -28,7 +31,7 @@ ON_THE_LINE = ["prior", "--dataset", "digits", "--latent", "4", "--width", "8", 
 
 @pytest.fixture(scope="module")
 def digits() -> DataSet:
-    return data.load("digits", train_limit=300, test_limit=100)
+    return dataset.load("digits", train_limit=300, test_limit=100)
 
 
 class Stop(KeyboardInterrupt):
@@ -109,7 +112,7 @@ def test_a_checkpoint_that_does_not_fit_is_named_and_left(digits: DataSet, tmp_p
     elif damage == "settings":
         settings = dataclasses.replace(TINY, lr=0.1)
     else:
-        images = data.load("digits", train_limit=200, test_limit=100)
+        images = dataset.load("digits", train_limit=200, test_limit=100)
     before = file.read_bytes()
     with pytest.raises(DataError, match=r"(?s)state\.pt: damaged checkpoint .*delete it"):
         gentrain.train_generator(images, settings, None, file)
@@ -120,7 +123,7 @@ def test_a_checkpoint_that_does_not_fit_is_named_and_left(digits: DataSet, tmp_p
 
 
 def made(digits: DataSet, store: Store, **changes: object) -> dict[str, object]:
-    return genmake.make(digits, TINY, store, judge=JUDGE, **changes)  # type: ignore[arg-type]
+    return priors.make(digits, TINY, store, judge=JUDGE, **changes)  # type: ignore[arg-type]
 
 
 def test_a_generator_is_trained_scored_and_kept_once(
@@ -133,7 +136,7 @@ def test_a_generator_is_trained_scored_and_kept_once(
     assert kept == json.loads(json.dumps(record)) and not re.search(str(tmp_path), json.dumps(kept))
     assert set(kept["scores"]) == {"frechet", "frechet_real", "share", "share_real", "images"}
     assert kept["score_settings"] == {"seed": 0} | JUDGE and kept["seconds"] > 0 < kept["peak_memory_mb"]
-    assert {"device", "versions", "commit", "source_hash", "source_modules", "cpu_seconds"} <= set(kept)
+    assert {"device", "versions", "commit", "results", "cpu_seconds"} <= set(kept)
     assert not list(tmp_path.glob("work/prior-*/*")), "what it needed only while it ran is gone"
     source = prior.load(f"generator:{tmp_path / 'priors' / 'digits.safetensors'}", digits, layer=1)
     assert source.shape == digits.shape
@@ -142,12 +145,12 @@ def test_a_generator_is_trained_scored_and_kept_once(
 
 
 def test_the_committed_records_have_what_is_kept_here() -> None:
-    ours = Path(genmake.__file__).parent.parent / "data" / "priors"
-    for file in ours.glob("*.json"):
+    files = sorted((repository_root() / "data" / "priors").glob("*.json"))
+    assert files
+    for file in files:
         record = json.loads(file.read_text())
-        assert genmake.summary(record).startswith(f"{file.stem}  {record['bytes'] / 1e6:.2f} MB")
-        assert tuple(record["source_modules"]) == genmake.MAKERS
-        assert set(record["score_settings"]) == set(genmake.JUDGE)
+        assert priors.summary(record).startswith(f"{file.stem}  {record['bytes'] / 1e6:.2f} MB")
+        assert set(record["score_settings"]) == set(priors.JUDGE)
 
 
 def test_interrupted_in_scoring_it_is_kept_and_trained_no_further(
@@ -171,27 +174,27 @@ def test_what_is_kept_goes_only_when_told(digits: DataSet, tmp_path: Path) -> No
     made(digits, store)
     before = (tmp_path / "priors" / "digits.safetensors").read_bytes()
     with pytest.raises(StoreError, match=r"kl 0\.0001 \(not 0\.5\) is kept there.*--replace"):
-        genmake.make(digits, other, store, judge=JUDGE)
+        priors.make(digits, other, store, judge=JUDGE)
     with pytest.raises(StoreError, match="other images is kept"):
-        made(data.load("digits", train_limit=200, test_limit=100), store)
+        made(dataset.load("digits", train_limit=200, test_limit=100), store)
     assert (tmp_path / "priors" / "digits.safetensors").read_bytes() == before
-    assert genmake.make(digits, other, store, tmp_path / "mine", JUDGE)["settings"]["kl"] == 0.5
-    assert genmake.make(digits, other, store, judge=JUDGE, replace=True)["settings"]["kl"] == 0.5
+    assert priors.make(digits, other, store, tmp_path / "mine", JUDGE)["settings"]["kl"] == 0.5
+    assert priors.make(digits, other, store, judge=JUDGE, replace=True)["settings"]["kl"] == 0.5
     assert generators.read(tmp_path / "priors" / "digits.safetensors").settings == other
     (tmp_path / "priors" / "digits.json").write_text("{")
     with pytest.raises(StoreError, match="damaged record"):
-        genmake.make(digits, other, store, judge=JUDGE)
+        priors.make(digits, other, store, judge=JUDGE)
 
 
 def test_refusals_come_before_any_work(digits: DataSet, tmp_path: Path) -> None:
     store = Store(tmp_path)
     with pytest.raises(SettingError, match="score_steps = 0"):
-        genmake.make(digits, TINY, store, judge={"steps": 0})
+        priors.make(digits, TINY, store, judge={"steps": 0})
     few = {"test_images": digits.test_images[:2], "test_labels": digits.test_labels[:2]}
     with pytest.raises(SettingError, match=r"test images = 2"):
-        genmake.make(dataclasses.replace(digits, **few), TINY, store)
+        priors.make(dataclasses.replace(digits, **few), TINY, store)
     with pytest.raises(SettingError, match="size = 12"):
-        genmake.make(data.load("digits", size=12, train_limit=100, test_limit=50), TINY, store)
+        priors.make(dataset.load("digits", size=12, train_limit=100, test_limit=50), TINY, store)
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="a generator cannot be written there"):
         made(digits, store, folder=tmp_path / "file" / "priors")
@@ -210,7 +213,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert re.search(r"^digits  0\.\d\d MB, 12 updates, \d+ s; of the class asked for: ", said.out)
     assert "train: 100%" in said.err
     record = json.loads((tmp_path / "priors" / "digits.json").read_text())
-    assert record["settings"]["flip"] is False and record["data_sha256"] == data.load("digits").sha256
+    assert record["settings"]["flip"] is False and record["data_sha256"] == dataset.load("digits").sha256
     assert cli.main(options) == 0 and "train" not in capsys.readouterr().err
     assert cli.main([*options, "--seed", "1"]) == 2
     assert "seed 0 (not 1) is kept there" in capsys.readouterr().err

@@ -11,11 +11,15 @@ import numpy as np
 import pytest
 import torch
 
-from rddlib import data, groups, nets
 from rddlib.base import SettingError, generator, repository_root
-from rddlib.data import DataSet
-from rddlib.groups import FeatureNet, Partition
-from rddlib.readers import DataError
+from rddlib.data import dataset
+from rddlib.data.dataset import DataSet
+from rddlib.data.sources import DataError
+from rddlib.distillation import clusters
+from rddlib.evaluation import groups
+from rddlib.evaluation.groups import Partition
+from rddlib.models import networks
+from rddlib.models.features import FeatureNet
 
 POINTS = torch.randn(40, 3, 4, 4, generator=generator(0, "points"))
 LABELS = torch.arange(40) % 4
@@ -24,9 +28,9 @@ OWNERS = torch.arange(8) // 2
 
 
 @pytest.mark.equation("algorithm-1")
-@pytest.mark.parametrize("scope", groups.SCOPES)
+@pytest.mark.parametrize("scope", clusters.SCOPES)
 def test_algorithm_1_clusters_by_the_nearest_synthetic_image(scope: str) -> None:
-    found = groups.assign(POINTS, LABELS, CENTRES, OWNERS, scope)
+    found = clusters.assign(POINTS, LABELS, CENTRES, OWNERS, scope)
     for x, y, g in zip(POINTS, LABELS, found, strict=True):
         gaps = [
             float(((x - s) ** 2).sum()) if scope == "all" or o == y else np.inf
@@ -36,16 +40,16 @@ def test_algorithm_1_clusters_by_the_nearest_synthetic_image(scope: str) -> None
 
 
 def test_scope_matters_here() -> None:
-    own = groups.assign(POINTS, LABELS, CENTRES, OWNERS, "class")
+    own = clusters.assign(POINTS, LABELS, CENTRES, OWNERS, "class")
     assert torch.equal(OWNERS[own], LABELS)
-    assert not torch.equal(own, groups.assign(POINTS, LABELS, CENTRES, OWNERS, "all"))
+    assert not torch.equal(own, clusters.assign(POINTS, LABELS, CENTRES, OWNERS, "all"))
     with pytest.raises(SettingError, match="scope = 'some'"):
-        groups.assign(POINTS, LABELS, CENTRES, OWNERS, "some")
+        clusters.assign(POINTS, LABELS, CENTRES, OWNERS, "some")
 
 
 def test_centres_are_all_or_some_of_each_class() -> None:
-    assert groups.choose_centres(3, 2, 10, generator(0)).tolist() == list(range(6))
-    some = groups.choose_centres(3, 50, 10, generator(0))
+    assert clusters.choose_centres(3, 2, 10, generator(0)).tolist() == list(range(6))
+    some = clusters.choose_centres(3, 50, 10, generator(0))
     assert len(set(some.tolist())) == 30 and (some // 50).bincount().tolist() == [10] * 3
 
 
@@ -96,7 +100,7 @@ QUICK = FeatureNet(width=4, steps=3, batch=32)
 
 @pytest.fixture(scope="module")
 def digits() -> DataSet:
-    return data.load("digits", train_limit=100)
+    return dataset.load("digits", train_limit=100)
 
 
 def test_feature_clusters_divide_classes(digits: DataSet) -> None:
@@ -165,7 +169,7 @@ def test_depth_leaves_a_map_of_four_pixels(size: int, depth: int) -> None:
 
 
 def committed(name: str, root: Path | None = None) -> tuple[DataSet, dict[str, Partition]]:
-    found = data.load(name, root)
+    found = dataset.load(name, root)
     return found, groups.feature_groups(found, repository_root() / "data" / "groups")
 
 
@@ -227,10 +231,10 @@ def test_overlap_of_different_images_is_refused() -> None:
         groups.overlap(labelled(0, 3), labelled(0, 3), permutations=0)
 
 
-@pytest.mark.parametrize("space", groups.SPACES)
+@pytest.mark.parametrize("space", clusters.SPACES)
 def test_test_images_join_the_nearest_synthetic_image(digits: DataSet, space: str) -> None:
     """Four tiles a stored image; the partition that a plain search finds overlaps fully with what is used."""
-    net = nets.build("convnet", digits.shape, 10, depth=2, width=4, generator=generator(0, "net")).eval()
+    net = networks.build("convnet", digits.shape, 10, depth=2, width=4, generator=generator(0, "net")).eval()
     x, y = digits.train_images[:40].float() / 255, digits.train_labels[:40]
     points = {"pixel": digits.normalise, "feature": lambda z: net.embed(digits.normalise(z)).detach()}[space]
     gaps = ((points(digits.test_images).flatten(1)[:, None] - points(x).flatten(1)[None]) ** 2).sum(2)

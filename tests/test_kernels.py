@@ -17,8 +17,8 @@ from scipy.stats import norm
 from sklearn.kernel_ridge import KernelRidge
 from torch import Tensor
 
-from rddlib import kernels
 from rddlib.base import SettingError, generator
+from rddlib.distillation.kip import kernels
 
 POOLINGS = kernels.POOLINGS
 

@@ -13,16 +13,18 @@ import torch
 from sklearn.kernel_ridge import KernelRidge
 from torch import Tensor
 
-from rddlib import data, kernels, kip, synthetic
 from rddlib.base import SettingError, check_settings, generator, setting
-from rddlib.data import DataSet
-from rddlib.kernels import Space
-from rddlib.readers import DataError
-from rddlib.synthetic import SyntheticSet
+from rddlib.data import dataset
+from rddlib.data.dataset import DataSet
+from rddlib.data.sources import DataError
+from rddlib.distillation import synthetic
+from rddlib.distillation.kip import inducing_points, kernels
+from rddlib.distillation.kip.kernels import Space
+from rddlib.distillation.synthetic import SyntheticSet
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run(kip.KipSettings):
+class Run(inducing_points.KipSettings):
     """KIP's settings with the two fields that the inheriting class brings."""
 
     ipc: int = setting(1, "images per class", low=1)
@@ -37,12 +39,12 @@ SMALL = Run(ipc=2, kip_depth=2, kip_steps=50, kip_batch=40, learn_labels=True)
 
 @pytest.fixture(scope="module")
 def digits() -> DataSet:
-    return data.load("digits", train_limit=200, test_limit=100)
+    return dataset.load("digits", train_limit=200, test_limit=100)
 
 
 @pytest.fixture(scope="module")
 def all_digits() -> DataSet:
-    return data.load("digits")
+    return dataset.load("digits")
 
 
 # --- a plain step ----------------------------------------------------------------------------------------------
@@ -91,8 +93,8 @@ def plain_steps(seen: Tensor, d: DataSet, s: Run, support: Tensor, labels: Tenso
 def test_steps_equal_the_plain_ones(digits: DataSet, zca: bool, learn_labels: bool) -> None:
     s = Run(kip_depth=2, kip_steps=3, kip_batch=6, kip_ridge=1e-3, zca=zca, learn_labels=learn_labels)
     space = Space.of(digits, zca)
-    begun = kip._begin(digits, s, space)
-    made = kip.optimise(digits, s, space=space)
+    begun = inducing_points._begin(digits, s, space)
+    made = inducing_points.optimise(digits, s, space=space)
     seen = space.apply(digits.train_images, torch.float32)
     support, targets = plain_steps(seen, digits, s, begun.support, begun.targets)
     torch.testing.assert_close(made.support, support, rtol=0, atol=1e-8)
@@ -108,7 +110,7 @@ def test_accuracy_equals_that_of_sklearn(digits: DataSet) -> None:
     k_ss, k_ts = plain_kernel(support, support, 1, True).numpy(), plain_kernel(test, support, 1).numpy()
     peer = KernelRidge(alpha=0.1 * np.trace(k_ss) / 30, kernel="precomputed").fit(k_ss, np.eye(10).repeat(3, 0) - 0.1)
     expected = 100 * (peer.predict(k_ts).argmax(1) == digits.test_labels.numpy()).mean()
-    found = [kip.kernel_accuracy(start, digits, s, batch=size) for size in (7, 500)]
+    found = [inducing_points.kernel_accuracy(start, digits, s, batch=size) for size in (7, 500)]
     assert found == pytest.approx([expected] * 2)
 
 
@@ -140,7 +142,7 @@ def test_storage_says_what_the_clamp_and_the_bits_cost(all_digits: DataSet) -> N
     s = Run(kip_steps=100, kip_batch=500, learn_labels=True)
     space = Space.of(all_digits, s.zca)
     free, held = (
-        kip.storage(kip.optimise(all_digits, v, space=space), all_digits, v, space)
+        inducing_points.storage(inducing_points.optimise(all_digits, v, space=space), all_digits, v, space)
         for v in (s, dataclasses.replace(s, kip_clamp=True))
     )
     assert free["outside"] > 10 and held["outside"] == 0
@@ -157,15 +159,17 @@ def test_clamped_steps_move_pixels_along_the_gradient_of_pixels(digits: DataSet)
     index = torch.randperm(200, generator=generator(0, "kip batch", 0))[:40]
     pixels = start.clone().requires_grad_()
     x = space.apply(digits.train_images, torch.float32)[index].double()
-    y = kip.centred(digits.train_labels[index], 10)
-    error = kip.loss(s, space.apply(pixels), kip.centred(torch.arange(10).repeat_interleave(2), 10), x, y)
+    y = inducing_points.centred(digits.train_labels[index], 10)
+    error = inducing_points.loss(
+        s, space.apply(pixels), inducing_points.centred(torch.arange(10).repeat_interleave(2), 10), x, y
+    )
     (gradient,) = torch.autograd.grad(error, pixels)
     expected = (start - 0.04 * digits.std[0] * gradient / (gradient.abs() + 1e-8)).clamp(0, 1)
-    torch.testing.assert_close(kip.optimise(digits, s, space=space).support, expected, rtol=0, atol=1e-9)
+    torch.testing.assert_close(inducing_points.optimise(digits, s, space=space).support, expected, rtol=0, atol=1e-9)
 
 
 def test_what_is_returned_is_what_was_optimised_in_pixels(digits: DataSet) -> None:
-    state, (made, history) = kip.optimise(digits, SMALL), kip.distill(digits, SMALL)
+    state, (made, history) = inducing_points.optimise(digits, SMALL), inducing_points.distill(digits, SMALL)
     assert made.images.dtype == torch.float32 and made.images.shape == (20, *digits.shape)
     assert made.images.min() >= 0 and made.images.max() <= 1
     pixels = Space.of(digits, True).pixels(state.support)
@@ -173,7 +177,7 @@ def test_what_is_returned_is_what_was_optimised_in_pixels(digits: DataSet) -> No
     torch.testing.assert_close(made.images[inside].double(), pixels[inside], rtol=0, atol=1e-6)
     assert made.targets is not None and torch.equal(made.targets, state.targets.float())
     assert history == state.history and [sorted(h) for h in history] == [["loss", "outside"]] * 3
-    hard, _ = kip.distill(digits, dataclasses.replace(SMALL, learn_labels=False))
+    hard, _ = inducing_points.distill(digits, dataclasses.replace(SMALL, learn_labels=False))
     assert hard.targets is None
 
 
@@ -181,9 +185,9 @@ def test_tiles_of_a_set_share_its_targets(digits: DataSet) -> None:
     """A set of factor 2 is judged by its decoded images."""
     tiles = synthetic.start(digits, 2, 2, generator(0, "start"))
     images, labels = tiles.decoded()
-    apart = SyntheticSet(images, 8, 1, kip.centred(labels, 10))
-    together = dataclasses.replace(tiles, targets=kip.centred(tiles.labels, 10))
-    scores = [kip.kernel_accuracy(v, digits, SMALL) for v in (tiles, apart, together)]
+    apart = SyntheticSet(images, 8, 1, inducing_points.centred(labels, 10))
+    together = dataclasses.replace(tiles, targets=inducing_points.centred(tiles.labels, 10))
+    scores = [inducing_points.kernel_accuracy(v, digits, SMALL) for v in (tiles, apart, together)]
     assert scores[0] == scores[1] == scores[2] > 15
 
 
@@ -200,16 +204,18 @@ def test_tiles_of_a_set_share_its_targets(digits: DataSet) -> None:
 )  # fmt: skip
 def test_it_beats_the_images_it_starts_from(all_digits: DataSet, change: dict, gain: float) -> None:
     """Pairs of pixels are dear, so those kernels meet digits of 4 px here."""
-    d = data.load("digits", size=4, test_limit=200) if "kip_pooling" in change else all_digits
+    d = dataset.load("digits", size=4, test_limit=200) if "kip_pooling" in change else all_digits
     s = Run(**({"kip_steps": 100, "kip_batch": 500} | change))
-    made, history = kip.distill(d, s)
-    before = kip.kernel_accuracy(synthetic.start(d, 1, 1, generator(0, "start")), d, s)
-    assert kip.kernel_accuracy(made, d, s) > before + gain
+    made, history = inducing_points.distill(d, s)
+    before = inducing_points.kernel_accuracy(synthetic.start(d, 1, 1, generator(0, "start")), d, s)
+    assert inducing_points.kernel_accuracy(made, d, s) > before + gain
     assert history[-1]["loss"] < 0.95 * history[0]["loss"]
 
 
 def test_same_settings_same_bytes_other_seed_others(digits: DataSet) -> None:
-    first, again, other = (kip.distill(digits, dataclasses.replace(SMALL, seed=seed))[0] for seed in (0, 0, 1))
+    first, again, other = (
+        inducing_points.distill(digits, dataclasses.replace(SMALL, seed=seed))[0] for seed in (0, 0, 1)
+    )
     assert torch.equal(first.images, again.images)
     assert not torch.equal(first.images, other.images)
 
@@ -221,7 +227,7 @@ class Stop(Exception):
     """Stands for a kill."""
 
 
-def stopping(kind: type[BaseException], after: int) -> kip.OnStep:
+def stopping(kind: type[BaseException], after: int) -> inducing_points.OnStep:
     def on_step(done: int, _: dict[str, float]) -> None:
         if done == after:
             raise kind
@@ -232,20 +238,29 @@ def stopping(kind: type[BaseException], after: int) -> kip.OnStep:
 @pytest.mark.parametrize("change", [{}, {"learn_labels": False, "kip_clamp": True}, {"kernel": "conv", "kip_batch": 5}])
 def test_resumed_run_equals_the_uninterrupted_one(digits: DataSet, tmp_path: Path, change: dict) -> None:
     s, file = dataclasses.replace(SMALL, **change), tmp_path / "state.pt"
-    whole = kip.optimise(digits, s)
+    whole = inducing_points.optimise(digits, s)
     with pytest.raises(Stop):
-        kip.optimise(digits, s, file, on_step=stopping(Stop, 40))
-    assert kip.load_state(file, kip._begin(digits, s, Space.of(digits, True))).step == 40
-    resumed = kip.optimise(digits, s, file)
+        inducing_points.optimise(digits, s, file, on_step=stopping(Stop, 40))
+    assert inducing_points.load_state(file, inducing_points._begin(digits, s, Space.of(digits, True))).step == 40
+    resumed = inducing_points.optimise(digits, s, file)
     assert torch.equal(whole.support, resumed.support) and torch.equal(whole.targets, resumed.targets)
     assert whole.history == resumed.history and whole.step == resumed.step == 50
-    assert torch.equal(kip.distill(digits, s, file)[0].images, kip.distill(digits, s)[0].images)  # nothing left to do
+    assert torch.equal(
+        inducing_points.distill(digits, s, file)[0].images, inducing_points.distill(digits, s)[0].images
+    )  # nothing left to do
 
 
 def test_interruption_keeps_what_is_done(digits: DataSet, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        kip.optimise(digits, SMALL, tmp_path / "state.pt", every=100, on_step=stopping(KeyboardInterrupt, 20))
-    assert kip.load_state(tmp_path / "state.pt", kip._begin(digits, SMALL, Space.of(digits, True))).step == 20
+        inducing_points.optimise(
+            digits, SMALL, tmp_path / "state.pt", every=100, on_step=stopping(KeyboardInterrupt, 20)
+        )
+    assert (
+        inducing_points.load_state(
+            tmp_path / "state.pt", inducing_points._begin(digits, SMALL, Space.of(digits, True))
+        ).step
+        == 20
+    )
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 cut off"])
@@ -253,15 +268,17 @@ def test_damaged_checkpoint_is_refused_and_left(digits: DataSet, tmp_path: Path,
     file = tmp_path / "state.pt"
     file.write_bytes(content)
     with pytest.raises(DataError, match="state.pt"):
-        kip.distill(digits, SMALL, file)
+        inducing_points.distill(digits, SMALL, file)
     assert file.read_bytes() == content
 
 
 def test_checkpoint_of_other_shape_is_refused(digits: DataSet, tmp_path: Path) -> None:
     file = tmp_path / "state.pt"
-    kip.save_state(file, kip._begin(digits, dataclasses.replace(SMALL, ipc=1), Space.of(digits, True)))
+    inducing_points.save_state(
+        file, inducing_points._begin(digits, dataclasses.replace(SMALL, ipc=1), Space.of(digits, True))
+    )
     with pytest.raises(DataError, match="expected"):
-        kip.distill(digits, SMALL, file)
+        inducing_points.distill(digits, SMALL, file)
 
 
 # --- refusals ----------------------------------------------------------------------------------------------
@@ -286,17 +303,17 @@ def test_values_out_of_range_are_refused(wrong: dict) -> None:
 )
 def test_settings_that_do_not_fit_the_data_are_refused(digits: DataSet, wrong: dict) -> None:
     with pytest.raises(SettingError) as raised:
-        kip.distill(digits, dataclasses.replace(SMALL, **wrong))
+        inducing_points.distill(digits, dataclasses.replace(SMALL, **wrong))
     assert raised.value.name == next(iter(wrong))
 
 
 def test_pairs_of_pixels_of_large_images_are_refused() -> None:
-    large = data.load("digits", size=32, train_limit=50, test_limit=10)
+    large = dataset.load("digits", size=32, train_limit=50, test_limit=10)
     with pytest.raises(SettingError) as raised:
-        kip.distill(large, dataclasses.replace(SMALL, kernel="conv", kip_pooling="global"))
+        inducing_points.distill(large, dataclasses.replace(SMALL, kernel="conv", kip_pooling="global"))
     assert raised.value.name == "kip_pooling"
     diagonal = Run(kernel="conv", kip_steps=1, kip_batch=10, zca=False)
-    assert len(kip.distill(large, diagonal)[1]) == 1
+    assert len(inducing_points.distill(large, diagonal)[1]) == 1
 
 
 def test_the_plain_kernel_of_this_file_is_the_librarys() -> None:

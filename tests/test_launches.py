@@ -14,12 +14,17 @@ import torch
 from pretend_gpu import DEVICE, Counts, pretended
 from torch import nn
 
-from rddlib import augment, classwise, data, distill, fused, loop, nets, prior, recipes
 from rddlib.base import generator, received, sent_together
-from rddlib.classwise import ClassLoop
-from rddlib.data import DataSet
-from rddlib.loop import Loop, State
-from rddlib.methods import DistillSettings
+from rddlib.data import augment
+from rddlib.data import dataset as data
+from rddlib.data.dataset import DataSet
+from rddlib.distillation import batched, distill, loop
+from rddlib.distillation.batched import ClassLoop
+from rddlib.distillation.glad import prior
+from rddlib.distillation.loop import Loop, State
+from rddlib.distillation.settings import DistillSettings
+from rddlib.models import fused, networks
+from rddlib.models import training as recipes
 
 # Depth, tiles, images a class and updates are those of the scales; so are networks with momentum and CutMix.
 LAPTOP: dict[str, Any] = {
@@ -54,7 +59,7 @@ def inner_step(d: DataSet, **chosen: Any) -> tuple[int, int, list[str]]:
     s = DistillSettings(**chosen)
     with pretended() as counts:
         there, state, source = moved(d, s)
-        each = classwise.kind(s, there)(there, s, state, source)
+        each = batched.kind(s, there)(there, s, state, source)
         each.image_steps()
         each.network_steps()
         counts.waits.clear()
@@ -98,7 +103,7 @@ def test_an_outer_step_waits_twice(images: DataSet, chosen: dict[str, Any]) -> N
         images_seen = there.normalise(there.train_images[:1])  # the channels' numbers are sent once a process
         assert images_seen.device == DEVICE
         counts.waits.clear()
-        after = loop.outer_step(there, s, state, source, classwise.kind(s, there))
+        after = loop.outer_step(there, s, state, source, batched.kind(s, there))
         assert len(counts.waits) <= 2, counts.waits
     assert after.history[0]["distance"] > 0
 
@@ -111,7 +116,7 @@ def test_every_inner_step_is_the_same_sequence(images: DataSet, chosen: dict[str
     s = DistillSettings(**chosen, classes_at_once=True)
     with pretended() as counts:
         there, state, source = moved(images, s)
-        each = classwise.kind(s, there)(there, s, state, source)
+        each = batched.kind(s, there)(there, s, state, source)
         sequences = []
         for _ in range(6):
             begun = counts.launches
@@ -132,7 +137,7 @@ def test_the_device_goes_the_way_of_the_cpu(images: DataSet, chosen: dict[str, A
     expected = loop.outer_step(doubled, s, distill.begin(doubled, s, source), source, Loop)
     with pretended():
         there, state, _ = moved(doubled, s)
-        found = loop.outer_step(there, s, state, source, classwise.kind(s, there))
+        found = loop.outer_step(there, s, state, source, batched.kind(s, there))
         for part in ("codes", "velocity"):
             ours, theirs = (getattr(each, part)["pixels"].cpu() for each in (found, expected))
             torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-9 * float(theirs.abs().max()))
@@ -159,7 +164,7 @@ def test_draws_are_those_of_the_cpu(images: DataSet) -> None:
 
 def trained(d: DataSet, steps: int, counts: Counts | None) -> tuple[nn.Module, list[str]]:
     """A network trained for so many updates, on the pretended device where there are counts; its waits."""
-    net = nets.build("convnet", d.shape, d.n_classes, depth=2, width=4, generator=generator(0, "net"))
+    net = networks.build("convnet", d.shape, d.n_classes, depth=2, width=4, generator=generator(0, "net"))
     how = recipes.Training(steps=steps, batch=16)
     x, y = d.train_images[:40], d.train_labels[:40]
     if counts is not None:
@@ -239,7 +244,7 @@ def test_joined_draws_do_what_each_does(rule: str) -> None:
 @pytest.mark.parametrize(("channels", "size"), [(3, 8), (6, 9), (1, 8)])
 def test_image_gradients_of_batches_in_turn(channels: int, size: int, linear: bool) -> None:
     """One call for three batches equals a call for each."""
-    net: Any = nets.build("convnet", (channels, size, size), 4, depth=2, width=6, generator=generator(0, "net"))
+    net: Any = networks.build("convnet", (channels, size, size), 4, depth=2, width=6, generator=generator(0, "net"))
     net, n, each = net.double(), 3, 5
     x = torch.randn(each * n, channels, size, size, dtype=torch.float64, generator=generator(0, "images"))
     labels = torch.arange(n)

@@ -15,11 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rddlib import augment, data, distill, fused, loop, match, nets, prior, risk, synthetic
+from rddlib import risk
 from rddlib.base import SettingError, generator
-from rddlib.data import DataSet
-from rddlib.loop import Drawn, Loop, State
-from rddlib.methods import LOOPED, PARTS, DistillSettings, check_fit
+from rddlib.data import augment, dataset
+from rddlib.data.dataset import DataSet
+from rddlib.distillation import distill, loop, matching, synthetic
+from rddlib.distillation.glad import prior
+from rddlib.distillation.loop import Drawn, Loop, State
+from rddlib.distillation.settings import LOOPED, PARTS, DistillSettings, check_fit
+from rddlib.models import fused, networks
 
 TINY = DistillSettings(
     depth=2, width=4, ipc=2, factor=1, outer_steps=2, inner_steps=2, batch_real=8, net_steps=2, net_batch=16,
@@ -31,7 +35,7 @@ TINY = DistillSettings(
 @pytest.fixture(scope="module")
 def digits() -> DataSet:
     """Digits as float64 in [0, 1], three classes: small enough for plain loops."""
-    d = data.load("digits", train_limit=200, test_limit=100)
+    d = dataset.load("digits", train_limit=200, test_limit=100)
     keep = d.train_labels < 3
     return dataclasses.replace(
         d, train_images=d.train_images[keep].double() / 255, train_labels=d.train_labels[keep], classes=("0", "1", "2")
@@ -69,7 +73,7 @@ class Plain:
         self.std = torch.tensor(d.std, dtype=torch.float64).view(-1, 1, 1)
         self.images = ((images - self.mean) / self.std).requires_grad_()
         self.streams = {n: generator(s.seed, "outer", outer, n) for n in loop.STREAMS}
-        self.net = nets.build("convnet", d.shape, d.n_classes, depth=s.depth, width=s.width,
+        self.net = networks.build("convnet", d.shape, d.n_classes, depth=s.depth, width=s.width,
                               generator=self.streams["net"]).double()  # fmt: skip
 
     def real(self, c: int) -> Tensor:
@@ -350,9 +354,9 @@ def test_history_is_thinned_to_means() -> None:
 
 
 def test_matched_weights_of_both_metrics() -> None:
-    net = nets.build("convnet", (3, 8, 8), 10, depth=2, width=4, generator=generator(0))
-    assert [p.ndim for p in match.matched_parameters(net, "idc")] == [4, 4]
-    assert [p.ndim for p in match.matched_parameters(net, "dc")] == [4, 4, 2]
+    net = networks.build("convnet", (3, 8, 8), 10, depth=2, width=4, generator=generator(0))
+    assert [p.ndim for p in matching.matched_parameters(net, "idc")] == [4, 4]
+    assert [p.ndim for p in matching.matched_parameters(net, "dc")] == [4, 4, 2]
     assert isinstance(net, nn.Module)
 
 

@@ -7,10 +7,11 @@ import pandas as pd
 import pytest
 from conftest import unmade
 
-from rddlib import grid, multiverse
+from rddlib.analysis import multiverse
 from rddlib.base import SettingError, numpy_generator
-from rddlib.experiment import Experiment
-from rddlib.store import Record
+from rddlib.experiments import grid
+from rddlib.experiments.experiment import Experiment
+from rddlib.experiments.records import Record
 
 
 def record(experiment: Experiment, values: list[float]) -> Record:

@@ -10,16 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from rddlib import archs, nets
 from rddlib.base import SettingError, generator
+from rddlib.models import architectures, networks
 
 
 def make(seed: int = 0, size: int = 32, channels: int = 3, depth: int = 3, width: int = 128) -> nn.Module:
-    return nets.build("convnet", (channels, size, size), 10, depth=depth, width=width, generator=generator(seed, "net"))
+    return networks.build(
+        "convnet", (channels, size, size), 10, depth=depth, width=width, generator=generator(seed, "net")
+    )
 
 
 def test_the_common_network_has_320010_parameters() -> None:
-    assert nets.parameter_count(make()) == 320_010
+    assert networks.parameter_count(make()) == 320_010
 
 
 def test_weights_come_from_the_generator_alone() -> None:
@@ -34,7 +36,7 @@ def test_weights_come_from_the_generator_alone() -> None:
 
 def test_weights_have_the_spread_of_torchs_default() -> None:
     """Same distribution as nn.Conv2d and nn.Linear draw themselves: uniform with bound 1 / sqrt(fan in)."""
-    ours, theirs = make(), nets.ConvNet()
+    ours, theirs = make(), networks.ConvNet()
     for (name, a), (_, b) in zip(ours.named_parameters(), theirs.named_parameters(), strict=True):
         assert a.shape == b.shape
         if a.numel() > 1000:
@@ -70,10 +72,10 @@ def test_convnet_draws_weights_then_biases_in_order() -> None:
 
 
 def draw(name: str, seed: int = 0, size: int = 32, width: int = 8) -> nn.Module:
-    return nets.build(name, (3, size, size), 10, width=width, generator=generator(seed, "net"))
+    return networks.build(name, (3, size, size), 10, width=width, generator=generator(seed, "net"))
 
 
-@pytest.mark.parametrize("name", nets.NETWORKS)
+@pytest.mark.parametrize("name", networks.NETWORKS)
 def test_every_network_comes_from_its_generator_alone(name: str) -> None:
     x, before = torch.randn(2, 3, 32, 32, generator=generator(0)), torch.random.get_rng_state()
     one = draw(name)
@@ -120,13 +122,13 @@ class Offset(nn.Linear):
 )
 def test_what_has_no_rule_is_not_left_uninitialised(module: nn.Module, said: str) -> None:
     with pytest.raises(TypeError, match=said):
-        nets.initialise(nn.Sequential(nn.ReLU(), module), generator(0))
+        networks.initialise(nn.Sequential(nn.ReLU(), module), generator(0))
 
 
 def test_batch_norm_starts_from_constants() -> None:
     with torch.device("meta"):
-        net = archs.ResNet(width=4, norm="batch")
-    nets.initialise(net.to_empty(device="cpu"), generator(0))
+        net = architectures.ResNet(width=4, norm="batch")
+    networks.initialise(net.to_empty(device="cpu"), generator(0))
     norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
     assert len(norms) == 12
     for norm in norms:
@@ -155,42 +157,42 @@ REFUSED = [
 def test_refusals(case: tuple, said: str) -> None:
     name, shape, depth, width = case
     with pytest.raises(SettingError, match=said):
-        nets.check_fit(name, shape, depth, width)
+        networks.check_fit(name, shape, depth, width)
     with pytest.raises(SettingError, match=said):
-        nets.build(name, shape, 10, depth=depth, width=width, generator=generator(0))
+        networks.build(name, shape, 10, depth=depth, width=width, generator=generator(0))
 
 
 def test_refusals_name_the_setting_of_the_caller() -> None:
     for case, name in (REFUSED[0], "eval_network"), (REFUSED[1], "eval_depth"), (REFUSED[10], "eval_width"):
         with pytest.raises(SettingError) as caught:
-            nets.check_fit(*case[0], prefix="eval_")
+            networks.check_fit(*case[0], prefix="eval_")
         assert caught.value.name == name
     with pytest.raises(SettingError, match="^size = 33"):  # a setting of the data, not of the network
-        nets.check_fit(*REFUSED[7][0], prefix="eval_")
+        networks.check_fit(*REFUSED[7][0], prefix="eval_")
 
 
 @settings(deadline=None, derandomize=True, max_examples=60)
-@given(st.sampled_from(nets.NETWORKS), st.integers(1, 80), st.integers(1, 7), st.integers(1, 40))
+@given(st.sampled_from(networks.NETWORKS), st.integers(1, 80), st.integers(1, 7), st.integers(1, 40))
 def test_what_fits_can_be_built_and_used(name: str, size: int, depth: int, width: int) -> None:
     shape = (1, size, size)
     try:
-        nets.check_fit(name, shape, depth, width)
+        networks.check_fit(name, shape, depth, width)
     except SettingError as refusal:
         with pytest.raises(SettingError, match=f"^{refusal.name} = "):
-            nets.build(name, shape, 3, depth=depth, width=width, generator=generator(0))
+            networks.build(name, shape, 3, depth=depth, width=width, generator=generator(0))
     else:
-        net = nets.build(name, shape, 3, depth=depth, width=width, generator=generator(0))
+        net = networks.build(name, shape, 3, depth=depth, width=width, generator=generator(0))
         logits = net(torch.randn(2, *shape, generator=generator(1)))
         assert logits.shape == (2, 3) and logits.isfinite().all()
 
 
 def test_depth_is_that_of_the_name() -> None:
-    for name in nets.FIXED_DEPTH:
-        one, two = (nets.build(name, (3, 32, 32), 10, depth=d, width=8, generator=generator(0)) for d in (1, 8))
+    for name in networks.FIXED_DEPTH:
+        one, two = (networks.build(name, (3, 32, 32), 10, depth=d, width=8, generator=generator(0)) for d in (1, 8))
         assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
 
 
 def test_every_network_has_a_width_of_the_paper() -> None:
-    assert set(nets.PAPER_WIDTH) == set(nets.NETWORKS)
-    for name, width in nets.PAPER_WIDTH.items():
-        nets.check_fit(name, (3, 128, 128), 5, width)
+    assert set(networks.PAPER_WIDTH) == set(networks.NETWORKS)
+    for name, width in networks.PAPER_WIDTH.items():
+        networks.check_fit(name, (3, 128, 128), 5, width)

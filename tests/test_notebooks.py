@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from rddlib import report
+from rddlib.analysis import report
 from rddlib.base import SettingError
-from rddlib.experiment import Experiment, run
-from rddlib.loop import Loop
-from rddlib.store import Store
+from rddlib.distillation.loop import Loop
+from rddlib.experiments.experiment import Experiment, run
+from rddlib.experiments.records import Store
 
 ROOT = Path(__file__).resolve().parent.parent
 QUICK = "notebooks/00_quickstart.ipynb"

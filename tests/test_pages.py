@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from conftest import unmade
 
-from rddlib import pages
+from rddlib.analysis import pages
+from rddlib.analysis.pages import Arm, Page
 from rddlib.base import SettingError
-from rddlib.experiment import Experiment
-from rddlib.pages import Arm, Page
+from rddlib.experiments.experiment import Experiment
+from rddlib.experiments.records import Record, Store
 from rddlib.stats import Interval
-from rddlib.store import Record, Store
 
 GRID = """
 title = "Two arms"

@@ -14,8 +14,8 @@ import matplotlib.pyplot as plt
 import matplotlib_inline.backend_inline
 from test_notebooks import papermill, text_of
 
-from rddlib.experiment import Experiment, run
-from rddlib.store import Store
+from rddlib.experiments.experiment import Experiment, run
+from rddlib.experiments.records import Store
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted(

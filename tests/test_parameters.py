@@ -14,7 +14,7 @@ import test_causes_pages
 import test_paper_pages
 import test_speedups
 
-from rddlib.store import StoreError
+from rddlib.experiments.records import StoreError
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 LOOK = {"dataset": "digits", "scale": "smoke", "ipc": 1, "seeds": 1}
@@ -31,6 +31,7 @@ CHANGED: dict[str, dict[str, object]] = {
     "03_large_deviations": {"r": 0.1, "alphas": [0.5, 0.7], "draws": 500, "seed": 1},
     "04_algorithm_1_2": {"alpha": 0.6, "rare": 0.1, "seeds": 2, "epochs": 3, "probes": 4, "sigma": 0.2},
     "22_generative_prior": {"dataset": "digits", "columns": 2, "steps": 2, "seeds": 1, "seed": 1},
+    "26_fair_test": {"grid": "sanity", "scale": "smoke"},
     "23_kip": {"points": [1], "seeds": 1, "steps": 2, "batch": 50, "zca": False, "depth": 2},
 }
 READERS = {

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
-from rddlib import power
+from rddlib.analysis import power
 from rddlib.base import SettingError, numpy_generator
 
 

@@ -17,12 +17,13 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from rddlib import data, gentrain, prior
-from rddlib import generator as generators
 from rddlib.base import SettingError, digest, generator, repository_root
-from rddlib.data import DataSet
-from rddlib.generator import Generator, GeneratorSettings
-from rddlib.readers import DataError
+from rddlib.data import dataset
+from rddlib.data.dataset import DataSet
+from rddlib.data.sources import DataError
+from rddlib.distillation.glad import generator as generators
+from rddlib.distillation.glad import prior, training
+from rddlib.distillation.glad.generator import Generator, GeneratorSettings
 
 TINY = GeneratorSettings(latent=4, width=8, convs=1, steps=3, batch=8, judge_steps=3, flip=False)
 SHORT = GeneratorSettings(latent=16, width=32, convs=1, steps=120, batch=32, judge_steps=40, flip=False)
@@ -30,13 +31,13 @@ SHORT = GeneratorSettings(latent=16, width=32, convs=1, steps=120, batch=32, jud
 
 @pytest.fixture(scope="module")
 def digits() -> DataSet:
-    return data.load("digits", train_limit=300, test_limit=200)
+    return dataset.load("digits", train_limit=300, test_limit=200)
 
 
 @pytest.fixture(scope="module")
 def trained(digits: DataSet) -> tuple[Generator, list[dict[str, float]]]:
     history: list[dict[str, float]] = []
-    return gentrain.train_generator(digits, SHORT, lambda _, parts: history.append(parts)), history
+    return training.train_generator(digits, SHORT, lambda _, parts: history.append(parts)), history
 
 
 def colour_set(size: int, n_classes: int = 3) -> DataSet:
@@ -48,7 +49,7 @@ def colour_set(size: int, n_classes: int = 3) -> DataSet:
 
 
 def tiny(size: int = 16) -> Generator:
-    return gentrain.train_generator(colour_set(size), TINY)
+    return training.train_generator(colour_set(size), TINY)
 
 
 LABELS = torch.tensor([0, 2, 1, 1])
@@ -168,8 +169,8 @@ def test_training_lowers_the_losses_and_learns_the_classes(
     net, history = trained
     first, last = (sum(h["pixel"] for h in part) / 10 for part in (history[:10], history[-10:]))
     assert len(history) == SHORT.steps and last < 0.6 * first
-    scores = gentrain.score(net, digits, steps=100, width=16)
-    untaught = gentrain.score(gentrain.train_generator(digits, dataclasses.replace(SHORT, steps=1)), digits, steps=100,
+    scores = training.score(net, digits, steps=100, width=16)
+    untaught = training.score(training.train_generator(digits, dataclasses.replace(SHORT, steps=1)), digits, steps=100,
                               width=16)  # fmt: skip
     assert scores["share"] > 50 > untaught["share"]
     assert scores["frechet_real"] < scores["frechet"] < 0.7 * untaught["frechet"]
@@ -181,7 +182,7 @@ def test_training_is_deterministic_and_leaves_global_randomness_alone() -> None:
     first, again = tiny(8).state_dict(), tiny(8).state_dict()
     assert torch.equal(torch.get_rng_state(), before)
     assert all(torch.equal(first[name], again[name]) for name in first)
-    other = gentrain.train_generator(colour_set(8), dataclasses.replace(TINY, seed=1)).state_dict()
+    other = training.train_generator(colour_set(8), dataclasses.replace(TINY, seed=1)).state_dict()
     assert not torch.equal(first["synthesis.layer0.conv.weight"], other["synthesis.layer0.conv.weight"])
 
 
@@ -206,12 +207,12 @@ def test_sizes_that_are_no_power_of_two_are_refused(size: int) -> None:
 def test_frechet_distance_against_its_definition() -> None:
     """Equal samples are at zero; a shift counts its square; diagonal covariances have a closed form."""
     x = torch.randn(4000, 3, generator=generator(0, "x"), dtype=torch.float64)
-    assert gentrain.frechet(x, x) == pytest.approx(0, abs=1e-9)
-    assert gentrain.frechet(x, x + 2) == pytest.approx(12)
+    assert training.frechet(x, x) == pytest.approx(0, abs=1e-9)
+    assert training.frechet(x, x + 2) == pytest.approx(12)
     white = (x - x.mean(0)) @ torch.linalg.inv(torch.linalg.cholesky(x.T.cov())).T
-    assert gentrain.frechet(white, 3 * white) == pytest.approx(3 * (3 - 1) ** 2)
+    assert training.frechet(white, 3 * white) == pytest.approx(3 * (3 - 1) ** 2)
     with pytest.raises(SettingError, match="samples = 1"):
-        gentrain.frechet(x, x[:1])
+        training.frechet(x, x[:1])
 
 
 # --- files --------------------------------------------------------------------------------------------------
@@ -389,7 +390,7 @@ def test_a_start_from_images_needs_an_encoder(user_file: Path) -> None:
 def test_what_is_kept_of_a_generator(tmp_path: Path) -> None:
     """Weights, record and sheet; the losses as means of stretches that cover every update."""
     d, history = colour_set(8), [{"pixel": float(i)} for i in range(120)]
-    record = gentrain.keep(tmp_path, TINY_NET, d, history, seconds=1.5)
+    record = training.keep(tmp_path, TINY_NET, d, history, seconds=1.5)
     assert json.loads((tmp_path / "colour.json").read_text()) == record
     assert record["seconds"] == 1.5 and record["weights_sha256"] == digest(
         (tmp_path / "colour.safetensors").read_bytes()
@@ -402,9 +403,9 @@ def test_what_is_kept_of_a_generator(tmp_path: Path) -> None:
 
 
 def test_a_sheet_stays_below_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    full = gentrain.sheet(TINY_NET)
-    monkeypatch.setattr(gentrain, "SHEET_BYTES", len(full) - 1)
-    small = gentrain.sheet(TINY_NET)
+    full = training.sheet(TINY_NET)
+    monkeypatch.setattr(training, "SHEET_BYTES", len(full) - 1)
+    small = training.sheet(TINY_NET)
     assert len(small) < len(full)
     with Image.open(io.BytesIO(small)) as a, Image.open(io.BytesIO(full)) as b:
         assert a.size[0] < b.size[0] and a.size[1] == b.size[1]
@@ -434,24 +435,24 @@ def test_a_kept_generator_fits_its_record(name: str) -> None:
     with Image.open(picture) as image:  # the sheet shows what these weights give
         assert image.size[1] == net.c_dim * net.shape[1]
         drawn = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
-    with Image.open(io.BytesIO(gentrain.sheet(net))) as again:
+    with Image.open(io.BytesIO(training.sheet(net))) as again:
         shown = torch.frombuffer(bytearray(again.tobytes()), dtype=torch.uint8)
     assert len(drawn) == len(shown) and float((drawn.int() - shown.int()).abs().float().mean()) < 1
 
 
 def test_the_kept_generator_of_the_digits_is_of_these_digits_and_good() -> None:
-    whole = data.load("digits")
+    whole = dataset.load("digits")
     source = prior.load("generator", whole, layer=1)
     labels = torch.arange(10).repeat_interleave(20)
     images = source.decode(source.encode(torch.empty(0), labels, generator(0, "z")), labels)
-    judge = gentrain.train_judge(whole, 100, 16, 3)
+    judge = training.train_judge(whole, 100, 16, 3)
     assert (judge(whole.normalise(images)).argmax(1) == labels).float().mean() > 0.8
 
 
 @pytest.mark.realdata
 def test_the_kept_generator_of_cifar10_knows_test_images_that_it_never_saw(real_data: Path) -> None:
     """Any copy of CIFAR-10 will do: a start from the images is far nearer to them than random codes of their class."""
-    d = data.load("cifar10", real_data, train_limit=10, test_limit=40)
+    d = dataset.load("cifar10", real_data, train_limit=10, test_limit=40)
     images, gap = d.test_images.float() / 255, {}
     for start in ("latent", "project"):
         cut = prior.load("generator", d, 3, start, same_data=False)

@@ -11,21 +11,22 @@ import torch
 import torch.nn.functional as F
 from torch.optim import lr_scheduler
 
-from rddlib import augment, data, nets, recipes
 from rddlib.base import SettingError, generator
-from rddlib.data import DataSet
-from rddlib.recipes import Training
+from rddlib.data import augment, dataset
+from rddlib.data.dataset import DataSet
+from rddlib.models import networks, training
+from rddlib.models.training import Training
 
 STEPS = 24
 
 
 @pytest.fixture(scope="module")
 def digits() -> DataSet:
-    return data.load("digits", train_limit=40, test_limit=50)
+    return dataset.load("digits", train_limit=40, test_limit=50)
 
 
 def net(name: str = "convnet", width: int = 8) -> torch.nn.Module:
-    return nets.build(name, (1, 8, 8), 10, depth=2, width=width, generator=generator(1, "net"))
+    return networks.build(name, (1, 8, 8), 10, depth=2, width=width, generator=generator(1, "net"))
 
 
 def how(recipe: str, **changes: object) -> Training:
@@ -39,17 +40,17 @@ def how(recipe: str, **changes: object) -> Training:
 def test_idc_rate_falls_by_five_after_two_thirds_and_five_sixths(steps: int) -> None:
     for step in range(steps):
         falls = (step >= 2 * steps // 3) + (step >= 5 * steps // 6)
-        assert recipes.rate("idc", 0.01, step, steps) == pytest.approx(0.01 / 5**falls, rel=1e-12)
+        assert training.rate("idc", 0.01, step, steps) == pytest.approx(0.01 / 5**falls, rel=1e-12)
 
 
 @pytest.mark.parametrize("steps", [2, 7, 100])
 def test_dc_rate_falls_by_ten_after_half(steps: int) -> None:
-    found = [recipes.rate("dc", 0.01, step, steps) for step in range(steps)]
+    found = [training.rate("dc", 0.01, step, steps) for step in range(steps)]
     assert found == pytest.approx([0.01] * (steps // 2) + [0.001] * (steps - steps // 2))
 
 
 def test_glad_rate_is_a_ramp_then_a_cosine() -> None:
-    found = [recipes.rate("glad", 0.001, step, 100) for step in range(100)]
+    found = [training.rate("glad", 0.001, step, 100) for step in range(100)]
     assert found[:50] == pytest.approx([0.001 * t / 50 for t in range(50)])
     assert found[50:] == pytest.approx([0.001 * math.cos(math.pi * t / 100) ** 2 for t in range(50)])
 
@@ -62,26 +63,26 @@ def test_glad_rate_is_that_of_torchs_two_schedulers() -> None:
     fall = lr_scheduler.CosineAnnealingLR(torch.optim.SGD([parameter], lr=0.001), T_max=50)
     for step in range(100):
         torch_rate = (ramp if step < 50 else fall).get_last_lr()[0]
-        assert recipes.rate("glad", 0.001, step, 100) == pytest.approx(torch_rate, abs=2e-10)
+        assert training.rate("glad", 0.001, step, 100) == pytest.approx(torch_rate, abs=2e-10)
         (ramp if step < 50 else fall).optimizer.step()
         (ramp if step < 50 else fall).step()
 
 
-@pytest.mark.parametrize("recipe", recipes.RECIPES)
+@pytest.mark.parametrize("recipe", training.RECIPES)
 def test_training_uses_the_rate_of_each_step(digits: DataSet, recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
     seen, plain = [], torch.optim.SGD.step
     monkeypatch.setattr(
         torch.optim.SGD, "step", lambda self, *a: seen.append(self.param_groups[0]["lr"]) or plain(self, *a)
     )
-    recipes.train(net(), digits.train_images, digits.train_labels, digits, how(recipe), 0)
-    assert seen == [recipes.rate(recipe, 0.02, step, STEPS) for step in range(STEPS)]
+    training.train(net(), digits.train_images, digits.train_labels, digits, how(recipe), 0)
+    assert seen == [training.rate(recipe, 0.02, step, STEPS) for step in range(STEPS)]
 
 
 # --- training ---------------------------------------------------------------------------------------------
 
 
 def plain_loop(digits: DataSet, recipe: str) -> torch.nn.Module:
-    """DC's and GLaD's training in the plainest words: what `recipes.train` must give."""
+    """DC's and GLaD's training in the plainest words: what `training.train` must give."""
     x, y, tested = digits.train_images, digits.train_labels, []
     order, stream = generator(5, "evaluate", "order"), generator(5, "evaluate", "augment")
     model, momentum, pending = net(), {}, []
@@ -89,7 +90,7 @@ def plain_loop(digits: DataSet, recipe: str) -> torch.nn.Module:
         pending = pending or list(torch.randperm(len(x), generator=order).split(16))
         index = pending.pop(0)
         images = digits.normalise(x[index])
-        drawn = augment.draw(recipes.DSA, len(index), 8, stream, rule="one")
+        drawn = augment.draw(training.DSA, len(index), 8, stream, rule="one")
         images = augment.cutmix(augment.apply(images, drawn), stream, 0.0)[0]
         gradients = torch.autograd.grad(F.cross_entropy(model(images), y[index]), list(model.parameters()))
         if recipe == "dc" and step == STEPS // 2:
@@ -97,7 +98,7 @@ def plain_loop(digits: DataSet, recipe: str) -> torch.nn.Module:
         for i, (p, g) in enumerate(zip(model.parameters(), gradients, strict=True)):
             g = g + 5e-4 * p.detach()
             momentum[i] = 0.9 * momentum[i] + g if i in momentum else g
-            p.data -= recipes.rate(recipe, 0.02, step, STEPS) * momentum[i]
+            p.data -= training.rate(recipe, 0.02, step, STEPS) * momentum[i]
         if not pending or step == STEPS - 1:
             tested.append(copy.deepcopy(model))
     if recipe == "glad":  # fewer than 200 passes: the plain mean of the weights after each
@@ -108,8 +109,8 @@ def plain_loop(digits: DataSet, recipe: str) -> torch.nn.Module:
 
 @pytest.mark.parametrize("recipe", ["dc", "glad"])
 def test_training_equals_a_plain_loop(digits: DataSet, recipe: str) -> None:
-    numbers = how(recipe, augment=recipes.DSA, cutmix=0.0)
-    found = recipes.train(net(), digits.train_images, digits.train_labels, digits, numbers, 5)
+    numbers = how(recipe, augment=training.DSA, cutmix=0.0)
+    found = training.train(net(), digits.train_images, digits.train_labels, digits, numbers, 5)
     assert not found.training
     for a, b in zip(found.parameters(), plain_loop(digits, recipe).parameters(), strict=True):
         assert torch.allclose(a, b, atol=2e-5)
@@ -118,7 +119,7 @@ def test_training_equals_a_plain_loop(digits: DataSet, recipe: str) -> None:
 def test_average_is_its_recursion() -> None:
     """The mean of all weights for 200 updates, then 0.995 of the old and 0.005 of the new; counters are copied."""
     model = torch.nn.BatchNorm1d(3).double()
-    average, values = recipes.Average(model, 0.995), torch.randn(300, 3, generator=generator(0), dtype=torch.float64)
+    average, values = training.Average(model, 0.995), torch.randn(300, 3, generator=generator(0), dtype=torch.float64)
     expected = torch.zeros(3, dtype=torch.float64)
     for n, value in enumerate(values, 1):
         model.weight.data, model.running_mean = value.clone(), 2 * value
@@ -141,11 +142,11 @@ def test_an_onlooker_changes_nothing(digits: DataSet, name: str, recipe: str) ->
 
     def look(step: int, shown: torch.nn.Module) -> None:
         assert not shown.training
-        recipes.predict(shown, digits.test_images, digits)
+        training.predict(shown, digits.test_images, digits)
         seen[step] = copy.deepcopy(shown.state_dict())
 
-    alone = recipes.train(net(name), x, y, digits, how(recipe), 2)
-    watched = recipes.train(net(name), x, y, digits, how(recipe), 2, at=(1, 7, STEPS), look=look)
+    alone = training.train(net(name), x, y, digits, how(recipe), 2)
+    watched = training.train(net(name), x, y, digits, how(recipe), 2, at=(1, 7, STEPS), look=look)
     assert sorted(seen) == [1, 7, STEPS]
     for key, value in alone.state_dict().items():
         assert torch.equal(value, watched.state_dict()[key]) and torch.equal(value, seen[STEPS][key])
@@ -155,18 +156,18 @@ def test_predictions_do_not_depend_on_the_batch(digits: DataSet) -> None:
     model = net().eval()
     one = [int(model(digits.normalise(x[None])).argmax()) for x in digits.test_images]
     for batch in (None, 7, 50):
-        assert recipes.predict(model, digits.test_images, digits, batch).tolist() == one
+        assert training.predict(model, digits.test_images, digits, batch).tolist() == one
 
 
 def test_batches_are_reshuffled_passes() -> None:
-    found = recipes.batches(10, 4, 7, generator(0))
+    found = training.batches(10, 4, 7, generator(0))
     assert [len(b) for b in found] == [4, 4, 2, 4, 4, 2, 4]
     assert sorted(torch.cat(found[:3]).tolist()) == sorted(torch.cat(found[3:6]).tolist()) == list(range(10))
     assert torch.cat(found[:3]).tolist() != torch.cat(found[3:6]).tolist()
 
 
 def test_every_set_gets_the_same_number_of_updates() -> None:
-    assert len(recipes.batches(3, 64, 20, generator(0))) == len(recipes.batches(1000, 64, 20, generator(0))) == 20
+    assert len(training.batches(3, 64, 20, generator(0))) == len(training.batches(1000, 64, 20, generator(0))) == 20
 
 
 # --- numbers ----------------------------------------------------------------------------------------------
@@ -178,28 +179,28 @@ def test_published_steps_are_a_thousand_passes(ipc: int, factor: int) -> None:
     """IDC trains for 1000 epochs whatever it decodes to."""
     stored, decoded = 10 * ipc, 10 * ipc * factor**2
     at_one = 1000 * math.ceil(stored / 64)
-    assert recipes.updates(at_one, decoded, 64, factor, scaled=True) == 1000 * math.ceil(decoded / 64)
-    assert recipes.updates(at_one, decoded, 64, factor) == at_one
+    assert training.updates(at_one, decoded, 64, factor, scaled=True) == 1000 * math.ceil(decoded / 64)
+    assert training.updates(at_one, decoded, 64, factor) == at_one
 
 
 def test_numbers_of_a_recipe_are_settings_of_an_experiment() -> None:
-    assert recipes.numbers("dc") == {
+    assert training.numbers("dc") == {
         "eval_lr": 0.01,
         "eval_batch": 256,
-        "eval_augment": recipes.DSA,
+        "eval_augment": training.DSA,
         "eval_cutmix": 0.0,
     }
-    assert recipes.numbers("glad")["eval_lr"] == 0.001
-    assert recipes.numbers("glad", "vgg11")["eval_lr"] == pytest.approx(1e-4)
-    assert recipes.numbers("idc", mirrored=False)["eval_augment"] == "color_crop_scale_rotate"
-    assert recipes.RECIPE_NUMBERS["glad"]["eval_lr"] == 0.001, "the table itself was changed"
+    assert training.numbers("glad")["eval_lr"] == 0.001
+    assert training.numbers("glad", "vgg11")["eval_lr"] == pytest.approx(1e-4)
+    assert training.numbers("idc", mirrored=False)["eval_augment"] == "color_crop_scale_rotate"
+    assert training.RECIPE_NUMBERS["glad"]["eval_lr"] == 0.001, "the table itself was changed"
 
 
 def test_unknown_recipe_is_named(digits: DataSet) -> None:
     for call in (
-        lambda: recipes.numbers("dm"),
-        lambda: recipes.rate("dm", 0.1, 0, 1),
-        lambda: recipes.train(net(), digits.train_images, digits.train_labels, digits, how("dm"), 0),
+        lambda: training.numbers("dm"),
+        lambda: training.rate("dm", 0.1, 0, 1),
+        lambda: training.train(net(), digits.train_images, digits.train_labels, digits, how("dm"), 0),
     ):
         with pytest.raises(SettingError, match="recipe = 'dm'"):
             call()

@@ -8,12 +8,15 @@ from typing import Any
 import pytest
 import torch
 
-from rddlib import data, distill, loop, prior, reference, risk, synthetic
+from rddlib import risk
 from rddlib.base import DivergenceError, SettingError, generator
-from rddlib.data import DataSet
-from rddlib.groups import with_found_groups
-from rddlib.loop import Loop
-from rddlib.methods import DistillSettings
+from rddlib.data import dataset
+from rddlib.data.dataset import DataSet
+from rddlib.distillation import distill, loop, reference, synthetic
+from rddlib.distillation.clusters import with_found_groups
+from rddlib.distillation.glad import prior
+from rddlib.distillation.loop import Loop
+from rddlib.distillation.settings import DistillSettings
 from rddlib.risk import RiskTerm
 
 TINY = DistillSettings(
@@ -47,6 +50,8 @@ CASES: dict[str, dict[str, Any]] = {
     "in the matched gradient, own class, lower": MATCHED | {"risk": "lower", "scope": "class"},
     "divided loss": UPPER | {"divide_loss": True, "average": 0.5, "worst": 2.0},
     "normalised image step": {"image_rule": "normalised", "lr_image": 0.005},
+    "absolute differences": {"metric": "l1", "lr_image": 1e-3},
+    "mean absolute differences": {"metric": "l1_mean", "lr_image": 1.0},
     "some of the tiles": {"factor": 2, "batch_synthetic": 5},
     "dsa": SIAMESE | {"method": "dsa", "inner_steps": 3},
     "dsa, upper": SIAMESE | UPPER | {"method": "dsa", "inner_steps": 3},
@@ -60,7 +65,7 @@ CASES: dict[str, dict[str, Any]] = {
 @pytest.fixture(scope="module")
 def digits() -> DataSet:
     """Digits as float64 in [0, 1]."""
-    d = data.load("digits", train_limit=200, test_limit=100)
+    d = dataset.load("digits", train_limit=200, test_limit=100)
     return dataclasses.replace(d, train_images=d.train_images.double() / 255)
 
 
@@ -339,7 +344,7 @@ def test_a_representative_start_lies_nearer_to_the_class_than_a_random_one(digit
 
 def test_groups_are_found_where_looks_differ() -> None:
     """Digits of which every fourth is inverted: clusters in each class find the look without its label."""
-    d = data.load("digits", train_limit=600, test_limit=100)
+    d = dataset.load("digits", train_limit=600, test_limit=100)
     look = torch.arange(600) % 4 == 0
     images = torch.where(look.view(-1, 1, 1, 1), 255 - d.train_images, d.train_images)
     found = with_found_groups(dataclasses.replace(d, train_images=images), 2)
@@ -366,3 +371,32 @@ def test_groups_that_are_not_known_are_refused(changes: dict[str, Any], named: s
 def test_labels_of_groups_must_be_there(digits: DataSet) -> None:
     with pytest.raises(SettingError, match="groups_from"):
         distill.distill(digits, settings(groups_from="labels", risk="upper"))
+
+
+# --- as published -----------------------------------------------------------------------------------------
+
+
+def test_a_network_may_be_trained_before_the_first_image_step(digits: DataSet) -> None:
+    """As many updates by hand, from streams of their own: afterwards the other draws are those of a run without."""
+    s = settings(net_start_steps=3)
+    fast, plain = loop_of(digits, s), loop_of(digits, s)
+    fast.start_network()
+    sgd = torch.optim.SGD(plain.net.parameters(), s.lr_net, 0.9, weight_decay=5e-4)
+    for index in torch.randint(200, (3, 32), generator=plain.streams["start batch"]):
+        x, y = digits.normalise(digits.train_images[index]), digits.train_labels[index]
+        loss = plain._losses(next(plain._batches(None, [index], plain.streams["start augment"]))).mean()
+        sgd.zero_grad()
+        loss.backward()
+        sgd.step()
+    for ours, theirs in zip(fast.net.parameters(), plain.net.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs)
+    untouched = loop_of(digits, settings())
+    for name in ("real", "net batch", "net augment", "match augment"):
+        assert torch.equal(fast.streams[name].get_state(), untouched.streams[name].get_state())
+
+
+def test_dc_may_start_from_noise(digits: DataSet) -> None:
+    s = settings(method="dc", start="noise", ipc=50)
+    begun = distill.begin(digits, s, prior.load("none", digits, 1)).codes["pixels"]
+    normalised = digits.normalise(begun)
+    assert abs(float(normalised.mean())) < 0.02 and abs(float(normalised.std()) - 1) < 0.02

@@ -10,9 +10,10 @@ import pytest
 import torch
 from conftest import unmade
 
-from rddlib import provenance, report
+from rddlib.analysis import report
 from rddlib.base import SettingError
-from rddlib.store import Record
+from rddlib.experiments import provenance
+from rddlib.experiments.records import Record
 
 SETTINGS = {"dataset": "digits", "ipc": 1, "method": "idc"}
 
@@ -20,7 +21,7 @@ SETTINGS = {"dataset": "digits", "ipc": 1, "method": "idc"}
 def record(risk: str, seed: int, accuracy: list[float]) -> Record:
     return unmade(
         SETTINGS | {"risk": risk, "seed": seed}, {"accuracy": accuracy, "group_sizes": [50, 50]}, key=f"{risk}{seed}",
-        seconds={"distill": 2.0}, peak_memory_mb=100.0, versions={"torch": "2"}, commit="c", source_hash="old",
+        seconds={"distill": 2.0}, peak_memory_mb=100.0, versions={"torch": "2"}, commit="c", results=0,
     )  # fmt: skip
 
 
@@ -49,8 +50,8 @@ def test_null_uses_the_sizes_of_the_groups() -> None:
     assert 44 < report.nulls(RECORDS, "idc control").mean < 51
 
 
-def test_old_code_is_called_stale() -> None:
-    now = dataclasses.replace(RECORDS[0], source_hash=provenance.source_hash(provenance.makers(RECORDS[0].experiment)))
+def test_another_results_version_is_called_stale() -> None:
+    now = dataclasses.replace(RECORDS[0], results=provenance.RESULTS)
     assert report.provenance([RECORDS[1], now])["code"].tolist() == ["stale", "current"]
 
 

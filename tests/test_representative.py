@@ -11,13 +11,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rddlib import data, distill, groups, nets, prior
 from rddlib.base import SettingError, generator, numpy_generator
-from rddlib.data import DataSet
-from rddlib.experiment import Experiment
-from rddlib.loop import Loop
-from rddlib.methods import DistillSettings
-from rddlib.representative import Representatives, nearest_to_centres
+from rddlib.data import dataset
+from rddlib.data.dataset import DataSet
+from rddlib.distillation import distill
+from rddlib.distillation.batches import Representatives, nearest_to_centres
+from rddlib.distillation.glad import prior
+from rddlib.distillation.loop import Loop
+from rddlib.distillation.settings import DistillSettings
+from rddlib.experiments.experiment import Experiment
+from rddlib.models import features, networks
 
 SMALL = DistillSettings(
     depth=2, width=4, ipc=2, factor=1, outer_steps=3, inner_steps=3, batch_real=8, net_steps=1, net_batch=32,
@@ -28,7 +31,7 @@ RANDOM = dataclasses.replace(SMALL, real_choice="random")
 
 @pytest.fixture(scope="module")
 def digits() -> DataSet:
-    return data.load("digits", train_limit=200, test_limit=100)
+    return dataset.load("digits", train_limit=200, test_limit=100)
 
 
 def loop_of(d: DataSet, s: DistillSettings) -> Loop:
@@ -38,7 +41,7 @@ def loop_of(d: DataSet, s: DistillSettings) -> Loop:
 
 def chooser(d: DataSet, s: DistillSettings, seed: int = 0) -> tuple[Representatives, torch.nn.Module]:
     members = [(d.train_labels == c).nonzero().flatten() for c in range(d.n_classes)]
-    net = nets.build("convnet", d.shape, d.n_classes, depth=2, width=4, generator=generator(0, "net"))
+    net = networks.build("convnet", d.shape, d.n_classes, depth=2, width=4, generator=generator(0, "net"))
     return Representatives(d, members, s, generator(seed, "stream")), net
 
 
@@ -73,11 +76,11 @@ def test_a_representative_batch_is_nearer_to_the_class_mean_than_random_ones(dig
 
     And every image of the class has a chosen one nearer to it, in the mean of squares, than under nearly all of them.
     """
-    whole = data.load("digits")
+    whole = dataset.load("digits")
     made, net = chooser(whole, dataclasses.replace(SMALL, real_pool=None))
     farther, sparser = [], []
     for c, own in enumerate(made.members):
-        points = groups.embedded(net, whole.train_images[own], whole)
+        points = features.embedded(net, whole.train_images[own], whole)
 
         def gap(part: torch.Tensor, points: torch.Tensor = points) -> float:
             return float((part.mean(0) - points.mean(0)).norm())
@@ -118,7 +121,7 @@ def test_the_network_of_the_loop_decides(digits: DataSet) -> None:
     batches = []
     for seed in (0, 0, 1):
         made, net = chooser(digits, whole)
-        nets.initialise(net, generator(seed, "other weights"))
+        networks.initialise(net, generator(seed, "other weights"))
         batches.append(made.batch(3, net).tolist())
     assert batches[0] == batches[1] and set(batches[0]) != set(batches[2])
 

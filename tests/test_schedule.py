@@ -7,6 +7,7 @@ import errno
 import functools
 import json
 import multiprocessing
+import multiprocessing.util
 import os
 import re
 import resource
@@ -15,19 +16,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, thread
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from rddlib import __main__ as cli
-from rddlib import grid, schedule, synthetic
+from rddlib import cli
 from rddlib.base import SettingError, numpy_generator
-from rddlib.experiment import Experiment, run
-from rddlib.grid import Job, Ledger
-from rddlib.schedule import Outcome, Scheduler, Where, held, slices
-from rddlib.store import Store, StoreError
+from rddlib.distillation import synthetic
+from rddlib.experiments import grid, workers
+from rddlib.experiments.experiment import Experiment, run
+from rddlib.experiments.grid import Job, Ledger
+from rddlib.experiments.records import Store, StoreError
+from rddlib.experiments.workers import Outcome, Scheduler, Where
 
 FAST = {"train_limit": 200, "test_limit": 100, "width": 4, "eval_width": 4, "outer_steps": 2, "inner_steps": 1,
         "batch_real": 4, "net_batch": 16, "eval_steps": 2, "eval_groups": 2, "eval_seeds": 2, "eval_shifts": False,
@@ -36,7 +39,7 @@ LONG = {"outer_steps": 500}  # a checkpoint after every tenth step, and much to 
 SOON = 300.0  # seconds after which a test gives up waiting
 
 SERVER: Any = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["rddlib.__main__", *schedule.LATE, "pytest"])
+SERVER.set_forkserver_preload(["rddlib.cli", *workers.LATE, "pytest"])
 
 
 def job(value: float = 1.0, **changes: object) -> Job:
@@ -50,13 +53,19 @@ def wait_for(there: Callable[[], object]) -> None:
         time.sleep(0.01)
 
 
+def forking() -> Any:
+    """Runs that begin at once. A child forked from a pool's thread must not wait at its end for the pool's threads."""
+    multiprocessing.util.register_after_fork(thread._threads_queues, lambda queues: queues.clear())
+    return multiprocessing.get_context("fork")
+
+
 def call(jobs: list[Job], root: str, report: str, processes: int = 1, largest: int | None = None) -> None:
     """A call of the scheduler in a process group of its own, which forks its jobs: that takes no time."""
     os.setsid()
     if largest is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
     scheduler = Scheduler(jobs, Store(root), processes)
-    scheduler.context = multiprocessing.get_context("fork")
+    scheduler.context = forking()
     outcome = scheduler.go()
     Path(report).write_text(json.dumps(dataclasses.asdict(outcome)))
     sys.exit(outcome.status)
@@ -74,6 +83,14 @@ def finish(process: Any, report: Path) -> Outcome:
     outcome = Outcome(**json.loads(report.read_text()))
     assert outcome.status == process.exitcode
     return outcome
+
+
+def held(store: Store, key: str) -> bool:
+    """Whether some process is at work on a key now."""
+    if not (store.root / "work" / f"{key}.lock").exists():
+        return False
+    with store.lock(key, wait=False) as free:
+        return not free
 
 
 def files(root: Path) -> dict[str, bytes]:
@@ -153,8 +170,8 @@ def test_a_failing_run_is_kept_and_the_others_go_on(tmp_path: Path) -> None:
     outcome = finish(start(jobs, store, tmp_path / "report", processes=2), tmp_path / "report")
     assert outcome.status == 1 and len(outcome.made) == 2 and "ipc = 150" in outcome.failed[jobs[1].key]
     kept = json.loads(grid.failure_file(store, jobs[1].key).read_text())
-    assert kept["key"] == jobs[1].key and kept["experiment"]["ipc"] == 150 and kept["status"] == 1
-    assert any("Traceback" in line for line in kept["log"])
+    assert kept["key"] == jobs[1].key and kept["experiment"]["ipc"] == 150
+    assert any("Traceback" in line for line in kept["traceback"])
     ledger = Ledger(store)
     assert [ledger.state(j.key) for j in jobs] == ["done", "failed", "done"] and "ipc" in ledger.error(jobs[1].key)
     later = Scheduler([jobs[1], job(seed=5)], store)
@@ -163,8 +180,8 @@ def test_a_failing_run_is_kept_and_the_others_go_on(tmp_path: Path) -> None:
 
 def test_a_run_that_succeeds_at_last_is_no_failure(tmp_path: Path) -> None:
     store, wanted = Store(tmp_path), job(method="random")
-    schedule._keep_failure(store, wanted, -signal.SIGKILL)
-    assert "SIGKILL (out of memory?)" in Ledger(store).error(wanted.key)
+    workers.note_failure(store, wanted.experiment, "no such luck")
+    assert Ledger(store).error(wanted.key) == "no such luck"
     outcome = Scheduler([wanted], store).go()
     assert outcome.made == [wanted.key] and Ledger(store).state(wanted.key) == "done"
     assert not store.work(wanted.key).exists()
@@ -183,7 +200,7 @@ def test_a_run_at_the_deadline_is_stopped_with_its_checkpoint(tmp_path: Path, mo
     store, jobs = Store(tmp_path), [job(**LONG), job(method="random")]
     state = store.work(jobs[0].set_key) / "state.pt"
     clock = SimpleNamespace(monotonic=lambda: 1e6 if state.is_file() else 0.0, sleep=time.sleep)
-    monkeypatch.setattr(schedule, "time", clock)  # the hour strikes once a checkpoint is there
+    monkeypatch.setattr(workers, "time", clock)  # the hour strikes once a checkpoint is there
     outcome = Scheduler(jobs, store).go(minutes=1)
     assert (outcome.status, outcome.made, outcome.failed) == (3, [], {})
     assert outcome.left == [j.key for j in jobs] and state.is_file()
@@ -226,7 +243,7 @@ def test_no_space_at_any_write_leaves_what_can_go_on(tmp_path: Path, monkeypatch
         allowed += 1
     assert allowed > 4 and store.records()[0].metrics == whole.metrics
     monkeypatch.setattr(os, "fsync", lambda file: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left")))
-    assert "exit status 1" in schedule._keep_failure(store, job(seed=8), 1)  # told, though it cannot be kept
+    workers.note_failure(store, job(seed=8).experiment, "full")  # cannot be kept, and is no error itself
 
 
 class _any:
@@ -251,24 +268,38 @@ def test_refusals_of_the_scheduler(tmp_path: Path) -> None:
         Scheduler([job()], Store(tmp_path / "file" / "store")).go()
 
 
-def test_cores_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {2, 3, 5, 7}, raising=False)
-    assert slices(1) == [[2, 3, 5, 7]] and slices(2) == [[2, 3], [5, 7]]
-    assert slices(3) == [[2], [3], [5]] and slices(6) == [[2], [3], [5], [7], [2], [3]]
+@pytest.mark.parametrize(("processes", "given", "expected"), [(1, None, None), (2, None, 1), (2, "4", None)])
+def test_runs_side_by_side_have_one_thread_each(
+    processes: int, given: str | None, expected: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if given is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    assert Scheduler([], Store(tmp_path), processes).threads == expected
 
 
-def test_a_job_runs_on_its_cores_alone(tmp_path: Path) -> None:
+def test_a_run_has_the_threads_that_it_is_given(tmp_path: Path) -> None:
     wanted, store = job(method="random"), Store(tmp_path)
-    one = min(os.sched_getaffinity(0))
-    process = SERVER.Process(target=_report_cores, args=(vars(wanted.experiment), str(tmp_path), [one]))
+    process = SERVER.Process(target=workers.work, args=(vars(wanted.experiment), str(tmp_path), Where(), 1))
     process.start()
     process.join(SOON)
-    assert json.loads((tmp_path / "cores").read_text()) == [one] and store.records()[0].device.startswith("cpu, 1 thr")
+    assert store.records()[0].device.startswith("cpu, 1 thr")
 
 
-def _report_cores(settings: dict[str, Any], root: str, cores: list[int]) -> None:
-    schedule.work(settings, root, cores, Where())
-    (Path(root) / "cores").write_text(json.dumps(sorted(os.sched_getaffinity(0))))
+def test_a_run_that_is_killed_is_noted_and_the_others_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, jobs = Store(tmp_path), [job(**LONG), job(method="random")]
+    scheduler = Scheduler(jobs, store)
+    scheduler.context = forking()
+    monkeypatch.setattr(workers, "run", _killed_unless_random)
+    outcome = scheduler.go()
+    assert outcome.made == [jobs[1].key] and "SIGKILL (out of memory?)" in outcome.failed[jobs[0].key]
+    assert "SIGKILL" in Ledger(store).error(jobs[0].key)
+
+
+def _killed_unless_random(experiment: Experiment, store: Store, **more: Any) -> None:
+    if experiment.method != "random":
+        os.kill(os.getpid(), signal.SIGKILL)
+    run(experiment, store, **more)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere all jobs are spawned")
@@ -287,29 +318,29 @@ def test_a_spawned_job_does_the_same(tmp_path: Path) -> None:
     assert scheduler.go().made == [wanted.key] and Store(tmp_path).find(wanted.key) is not None
 
 
-def test_held_asks_and_writes_nothing(tmp_path: Path) -> None:
-    store = Store(tmp_path)
-    assert not held(store, "k") and files(tmp_path) == {}
-    with store.lock("k"):
-        assert held(store, "k") and not held(store, "j")
-    assert not held(store, "k")
-
-
 def test_a_set_is_not_begun_while_another_job_makes_it(tmp_path: Path) -> None:
     first, second, store = job(), job(eval_lr=0.02), Store(tmp_path)
-    store.check_writable()
-    one, two = Scheduler([first], store), Scheduler([second], store)
     assert first.set_key == second.set_key and first.key != second.key
-    claims = one._claim(first)
-    assert claims is not None and two._claim(first) is None and two._claim(second) is None
-    assert two._claim(job(seed=1)) is not None and two._claim(job(method="random")) is not None
-    store.distilled(second.set_key).parent.mkdir()
-    store.distilled(second.set_key).write_bytes(b"")
-    assert two._claim(second) is not None  # the set is there, to evaluate it twice at once is no harm
-    claims.close()
-    assert two._claim(first) is not None
-    with store.lock(first.key):
-        assert two._claim(first) is None  # a run of `python -m rddlib run` makes no claim, but holds the key
+    scheduler = Scheduler([], store)
+    scheduler._run = lambda job: "made"  # type: ignore[method-assign]
+    with store.lock(f"{first.key}.claim"), store.lock(f"{first.set_key}.claim"):
+        assert scheduler._see_to(first, wait=False) == scheduler._see_to(second, wait=False) == "held"
+        assert scheduler._see_to(job(seed=1), wait=False) == scheduler._see_to(job(method="random"), False) == "made"
+        store.distilled(second.set_key).parent.mkdir()
+        store.distilled(second.set_key).write_bytes(b"")
+        assert scheduler._see_to(second, wait=False) == "made"  # to evaluate a set twice at once is no harm
+    assert scheduler._see_to(first, wait=False) == "made"
+
+
+def test_what_another_call_holds_is_waited_for_and_not_made_again(tmp_path: Path) -> None:
+    wanted, store = job(method="random"), Store(tmp_path)
+    with ThreadPoolExecutor(1) as pool:
+        with store.lock(f"{wanted.key}.claim"):
+            outcome = pool.submit(Scheduler([wanted], store).go)
+            time.sleep(3 * workers.LOOK_AGAIN)
+            assert not outcome.done()
+            run(wanted.experiment, store)
+        assert outcome.result(SOON) == Outcome()
 
 
 # --- the command line -------------------------------------------------------------------------------------
@@ -356,8 +387,7 @@ def test_a_grid_on_the_command_line(toy: Path, tmp_path: Path, capsys: pytest.Ca
         (["grid", "table5", "--scale", "laptop"], "scale = 'laptop'"),
         (["grid", "table1", "--jobs", "0"], "jobs = 0"),
         (["status", "tabel1"], "grid = 'tabel1'"),
-        (["pack", "--out", "x.zip"], "nothing was packed"),
-        (["merge", "absent.zip"], "absent.zip: there is no such file"),
+        (["merge", "absent"], "absent: there is no such folder"),
     ],
 )
 def test_refusals_on_the_command_line(

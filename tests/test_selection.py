@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from conftest import unmade
 
-from rddlib import selection
+from rddlib.analysis import selection
 from rddlib.base import SettingError, numpy_generator
-from rddlib.store import Record
+from rddlib.experiments.records import Record
 
 
 def record(seed: int, test: np.ndarray, valid: np.ndarray) -> Record:
-    """A record with the curves (E, K) of its audit and the readings as `audit.Audit.row` defines them."""
+    """A record with the curves (E, K) of its audit and the readings as `best_step.Audit.row` defines them."""
     chosen = [float(t[v.argmax()]) for t, v in zip(test, valid, strict=True)]
     metrics = {
         "audit_last": test[:, -1].tolist(), "audit_chosen": chosen, "audit_best": test.max(1).tolist(),

@@ -18,9 +18,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rddlib import __main__ as cli
-from rddlib import grid
-from rddlib.presets import SCALES
+from rddlib import cli
+from rddlib.experiments import grid
+from rddlib.experiments.presets import SCALES
 
 ROOT = Path(__file__).resolve().parent.parent
 SNAKEMAKE = shutil.which(os.environ.get("SNAKEMAKE") or "snakemake")
@@ -75,7 +75,7 @@ SOURCES = {
     "40_b": ("mode = 'load'", 'Page.of("b", scale); coverage.file(dataset, scale)'),
 }
 ALL = Counter(["a", "b", "01_theory", "30_any", "31_a", "40_b", "book"])
-BESIDE = ("data/claims.csv", "data/pages.json", "data/lineage.json", "data/coverage/x_laptop.json")
+BESIDE = ("data/claims.csv", "data/pages.json", "data/coverage/x_laptop.json")
 
 
 def repository(folder: Path) -> Path:
@@ -149,7 +149,6 @@ def test_the_graph_runs_once_and_again_only_what_changed(whole: Path, tmp_path: 
     ("data/coverage/x_laptop.json", ["40_b", "book"]),
     ("data/coverage/new_laptop.json", ["40_b", "book"]),
     ("data/claims.csv", ["book"]), ("data/pages.json", ["book"]), ("book/index.md", ["book"]),
-    ("data/lineage.json", list(ALL)),
 ])  # fmt: skip
 def test_what_lies_beside_the_code_has_its_readers_run_again(
     whole: Path, tmp_path: Path, changed: str, again: list[str]

@@ -13,12 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_causes_pages import run_page
 
-from rddlib import grid, speedups
+from rddlib.analysis import speedups
+from rddlib.analysis.pages import Page
+from rddlib.analysis.speedups import Curve, arrival, at, race
 from rddlib.base import numpy_generator
-from rddlib.experiment import Experiment
-from rddlib.pages import Page
-from rddlib.speedups import Curve, arrival, at, race
-from rddlib.store import Store
+from rddlib.experiments import grid
+from rddlib.experiments.experiment import Experiment
+from rddlib.experiments.records import Store
 
 mpl.use("Agg")
 pytestmark = pytest.mark.filterwarnings("ignore:.*non-interactive.*")

@@ -18,7 +18,7 @@ import pytest
 
 from rddlib import base
 from rddlib.base import SettingError
-from rddlib.store import Record, Store, StoreError, read_record
+from rddlib.experiments.records import Record, Store, StoreError, read_record
 
 RECORD = Record(
     key="0123456789abcdef",
@@ -31,7 +31,6 @@ RECORD = Record(
     device="cpu",
     versions={"torch": "2"},
     commit="",
-    source_hash="",
     data_sha256="",
     created="2026-01-01",
 )
@@ -153,7 +152,8 @@ def test_a_key_is_held_by_one_at_a_time(tmp_path: Path) -> None:
 
 def test_a_killed_holder_lets_go(tmp_path: Path) -> None:
     code = (
-        f"import time; from rddlib.store import Store; s = Store({str(tmp_path)!r}); c = s.lock('k'); c.__enter__(); "
+        "import time; from rddlib.experiments.records import Store; "
+        f"s = Store({str(tmp_path)!r}); c = s.lock('k'); c.__enter__(); "
         "print('held', flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:

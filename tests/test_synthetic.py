@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rddlib import data, synthetic
 from rddlib.base import SettingError, generator
-from rddlib.readers import DataError
-from rddlib.synthetic import SyntheticSet
+from rddlib.data import dataset
+from rddlib.data.sources import DataError
+from rddlib.distillation import synthetic
+from rddlib.distillation.synthetic import SyntheticSet
 
 
 @pytest.mark.parametrize(("size", "factor"), [(8, 1), (8, 2), (32, 2), (9, 3), (32, 3), (8, 3)])
@@ -49,7 +50,7 @@ def test_decoding_is_differentiable_and_constant_images_stay() -> None:
 
 
 def test_start_uses_another_real_image_for_each_tile() -> None:
-    d = data.load("digits")
+    d = dataset.load("digits")
     s = synthetic.start(d, 2, 2, generator(0, "start"))
     assert s.images.shape == (20, 1, 8, 8) and s.labels.tolist() == [c for c in range(10) for _ in range(2)]
     x, y = s.decoded()
@@ -60,7 +61,7 @@ def test_start_uses_another_real_image_for_each_tile() -> None:
 
 
 def test_random_images_are_of_their_class_and_first_n_are_the_first() -> None:
-    d = data.load("digits")
+    d = dataset.load("digits")
     index = synthetic.draw_real(d, 3, generator(0))
     assert d.train_labels[index].tolist() == [c for c in range(10) for _ in range(3)] and len(set(index.tolist())) == 30
     first = synthetic.draw_real(d, 2, None)

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from conftest import unmade
 
-from rddlib import tables
-from rddlib.experiment import Experiment
-from rddlib.grid import Job
-from rddlib.pages import Page
+from rddlib.analysis import tables
+from rddlib.analysis.pages import Page
+from rddlib.analysis.tables import Column, Gap
+from rddlib.experiments.experiment import Experiment
+from rddlib.experiments.grid import Job
+from rddlib.experiments.records import Record, Store
 from rddlib.stats import Interval
-from rddlib.store import Record, Store
-from rddlib.tables import Column, Gap
 
 COLUMNS = [
     Column("standard", {}, "accuracy", {"idc": 67.5, "idc_r": 68.6, "random": 37.2}),

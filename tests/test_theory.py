@@ -1,4 +1,7 @@
-"""theory.py: Eq. 6, 7, 8, 10, the assumptions and the steps of the proof, by exact sums, solvers and simulation."""
+"""theory.large_deviations by exact sums, solvers and simulation.
+
+Eq. 6, 7, 8, 10, the assumptions and the steps of the proof.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from rddlib.base import SettingError, numpy_generator
-from rddlib.dro import Array, cvar_predictor, kl_predictor, reverse_kl_predictor
-from rddlib.theory import (
+from rddlib.theory.f_divergence import Array, cvar_predictor, kl_predictor, reverse_kl_predictor
+from rddlib.theory.large_deviations import (
     SIDES,
     bernoulli_rate,
     covering_radius,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rddlib.base import SettingError, generator
 from rddlib.risk import RiskTerm, cvar, group_risk
-from rddlib.zeroth import (
+from rddlib.theory.algorithms import (
     METHODS,
     Search,
     Task,

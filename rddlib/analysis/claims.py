@@ -1,0 +1,203 @@
+"""The paper's claims, and the test of each as it was fixed before the runs: which records, which number, which rule.
+
+`data/claims.csv` has one row a claim; its section in data/README.md says what the columns mean. `verdicts` decides.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..base import SettingError, repository_root
+from ..experiments import grid
+from ..experiments.presets import SCALES
+from ..experiments.records import Record
+
+COLUMNS = ("id", "table", "place", "claim", "reading", "paper", "gain", "rule", "test", "margin", "scales", "stand_in",
+           "seen", "why", "fixed_in")  # fmt: skip
+TABLES = ("1", "2", "3", "4", "5", "figures", "text")
+READINGS = ("upper", "lower", "-")  # the tail of the risk term that is tested; "-": the claim is not about it
+RULES = ("more", "equal", "none")
+SHAPES = {"id": r"[a-z0-9_-]+", "place": ".+", "claim": ".+", "seen": r"\d+", "fixed_in": "[0-9a-f]{7,40}|pending"}
+TERM = re.compile(r"([+-])([\d.]*)\[([^\][]+)\]")
+Measures = Mapping[str, Mapping[str, float]]  # set key -> measure -> value
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One row of claims.csv. `gain` is the paper's difference in points, `margin` ours: see the rules."""
+
+    id: str
+    table: str
+    place: str
+    claim: str
+    reading: str
+    paper: str
+    gain: float | None
+    rule: str
+    test: str
+    margin: float | None
+    scales: tuple[str, ...]
+    stand_in: str
+    seen: int
+    why: str
+    fixed_in: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A metric and a weighted sum of selectors (weight, "grid/arm name=value ..."), with the rule that decides."""
+
+    claim: Claim
+    metric: str
+    terms: tuple[tuple[float, str], ...]
+
+
+# --- reading ----------------------------------------------------------------------------------------------
+
+
+def read(path: Path | None = None) -> list[Claim]:
+    """The claims of a file (default data/claims.csv). Raises SettingError that names row and column."""
+    path = path or repository_root() / "data" / "claims.csv"
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file, restkey="more", strict=True))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise SettingError(
+            "claims", str(path), f"a file of comma-separated values that can be read ({error})"
+        ) from error
+    found: dict[str, Claim] = {}
+    for number, row in enumerate(rows, 2):
+        where = f"{path.name}, row {number} ({row.get('id')})"
+        if tuple(row) != COLUMNS or None in row.values():
+            raise SettingError(where, ", ".join(row), f"the columns {', '.join(COLUMNS)}")
+        claim = _claim(row, where)
+        if claim.id in found:
+            raise SettingError(f"{where}: id", claim.id, "an id that no other row has")
+        found[claim.id] = claim
+    for claim in found.values():
+        comparisons(claim, found)
+    return list(found.values())
+
+
+def _claim(row: Mapping[str, str], where: str) -> Claim:
+    def refuse(column: str, allowed: str) -> SettingError:
+        return SettingError(f"{where}: {column}", row[column], allowed)
+
+    def number(column: str, low: float) -> float | None:
+        try:
+            value = float(row[column]) if row[column] else None
+        except ValueError as error:
+            raise refuse(column, "a number, or nothing") from error
+        if value is not None and not low < value < float("inf"):
+            raise refuse(column, f"a number above {low:g}")
+        return value
+
+    for column, allowed in (("table", TABLES), ("reading", READINGS), ("rule", RULES)):
+        if row[column] not in allowed:
+            raise refuse(column, f"one of {', '.join(allowed)}")
+    for column, shape in SHAPES.items():
+        if not re.fullmatch(shape, row[column]):
+            raise refuse(column, f"text of the form {shape}")
+    scales = tuple(row["scales"].split())
+    if not set(scales) <= set(SCALES):
+        raise refuse("scales", f"some of {', '.join(SCALES)}, the one to be preferred first")
+    tested = row["rule"] != "none"
+    if bool(row["test"]) != tested or bool(row["margin"]) != tested or (not tested and not row["why"]):
+        raise refuse("rule", "none with a reason under why, or a rule with a test and a margin")
+    return Claim(**{**row, "gain": number("gain", -1e3), "margin": number("margin", 0), "scales": scales,
+                    "seen": int(row["seen"])})  # type: ignore[arg-type]  # fmt: skip
+
+
+def comparisons(claim: Claim, claims: Mapping[str, Claim]) -> list[Comparison]:
+    """The comparisons of a claim; `@id` stands for those of another row, which refers to none itself.
+
+    Raises SettingError for a test that cannot be read, names no other row, or has weights that do not add up to 0.
+    """
+    where, found = f"claim {claim.id}: test", []
+    for part in claim.test.split(" ; ") if not claim.test.startswith("@") else claim.test.split():
+        if part.startswith("@"):
+            other = claims.get(part[1:])
+            if other is None or "@" in other.test or other.rule == "none":
+                raise SettingError(where, part, "@ and the id of a row that has a test of its own")
+            found += comparisons(other, claims)
+        elif part:
+            found.append(_comparison(claim, part, where))
+    return found
+
+
+def _comparison(claim: Claim, text: str, where: str) -> Comparison:
+    metric, _, terms = text.partition(": ")
+    parts = [(float(f"{sign}{weight or 1}"), selector) for sign, weight, selector in TERM.findall(terms)]
+    rest = TERM.sub("", terms).strip()
+    if not re.fullmatch(r"[a-z_]+(-[a-z_]+)?", metric) or rest or len(parts) < 2:
+        raise SettingError(where, text, "METRIC: +[grid/arm name=value ...] -[...]")
+    if abs(sum(w for w, _ in parts)) > 1e-9 or not claim.scales:
+        raise SettingError(where, text, "weights that add up to 0, and scales")
+    for _, selector in parts:
+        arm, *filters = selector.split()
+        if "/" not in arm or not all(f.partition("=")[0] in grid.FIELDS and "=" in f for f in filters):
+            raise SettingError(where, selector, "an arm of a grid, then settings of an Experiment as name=value")
+    return Comparison(claim, metric, tuple(parts))
+
+
+# --- selecting --------------------------------------------------------------------------------------------
+
+
+class Plan:
+    """The runs that the grids of the book ask for: selectors -> keys. Grids are read when first asked for."""
+
+    def __init__(self, grids: Sequence[str | Path] | None = None) -> None:
+        self.grids = grids
+        self._arms: dict[str, dict[str, list[grid.Job]]] = {}
+
+    def arms(self, scale: str) -> dict[str, list[grid.Job]]:
+        """Jobs of each arm, "grid/name", at a scale."""
+        if scale not in self._arms:
+            found: dict[str, list[grid.Job]] = {}
+            for job in grid.jobs(self.grids or grid.names(), scale):
+                for arm in job.arms:
+                    found.setdefault(arm, []).append(job)
+            self._arms[scale] = found
+        return self._arms[scale]
+
+    def select(self, selector: str, scale: str) -> dict[int, str]:
+        """The key of each distillation seed. Raises SettingError where more than the seed is left open."""
+        arm, *filters = selector.split()
+        wanted = [f.split("=", 1) for f in filters]
+        own = [j for j in self.arms(scale).get(arm, ())
+               if all(str(getattr(j.experiment, n)) == v for n, v in wanted)]  # fmt: skip
+        found = {job.experiment.seed: job.key for job in own}
+        if len(found) != len(own):
+            raise SettingError("selector", selector, f"settings that leave only the seed open at scale {scale}")
+        return found
+
+
+def measures(folder: Path | None = None) -> dict[str, dict[str, float]]:
+    """What was measured on distilled sets beside their records: set key -> {"coverage": value}, see data/README.md."""
+    found: dict[str, dict[str, float]] = {}
+    for path in sorted((folder or repository_root() / "data" / "coverage").glob("*.json")):
+        raw = json.loads(path.read_text())
+        for key, about in raw["sets"].items():
+            null = np.mean(raw["nulls"][f"{about['ipc']}x{about['factor']}"]["whole"]["feature"])
+            found[key] = {"coverage": float(100 * np.mean(about["coverage"]["feature"]) / null)}
+    return found
+
+
+def value(record: Record, metric: str, extra: Measures) -> float | None:
+    """A metric of a record, the mean over its evaluations; `a-b` is a difference. None if the record lacks it."""
+    total = 0.0
+    for sign, name in zip((1, -1), metric.split("-"), strict=False):
+        if name in extra.get(record.set_key, {}):
+            total += sign * extra[record.set_key][name]
+        elif name in record.metrics:
+            total += sign * float(np.mean(record.metrics[name]))
+        else:
+            return None
+    return total

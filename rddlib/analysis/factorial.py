@@ -1,0 +1,173 @@
+"""Effects in an experiment of several factors whose cells are all run with the same seeds.
+
+Cells x seeds is a block design: a value is the cell's mean, plus what its seed does to all cells, plus a rest. Every
+effect is a contrast of cell means; its error comes from the rest of *all* cells, which is what a factorial buys: with
+ten cells and three seeds there are eighteen degrees of freedom instead of two (Box, Hunter & Hunter 2005, chapters 4
+and 5). Runs that are missing leave holes; an effect that the others do not determine is None.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import stats
+
+from ..base import SettingError
+from ..experiments.records import Record
+from ..stats import Interval
+
+Weights = dict[str, float]  # cell -> weight; the weights of a contrast sum to 0
+
+
+@dataclass(frozen=True)
+class Effect:
+    """A contrast of cell means: estimate, interval, two-sided p of "none", seeds behind it, degrees of freedom."""
+
+    mean: float
+    low: float
+    high: float
+    p: float
+    seeds: int
+    df: int
+
+    @property
+    def interval(self) -> Interval:
+        """The same as an interval over distillation seeds."""
+        return Interval(self.mean, self.low, self.high, self.seeds)
+
+    def __str__(self) -> str:
+        if not np.isfinite(self.low):
+            return f"{self.mean:+.1f} (no interval)"
+        return f"{self.mean:+.1f} [{self.low:+.1f}, {self.high:+.1f}]"
+
+
+def table(records: Iterable[Record], name: Callable[[dict[str, Any]], str], test: str) -> pd.DataFrame:
+    """Cells x seeds of a test: the mean over the trainings of a run, NaN where there is none.
+
+    `name` gives the cell of the settings of a run, '' for a run that belongs to none. Raises SettingError if two runs
+    claim one cell and seed.
+    """
+    found: dict[tuple[str, int], float] = {}
+    for record in records:
+        cell = name(record.experiment)
+        if not cell or test not in record.metrics:
+            continue
+        place = (cell, int(record.experiment["seed"]))
+        if place in found:
+            raise SettingError("name", cell, f"a cell of its own for {record.key}: seed {place[1]} is there already")
+        found[place] = float(np.mean(record.metrics[test]))
+    if not found:
+        return pd.DataFrame(dtype=float)
+    return pd.Series(found).unstack(sort=False).sort_index(axis=1)
+
+
+# --- contrasts --------------------------------------------------------------------------------------------
+
+
+def contrast(high: Sequence[str], low: Sequence[str]) -> Weights:
+    """The mean of some cells less the mean of others: a main effect where all else is balanced between them."""
+    if not high or not low:
+        raise SettingError("contrast", (list(high), list(low)), "at least one cell on either side")
+    return added({c: 1 / len(high) for c in high}, {c: -1 / len(low) for c in low})
+
+
+def minus(a: Weights, b: Weights) -> Weights:
+    """One contrast less another: an interaction, if the two are the same effect at two levels of a factor."""
+    return added(a, {cell: -weight for cell, weight in b.items()})
+
+
+def added(a: Mapping[str, float], b: Mapping[str, float]) -> Weights:
+    """The sum of two contrasts; cells whose weights cancel are gone."""
+    total = {cell: a.get(cell, 0.0) + b.get(cell, 0.0) for cell in (*a, *(c for c in b if c not in a))}
+    return {cell: weight for cell, weight in total.items() if abs(weight) > 1e-12}
+
+
+# --- the fit ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Least squares of cells + seeds, with the spread of the rest; `df` 0 where nothing is left to estimate it."""
+
+    cells: tuple[str, ...]
+    seeds: tuple[int, ...]
+    design: NDArray[np.float64]  # (n, cells + seeds) of zeros and ones
+    solved: NDArray[np.float64]  # its pseudoinverse
+    values: NDArray[np.float64]  # (n,)
+    sd: float
+    df: int
+
+    def effect(self, weights: Mapping[str, float], level: float = 0.95) -> Effect | None:
+        """A contrast with its interval; None where the runs that there are do not determine it."""
+        if abs(sum(weights.values())) > 1e-9:
+            raise SettingError("weights", dict(weights), "weights that sum to 0")
+        if not set(weights) <= set(self.cells):
+            return None
+        wanted = np.zeros(self.design.shape[1])
+        for cell, weight in weights.items():
+            wanted[self.cells.index(cell)] = weight
+        estimator = wanted @ self.solved  # (n,): the effect is this combination of the values
+        if not np.allclose(estimator @ self.design, wanted, atol=1e-8):
+            return None
+        mean = float(estimator @ self.values)
+        error = self.sd * float(np.linalg.norm(estimator))
+        return _judged(mean, error, self.df, self._shared(weights), level)
+
+    def _shared(self, weights: Mapping[str, float]) -> int:
+        """Seeds that every cell of a contrast has."""
+        columns = [self.cells.index(c) for c in weights]
+        by_seed = [self.design[self.design[:, len(self.cells) + s] > 0][:, columns] for s in range(len(self.seeds))]
+        return sum(bool((rows.sum(0) > 0).all()) for rows in by_seed)
+
+
+def fit(values: pd.DataFrame) -> Fit:
+    """Fit a table of cells x seeds, holes and all. Raises SettingError for an empty one."""
+    found = values.to_numpy(dtype=np.float64)
+    where = np.argwhere(np.isfinite(found)) if found.ndim == 2 else np.empty((0, 2), dtype=np.int64)  # (n, 2)
+    if not len(where):
+        raise SettingError("values", "an empty table", "at least one value")
+    cells, seeds = tuple(map(str, values.index)), tuple(int(s) for s in values.columns)
+    design = np.zeros((len(where), len(cells) + len(seeds)))
+    design[np.arange(len(where)), where[:, 0]] = 1
+    design[np.arange(len(where)), where[:, 1] + len(cells)] = 1
+    y = found[where[:, 0], where[:, 1]]
+    solved: NDArray[np.float64] = np.linalg.pinv(design).astype(np.float64)
+    rest = y - design @ (solved @ y)
+    df = len(y) - round(float(np.trace(solved @ design)))  # the trace of a projection is its rank
+    sd = float(np.sqrt(rest @ rest / df)) if df > 0 else float("nan")
+    return Fit(cells, seeds, design, solved, y, sd, max(df, 0))
+
+
+def _judged(mean: float, error: float, df: int, seeds: int, level: float) -> Effect:
+    nan = float("nan")
+    if df < 1 or not np.isfinite(error):
+        return Effect(mean, nan, nan, nan, seeds, df)
+    half = float(stats.t.ppf(0.5 + level / 2, df)) * error
+    p = float(2 * stats.t.sf(abs(mean) / error, df)) if error > 0 else float(mean == 0)
+    return Effect(mean, mean - half, mean + half, p, seeds, df)
+
+
+def holm(effects: Mapping[str, Effect | None], level: float = 0.95) -> dict[str, bool]:
+    """Which effects stand when all are looked at together: Holm 1979, family-wise error 1 - level.
+
+    Effects that are None, or have no interval, do not stand and do not count among those looked at.
+    """
+    known = {n: e.p for n, e in effects.items() if e is not None and np.isfinite(e.p)}
+    stands = dict.fromkeys(effects, False)
+    for rank, name in enumerate(sorted(known, key=lambda n: known[n])):
+        if known[name] > (1 - level) / (len(known) - rank):
+            break
+        stands[name] = True
+    return stands
+
+
+def by_seed(values: pd.DataFrame, weights: Mapping[str, float]) -> pd.Series:
+    """A contrast at each seed that has all of its cells: the dots behind an effect."""
+    if not set(weights) <= set(values.index):
+        return pd.Series(dtype=float)
+    return (values.loc[list(weights)].mul(pd.Series(weights), axis=0)).sum(skipna=False).dropna()

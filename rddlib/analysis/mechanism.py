@@ -1,0 +1,83 @@
+"""Is the mechanism on: how well the loop's network learns, what the term does to it, and the rate that each arm got.
+
+Rules: the book's page "A fair test". A comparison of risk terms says something only where the network between the
+image steps has learnt; every arm has the image rate that one procedure chose for it on held-out training images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+import pandas as pd
+
+from ..experiments.experiment import Experiment
+from ..experiments.records import Record
+from .results import by_seed
+
+# The probes of a history and how far through the training of a network they are taken.
+PROBES = {"probe_first": 0.0, "probe_middle": 0.5, "probe_last": 1.0}
+LEARNT = 3.0  # times chance: below it, at the last step and on average, the mechanism is off (fixed before the runs)
+
+
+def arm(settings: Mapping[Any, Any]) -> str:
+    """The arm of the fair test that a run belongs to, e.g. 'upper, 10 groups' or 'control, network untrained'."""
+    if settings["risk"] == "control":
+        return "control" if settings["net_steps"] else "control, network untrained"
+    name = str(settings["risk"])
+    if settings["where"] == "matching":
+        name += " in the matched gradient"
+    in_all = settings["centres_in_all"]
+    return f"{name}, {in_all} groups" if in_all else f"{name}, {settings['max_centres']} groups a class"
+
+
+def histories(records: Iterable[Record]) -> pd.DataFrame:
+    """What runs noted at each outer step, tidy: arm, seed, lr_image, key, outer (from 1), quantity, value."""
+    defaults = asdict(Experiment())
+    rows = []
+    for record in records:
+        known = defaults | record.experiment
+        head = {"arm": arm(known), "seed": known["seed"], "lr_image": known["lr_image"], "key": record.key}
+        for outer, entry in enumerate(record.history, 1):
+            rows += [head | {"outer": outer, "quantity": name, "value": value} for name, value in entry.items()]
+    return pd.DataFrame(rows, columns=["arm", "seed", "lr_image", "key", "outer", "quantity", "value"])
+
+
+def learnt(history: pd.DataFrame, n_classes: int) -> pd.Series:
+    """For each arm, whether its network learns: mean accuracy at the last step at least `LEARNT` times chance.
+
+    `history` as from `histories`. An arm without probes (an untrained network, or an old record) has no entry.
+    """
+    last = history[history["quantity"] == "probe_last"].groupby("arm")["value"].mean()
+    return last >= LEARNT / n_classes
+
+
+def rates(frame: pd.DataFrame) -> pd.DataFrame:
+    """Accuracy of every arm and image rate: columns arm, lr_image, seed, value (mean over trainings, per cent)."""
+    own = frame[frame["test"] == "accuracy"]
+    own = own.assign(arm=[arm(row) for row in own.to_dict("records")])
+    means = by_seed(own, "arm", "lr_image")
+    return means[["arm", "lr_image", "seed", "value"]]
+
+
+def chosen_rates(trials: pd.DataFrame) -> pd.DataFrame:
+    """The rate of each arm: the largest mean accuracy among the rates that all of an arm's seeds have tried.
+
+    `trials` as from `rates`. Columns: lr_image, value (mean accuracy), trials (rates tried), inside (whether the best
+    is neither the smallest nor the largest of them; at an end the grid has to be extended).
+    """
+    rows = {}
+    for name, own in trials.groupby("arm"):
+        table = own.pivot(index="lr_image", columns="seed", values="value").dropna()
+        if table.empty:
+            continue
+        means = table.mean(axis=1)
+        best = float(means.index[int(means.argmax())])
+        rows[name] = {
+            "lr_image": best,
+            "value": float(means.max()),
+            "trials": len(means),
+            "inside": bool(means.index.min() < best < means.index.max()),
+        }
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["lr_image", "value", "trials", "inside"])

@@ -1,0 +1,242 @@
+"""The runs that a page of the book shows: arms of a grid, the records there are, and what is missing said so.
+
+A page asks a grid for its runs at a scale; what has no record becomes "not run yet", never a number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from ..base import SettingError
+from ..data.sources import DataError
+from ..experiments import grid
+from ..experiments.experiment import MODES, Experiment, gather, run
+from ..experiments.grid import Job, Ledger, Tally
+from ..experiments.records import Record, Store, StoreError
+from ..stats import Interval, mean_interval, minimum_null, paired_difference
+from .report import arm
+
+NOT_RUN, NOT_PLANNED = "not run yet", "not planned"
+LIVE_RUNS = 12  # runs of a page that is computed live: less than a minute on two quiet cores
+# Our data set -> the paper's, and what a reader must know where its number stands. {size} is that of the runs.
+STAND_INS = {
+    "cifar10": ("cifar10", "CIFAR-10"),
+    "svhn": ("svhn", "SVHN"),
+    "svhn_mini": ("svhn", "svhn_mini, 1,083 real SVHN digits, in the place of SVHN"),
+    "imagenet10": ("imagenet10", "ImageNet-10"),
+    "imagenette": ("imagenet10", "Imagenette at {size} px, in the place of ImageNet-10"),
+    "imagenette128": ("imagenet10", "Imagenette at {size} px, in the place of ImageNet-10"),
+    "digits": ("", "digits of 8 x 8 pixels, a trial run that the paper has no row for"),
+}
+# What a page of another data set keeps of the runs of a grid: all else comes from the presets.
+KEPT = ("method", "ipc", "risk", "where", "alpha", "average", "worst", "eval_network", "seed")
+
+
+def paper_name(dataset: str) -> str:
+    """The paper's name of the data set that ours stands for; '' if it stands for none."""
+    name = dataset.split(":")[0]
+    return STAND_INS.get(name, (name if name.startswith("imagenet_") else "", ""))[0]
+
+
+def title(experiment: Experiment) -> str:
+    """A data set in words, stand-ins named: 'Imagenette at 64 px, in the place of ImageNet-10'."""
+    words = STAND_INS.get(experiment.dataset, ("", experiment.dataset))[1]
+    return words.format(size=experiment.size or 128)
+
+
+# --- runs of a page ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Runs that differ in their seed alone: those planned, and the records there are, by seed."""
+
+    planned: tuple[Experiment, ...] = ()
+    records: tuple[Record, ...] = ()
+
+    def values(self, test: str, seeds: Sequence[int] | None = None) -> NDArray[np.float64]:
+        """Values (D, E) of a test: distillation seeds in order, or those of `seeds`, and trainings within each."""
+        own = [r for r in self.records if test in r.metrics and (seeds is None or r.experiment["seed"] in seeds)]
+        return np.array([r.metrics[test] for r in own], dtype=np.float64)
+
+    def seeds(self, test: str = "accuracy") -> list[int]:
+        """The distillation seeds that have a record of this test."""
+        return [r.experiment["seed"] for r in self.records if test in r.metrics]
+
+    def level(self, test: str = "accuracy") -> Interval | None:
+        """The mean with its interval; None where nothing has been run."""
+        values = self.values(test)
+        return mean_interval(values) if len(values) else None
+
+    def minus(self, other: Arm, test: str = "accuracy") -> Interval | None:
+        """The difference to another arm, paired over the seeds that both have; None where there is no such pair."""
+        both = sorted(set(self.seeds(test)) & set(other.seeds(test)))
+        return paired_difference(self.values(test, both), other.values(test, both)) if both else None
+
+    def null(self) -> Interval | None:
+        """The published cluster-min that sampling alone gives at this arm's accuracy, with its group sizes."""
+        found = self.level()
+        return minimum_null(found.mean, self.sizes()) if found and self.sizes() else None
+
+    def sizes(self) -> list[int]:
+        """Test images in each published group."""
+        return list(self.records[0].metrics.get("group_sizes", [])) if self.records else []
+
+    def text(self, test: str = "accuracy") -> str:
+        """The cell of a table."""
+        return cell(self.level(test), bool(self.planned))
+
+    def count(self) -> str:
+        """Seeds done of those planned, '3 of 5'."""
+        return f"{len(self.records)} of {len(self.planned)}" if self.planned else ""
+
+
+def cell(found: Interval | None, planned: bool = True, signed: bool = False) -> str:
+    """An interval as the cell of a table; 'not run yet' where there is none, empty where none was planned."""
+    if found is None:
+        return NOT_RUN if planned else ""
+    return f"{found.mean:+.1f}{str(found)[len(f'{found.mean:.1f}') :]}" if signed else str(found)
+
+
+def side(found: Interval | None) -> str:
+    """On which side of zero a difference lies: 'above', 'below', 'not separated', 'no interval', or not run."""
+    if found is None:
+        return NOT_RUN
+    if not np.isfinite(found.low):
+        return "no interval"
+    return "above" if found.low > 0 else "below" if found.high < 0 else "not separated"
+
+
+@dataclass(frozen=True)
+class Page:
+    """The runs that a page shows and the records of those that have been made."""
+
+    jobs: tuple[Job, ...]
+    records: dict[str, Record]
+    store: Store
+    refused: dict[str, str] = field(default_factory=dict)  # key -> why it could not be run here
+
+    @classmethod
+    def of(
+        cls, name: str, scale: str, dataset: str = "all", mode: str = "load", store: Store | None = None
+    ) -> Page:  # fmt: skip
+        """The runs of a grid: "load" takes the records there are, "run" makes what is missing, most valuable first.
+
+        "live" makes the most valuable ones at smoke scale, on digits unless `dataset` names others, in a folder that
+        vanishes. `dataset`: "all", one of the grid's, or another, to which runs of the grid's first are carried over.
+        """
+        if mode not in MODES:
+            raise SettingError("mode", mode, f"one of {', '.join(MODES)}")
+        scale = "smoke" if mode == "live" else scale
+        jobs = _chosen(name, scale, dataset)
+        if mode == "live":
+            jobs = jobs[:LIVE_RUNS]
+            records, store = gather([job.experiment for job in jobs], mode, store, progress=False)
+            return cls(tuple(jobs), {r.key: r for r in records}, store)
+        store = store or Store()
+        refused = _make([j.experiment for j in jobs], store) if mode == "run" else {}
+        found = {job.key: store.find(job.key) for job in jobs}
+        return cls(tuple(jobs), {k: r for k, r in found.items() if r is not None}, store, refused)
+
+    def arm(self, **settings: Any) -> Arm:
+        """The runs with these settings; one that is idle in a run (alpha under control) fits any value of it."""
+        own = [e for e in self.experiments if all(n in i or getattr(e, n) == v for i, n, v in _each(e, settings))]
+        kinds = {tuple(getattr(e, n) for n in _NAMES if n not in (*e.idle(), "seed")) for e in own}
+        if len(kinds) > 1:
+            raise SettingError("arm", settings, "settings that leave only the seed open")
+        own = sorted(own, key=lambda e: e.seed)
+        return Arm(tuple(own), tuple(self.records[e.key] for e in own if e.key in self.records))
+
+    @cached_property
+    def experiments(self) -> tuple[Experiment, ...]:
+        """The runs, in order of value."""
+        return tuple(job.experiment for job in self.jobs)
+
+    def values(self, name: str, **settings: Any) -> list[Any]:
+        """The values of a setting over the runs with `settings`, smallest first, each once."""
+        own = [e for e in self.experiments if all(getattr(e, n) == v for n, v in settings.items())]
+        return sorted({getattr(e, name) for e in own})
+
+    def datasets(self) -> dict[str, str]:
+        """The data sets of the page, most valuable first, with their titles."""
+        return {e.dataset: title(e) for e in self.experiments}
+
+    def progress(self) -> pd.DataFrame:
+        """What is done and what is left, a line a data set, with its price from earlier records."""
+        ledger, lines = Ledger(self.store), {}
+        for dataset, words in self.datasets().items():
+            own = [job for job in self.jobs if job.experiment.dataset == dataset]
+            tally = Tally.of(own, ledger)
+            done = sum(job.key in self.records for job in own)
+            left, price = len(own) - done, tally.price() if done < len(own) else "-"
+            lines[words] = {"runs": len(own), "done": done, "left": left, "price of those left": price}
+        return pd.DataFrame(lines).T.rename_axis("data")
+
+    def provenance(self) -> pd.DataFrame:
+        """Where the numbers come from, a line an arm of a data set: seeds, price, commits, the first digits of keys."""
+        rows = [
+            {"data": r.experiment["dataset"], "ipc": r.experiment["ipc"], "arm": arm(r.experiment),
+             "network": r.experiment["eval_network"], "seed": r.experiment["seed"],
+             "cpu s": sum(r.cpu_seconds.values()), "MB": r.peak_memory_mb, "commit": r.commit[:8], "key": r.key[:8]}
+            for r in self.records.values()
+        ]  # fmt: skip
+        if not rows:
+            return pd.DataFrame()
+        each = pd.DataFrame(rows).sort_values("seed").groupby(["data", "ipc", "arm", "network"])
+        found = each[["cpu s", "MB"]].median().round().astype(int)
+        found.insert(0, "seeds", each.size())
+        for name in ("commit", "key"):
+            found[f"{name}s"] = each[name].agg(lambda values: " ".join(dict.fromkeys(values)))
+        return found
+
+    def missing(self) -> str:
+        """One sentence: how many runs are there of those planned."""
+        done, of = len(self.records), len(self.jobs)
+        if not of:
+            return "No run of this page is planned at this scale."
+        left = "All" if done == of else f"{done} of the"
+        return f"{left} {of} runs of this page are here" + ("." if done == of else "; the others are not run yet.")
+
+
+_NAMES = tuple(f.name for f in fields(Experiment))
+
+
+def _each(experiment: Experiment, settings: Mapping[str, Any]) -> list[tuple[set[str], str, Any]]:
+    idle = experiment.idle()
+    return [(idle, name, value) for name, value in settings.items()]
+
+
+def _chosen(name: str, scale: str, dataset: str) -> list[Job]:
+    """The jobs of a grid at a scale and of a data set, carried over where the grid has none of the kind."""
+    found = grid.jobs([name], scale)
+    if dataset == "all" and found:
+        return found
+    if own := [job for job in found if job.experiment.dataset == dataset]:
+        return own
+    other = "digits" if dataset == "all" else dataset
+    model = found or grid.jobs([name], "paper")
+    small = {"ipc": 1, "seed": 0} if scale == "smoke" else {}
+    carried: dict[str, Job] = {}
+    for job in (j for j in model if j.experiment.dataset == model[0].experiment.dataset):
+        kept = {n: getattr(job.experiment, n) for n in KEPT} | small
+        own_job = Job(Experiment.preset(scale, dataset=other, **kept), job.value, job.arms, job.why)
+        carried.setdefault(own_job.key, own_job)
+    return list(carried.values())
+
+
+def _make(experiments: Sequence[Experiment], store: Store) -> dict[str, str]:
+    """Make what is missing; a run that is refused (its data are not here) is noted and the others go on."""
+    refused = {}
+    for experiment in experiments:
+        try:
+            run(experiment, store)
+        except (DataError, SettingError, StoreError) as error:
+            refused[experiment.key] = str(error)
+    return refused

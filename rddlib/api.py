@@ -1,0 +1,70 @@
+"""What a user calls by ``rddlib.NAME``: the whole way from a data set to a record in a few lines."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from typing import Any
+
+from torch import Tensor
+
+from .base import SettingError
+from .data.dataset import DataSet
+from .data.dataset import load as load_dataset
+from .distillation import distill as loop
+from .distillation.settings import METHODS, DistillSettings
+from .distillation.synthetic import SyntheticSet
+from .evaluation import evaluate as judge
+from .evaluation.metrics import Metrics
+from .experiments import experiment as runs
+from .experiments.experiment import Experiment
+from .experiments.records import Record, Store
+
+__all__ = ["distill", "evaluate", "load_dataset", "run"]
+
+
+def distill(data: DataSet, scale: str = "smoke", **settings: Any) -> SyntheticSet:
+    """Distil a data set, on its device, and return the synthetic images; nothing is written.
+
+    `scale` names the preset for everything that `settings` leaves open (smoke: seconds for digits); `settings` are
+    fields of an Experiment that shape the set: ``distill(data, method="idc", risk="upper", ipc=1, seed=0)``. Raises
+    SettingError for a setting that is unknown, out of range, or does not fit the data. For runs that are recorded and
+    can be stopped and resumed use `run`.
+    """
+    shaping = {f.name for f in fields(DistillSettings)}
+    if unknown := sorted(set(settings) - shaping):
+        raise SettingError(unknown[0], settings[unknown[0]], "a setting of the distillation")
+    chosen = Experiment.preset(scale, **({"dataset": data.name} | settings))
+    if chosen.method not in METHODS[:6]:
+        raise SettingError("method", chosen.method, f"one that distils: {', '.join(METHODS[:6])}")
+    made, _ = loop.distill(data, chosen)
+    return made
+
+
+def evaluate(images: SyntheticSet | Tensor, data: DataSet, labels: Tensor | None = None, **settings: Any) -> Metrics:
+    """Train networks from scratch on a small set and test them on the test part of `data`.
+
+    images: a SyntheticSet, or (N, C, H, W), uint8 or floats in [0, 1], with `labels` int64 (N,). `settings`: fields of
+    an Experiment that begin with ``eval_``, and ``scale`` (default smoke) and ``seed`` (default 0). Returns lists with
+    one entry a training, accuracies in per cent: `accuracy`, `cluster_min` (worst k-means group), `class_min`, shifts.
+    Raises SettingError for unknown settings or labels that are missing or do not fit.
+    """
+    seed, scale = settings.pop("seed", 0), settings.pop("scale", "smoke")
+    if unknown := [name for name in settings if not name.startswith("eval_")]:
+        raise SettingError(unknown[0], settings[unknown[0]], "a setting that begins with eval_")
+    factor = 1
+    if isinstance(images, SyntheticSet):
+        factor = images.factor
+        images, labels = images.decoded()
+    if labels is None or len(labels) != len(images):
+        raise SettingError("labels", None if labels is None else len(labels), f"one for each of {len(images)} images")
+    chosen = Experiment.preset(scale, dataset=data.name, **settings)
+    return judge.evaluate(images, labels, data, chosen, seed, factor=factor)
+
+
+def run(experiment: Experiment, store: Store | None = None, **changes: Any) -> Record:
+    """The record of an experiment, from `store` or made now and kept there (default: $RDD_STORE, else data/).
+
+    `changes`: fields that are to differ, as in ``run(Experiment.preset("smoke"), seed=3)``. Errors as
+    `rddlib.experiments.experiment.run`.
+    """
+    return runs.run(replace(experiment, **changes), store or Store())

@@ -1,0 +1,206 @@
+"""Data sets as uint8 tensors: one call, `load`, for the embedded digits, packs, torchvision and image folders.
+
+The images stay uint8 until they are used, so CIFAR-10 takes 184 MB and travels to a device in one copy
+(the idea of KellerJordan/cifar10-airbench). Nothing is downloaded unless `download=True` is said.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..base import SettingError, digest, numpy_generator, repository_root
+from . import sources
+
+# Channel statistics as the field uses them (IDC data.py; the std is the mean of per-image stds).
+STATISTICS = {
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+    "svhn": ((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A labelled image set with a train and a test part, all on one device.
+
+    Images are uint8 (N, C, H, W), labels int64 (N,) in [0, n_classes). `mean` and `std` are per channel, of
+    images scaled to [0, 1]. `sha256` covers images and labels of both parts as they are here.
+    """
+
+    name: str
+    train_images: Tensor
+    train_labels: Tensor
+    test_images: Tensor
+    test_labels: Tensor
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    source: str
+    sha256: str
+    train_groups: Tensor | None = None
+    test_groups: Tensor | None = None
+
+    @property
+    def n_classes(self) -> int:
+        """Number of classes."""
+        return len(self.classes)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of one image."""
+        c, h, w = self.train_images.shape[1:]
+        return c, h, w
+
+    def to(self, device: str | torch.device) -> DataSet:
+        """The same set with its tensors on `device`."""
+        names = ("train_images", "train_labels", "test_images", "test_labels")
+        return replace(self, **{n: getattr(self, n).to(device) for n in names})
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """uint8 or [0, 1] float images (N, C, H, W) -> float32 (float64 stays it): zero mean, unit scale a channel."""
+        floats = images.to(torch.promote_types(images.dtype, torch.float32))
+        if images.dtype == torch.uint8:
+            floats = floats / 255
+        mean, std = (by_channel(v, images.device, floats.dtype) for v in (self.mean, self.std))
+        return (floats - mean) / std
+
+    def validation(self, share: float = 0.1, seed: int = 0) -> DataSet:
+        """The train part split in two, the test part dropped: settings are chosen here, never on test data."""
+        if not 0 < share < 1:
+            raise SettingError("share", share, "a value between 0 and 1")
+        held = sources.stratified(self.train_labels.cpu().numpy(), share, numpy_generator(seed, "validation"))
+        keep = torch.from_numpy(~held).to(self.train_labels.device)
+        return replace(
+            self, train_images=self.train_images[keep], train_labels=self.train_labels[keep],
+            test_images=self.train_images[~keep], test_labels=self.train_labels[~keep],
+            source=f"{self.source}, validation part (share {share}, seed {seed})",
+        )  # fmt: skip
+
+
+@lru_cache(maxsize=64)
+def by_channel(values: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """One number a channel as a tensor (C, 1, 1), made once: a graphics processor waits at each copy from the host."""
+    with torch.inference_mode(False):  # else the one that is kept could not enter a gradient later
+        return torch.tensor(values, device=device, dtype=dtype).view(-1, 1, 1)
+
+
+def load(
+    name: str = "digits",
+    root: str | Path | None = None,
+    device: str | torch.device = "cpu",
+    size: int | None = None,
+    train_limit: int | None = None,
+    test_limit: int | None = None,
+    download: bool = False,
+) -> DataSet:
+    """Load a data set by name.
+
+    `name`: ``digits`` (embedded), ``cifar10``, ``svhn``, an ImageNet subset (``imagenet10``, ``imagenet_a`` ..
+    ``imagenet_e``, ``imagenette``), ``folder:PATH``, ``npz:PATH``, or the name of any ``<name>.npz`` under `root`.
+    cifar10 and names that begin with svhn or imagenet are normalised by `STATISTICS`, others by their training part.
+    SVHN is read from train_32x32.mat and test_32x32.mat in `root` or `root`/svhn; ImageNet from train/<wnid> and
+    val/<wnid> (or folders called as the classes) in `root`/imagenet, `root`/<name> or `root`, at 128 px by default.
+    `root`: where to look; default $RDD_DATA, else data/cache. `size`: resize to size x size (bilinear, antialiased).
+    `train_limit`, `test_limit`: keep that many images, the same number of each class, drawn with a fixed seed.
+    Raises SettingError for an unknown name or limit, DataError for missing or damaged data. Cost on one core, packs:
+    CIFAR-10 1 s, 184 MB (peak 0.5 GB); Imagenette at 64 px 7 s, 165 MB (peak 1.2 GB).
+    """
+    for key, value in {"size": size, "train_limit": train_limit, "test_limit": test_limit}.items():
+        if value is not None and value < 1:
+            raise SettingError(key, value, "an integer of at least 1")
+    folder = data_root(root)
+    arrays, source = sources.find(name, folder, size, download)
+    _check(arrays, source)
+    limits = {"train": train_limit, "test": test_limit}
+    parts: dict[str, Tensor] = {}
+    for part, limit in limits.items():
+        images, labels = arrays.pop(f"{part}_images"), arrays[f"{part}_labels"].astype(np.int64)
+        keep = balanced(labels, limit, part)
+        if len(keep) < len(labels):
+            images = images[keep]
+        parts[f"{part}_images"] = resized(torch.from_numpy(images).permute(0, 3, 1, 2), size)
+        del images  # a large set is not kept twice
+        parts[f"{part}_labels"] = torch.from_numpy(labels[keep])
+    mean, std = _statistics(name, parts["train_images"])
+    classes = tuple(str(c) for c in arrays["classes"])
+    sha = digest(*(parts[k] for k in sorted(parts)))
+    return DataSet(name, classes=classes, mean=mean, std=std, source=source, sha256=sha, **parts).to(device)
+
+
+def _check(arrays: sources.Arrays, source: str) -> None:
+    """Shapes, dtypes and label ranges; the message names the file and the array."""
+    n_classes = len(arrays["classes"])
+    for part in ("train", "test"):
+        images, labels = arrays[f"{part}_images"], arrays[f"{part}_labels"]
+        if (
+            images.dtype != np.uint8
+            or images.ndim != 4
+            or images.shape[3] not in (1, 3)
+            or images.shape[1] != images.shape[2]
+        ):
+            raise sources.DataError(
+                f"{source}: {part}_images is {images.dtype} {images.shape}; needed is uint8 (N, S, S, 1 or 3)"
+            )
+        if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
+            raise sources.DataError(
+                f"{source}: {part}_labels is {labels.dtype} {labels.shape}; needed is an integer ({len(images)},)"
+            )
+        if len(labels) == 0 or labels.min() < 0 or labels.max() >= n_classes:
+            span = f"{labels.min()}..{labels.max()}" if len(labels) else "nothing"
+            raise sources.DataError(
+                f"{source}: {part}_labels holds {span}; allowed is 0..{n_classes - 1} ({n_classes} classes), not empty"
+            )
+    if arrays["train_images"].shape[1:] != arrays["test_images"].shape[1:]:
+        raise sources.DataError(f"{source}: train images {arrays['train_images'].shape[1:]} and test images "
+                        f"{arrays['test_images'].shape[1:]} differ in shape")  # fmt: skip
+    if (counts := np.bincount(arrays["train_labels"].astype(np.int64), minlength=n_classes)).min() == 0:
+        raise sources.DataError(f"{source}: class {int(counts.argmin())} has no training image")
+
+
+def data_root(root: str | Path | None = None) -> Path:
+    """The folder where packs are looked for: `root`, else $RDD_DATA, else data/cache of the repository."""
+    return Path(root or os.environ.get("RDD_DATA") or repository_root() / "data" / "cache").expanduser()
+
+
+def balanced(labels: NDArray[np.int64], limit: int | None, part: str) -> NDArray[np.int64]:
+    """Indices of at most `limit` images, as even over classes as the class sizes allow; all of them by default."""
+    if limit is None or limit >= len(labels):
+        return np.arange(len(labels))
+    if limit < (n_classes := len(np.unique(labels))):
+        raise SettingError(f"{part}_limit", limit, f"at least one image of each of the {n_classes} classes")
+    order = numpy_generator(0, "limit", part).permutation(len(labels))
+    rank = np.empty(len(labels), np.int64)  # position of an image within its class, in the drawn order
+    for c in np.unique(labels):
+        members = order[labels[order] == c]
+        rank[members] = np.arange(len(members))
+    return np.sort(order[np.argsort(rank[order], kind="stable")[:limit]])
+
+
+def resized(images: Tensor, size: int | None) -> Tensor:
+    """Resize uint8 (N, C, H, W) to squares of `size` px, bilinear and antialiased; no size leaves them as they are."""
+    if size is None or images.shape[-1] == size:
+        return images.contiguous()
+    batch = max(1, 16_000_000 // images[0].numel())  # 64 MB of floats at a time
+    parts = [
+        F.interpolate(b.contiguous().float(), size=(size, size), mode="bilinear", antialias=True)
+        .round().clamp(0, 255).to(torch.uint8) for b in images.split(batch)
+    ]  # fmt: skip
+    return torch.cat(parts)
+
+
+def _statistics(name: str, images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    key = next((k for k in ("svhn", "imagenet") if name.startswith(k)), name)  # svhn_mini; but cifar100 is no cifar10
+    if key in STATISTICS and images.shape[1] == 3:
+        return STATISTICS[key]
+    mean = torch.stack([images[:, c].double().mean() / 255 for c in range(images.shape[1])])
+    std = torch.stack([images[:, c].double().std() / 255 for c in range(images.shape[1])]).clamp_min(1e-3)
+    return tuple(mean.tolist()), tuple(std.tolist())

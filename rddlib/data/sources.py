@@ -1,0 +1,289 @@
+"""Where image data comes from: the embedded digits, .npz packs, image folders, SVHN's files, torchvision.
+
+Each reader returns plain arrays: train_images, test_images uint8 (N, H, W, C); train_labels, test_labels (N,);
+classes (K,). `rddlib.data.dataset` turns them into tensors. Nothing here writes, and no pickle is ever loaded.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..base import SettingError
+
+Arrays = dict[str, NDArray[Any]]
+IMAGE_SUFFIXES = {".jpeg", ".jpg", ".png", ".bmp", ".webp"}
+
+# ImageNet subsets: wnid and name, in the order of the labels. ImageNet-10: IDC; A-E: GLaD; Imagenette: fast.ai. The
+# pairs are those of ImageNet's LOC_synset_mapping.txt.
+_TABLE = {
+    "imagenet10": "n02869837 bonnet, n01749939 green mamba, n02488291 langur, n02107142 Doberman, n13037406 gyromitra, "
+    "n02091831 Saluki, n04517823 vacuum, n04589890 window screen, n03062245 cocktail shaker, n01773797 garden spider",
+    "imagenet_a": "n02111129 Leonberg, n02489166 proboscis monkey, n11879895 rapeseed, n02457408 three-toed sloth, "
+    "n03042490 cliff dwelling, n12057211 yellow lady's slipper, n02342885 hamster, n03447447 gondola, "
+    "n02071294 killer whale, n02013706 limpkin",
+    "imagenet_b": "n02006656 spoonbill, n06359193 web site, n01820546 lorikeet, n02116738 African hunting dog, "
+    "n13044778 earthstar, n04487081 trolleybus, n01872401 echidna, n02112018 Pomeranian, n03841143 odometer, "
+    "n02025239 ruddy turnstone",
+    "imagenet_c": "n03393912 freight car, n01833805 hummingbird, n03344393 fireboat, n03208938 disk brake, "
+    "n01828970 bee eater, n02606052 rock beauty, n02129165 lion, n02017213 European gallinule, "
+    "n02280649 cabbage butterfly, n01531178 goldfinch",
+    "imagenet_d": "n01518878 ostrich, n02111889 Samoyed, n01534433 junco, n02112706 Brabancon griffon, "
+    "n01592084 chickadee, n02389026 sorrel, n02276258 admiral, n01622779 great grey owl, n01829413 hornbill, "
+    "n02277742 ringlet",
+    "imagenet_e": "n04277352 spindle, n01843383 toucan, n01860187 black swan, n02056570 king penguin, "
+    "n03992509 potter's wheel, n03924679 photocopier, n04153751 screw, n01774750 tarantula, n03857828 oscilloscope, "
+    "n02281787 lycaenid",
+    "imagenette": "n01440764 tench, n02102040 English springer, n02979186 cassette player, n03000684 chain saw, "
+    "n03028079 church, n03394916 French horn, n03417042 garbage truck, n03425413 gas pump, n03445777 golf ball, "
+    "n03888257 parachute",
+}
+SUBSETS = {name: tuple(entry[:9] for entry in text.split(", ")) for name, text in _TABLE.items()}
+CLASS_NAMES = {entry[:9]: entry[10:] for text in _TABLE.values() for entry in text.split(", ")}
+KNOWN = ("digits", "cifar10", "svhn", *SUBSETS)
+
+
+class DataError(RuntimeError):
+    """Data that is missing or damaged. The message names the file, what is wrong, and what to do."""
+
+
+# --- where a name leads -----------------------------------------------------------------------------------
+
+
+def find(name: str, root: Path, size: int | None, download: bool) -> tuple[Arrays, str]:
+    """The arrays of the data set `name` and a line that says where they came from.
+
+    Raises SettingError for a name that leads nowhere, DataError where it leads to missing or damaged data.
+    """
+    kind, _, path = name.partition(":")
+    if name == "digits":
+        return _digits(), "scikit-learn load_digits (UCI optical digits), fixed stratified split"
+    if kind == "npz" and path:
+        return read_npz(Path(path)), path_label(Path(path))
+    if kind == "folder" and path:
+        return read_folder(Path(path), size), path_label(Path(path))
+    for pack in (f"{name}.npz", f"{name}128.npz"):  # Imagenette travels as imagenette128.npz
+        if (root / pack).is_file() and "/" not in name:
+            return read_npz(root / pack), pack
+    if name == "cifar10":
+        return _cifar10(root, download), "torchvision cifar10"
+    if name == "svhn":
+        return _svhn(root, download), "train_32x32.mat and test_32x32.mat"
+    if name in SUBSETS:
+        return _imagenet(name, root, size), f"ImageNet folder, {name}"
+    raise SettingError("dataset", name, f"{', '.join(KNOWN)}, folder:PATH, npz:PATH, or a NAME with NAME.npz in {root}")
+
+
+def path_label(path: Path) -> str:
+    """How a source is named in records: the last part of its path, never the machine's folders."""
+    return path.name
+
+
+def stratified(labels: NDArray[Any], share: float, rng: np.random.Generator) -> NDArray[np.bool_]:
+    """A mask (N,) that is True for `share` of each class, drawn by `rng`."""
+    mask = np.zeros(len(labels), bool)
+    for c in np.unique(labels):
+        members = rng.permutation(np.flatnonzero(labels == c))
+        mask[members[: round(share * len(members))]] = True
+    return mask
+
+
+def _digits() -> Arrays:
+    from sklearn.datasets import load_digits
+
+    raw = load_digits()
+    images = np.round(raw.images * (255 / 16)).astype(np.uint8)[..., None]  # (1797, 8, 8, 1), 17 grey levels
+    test = stratified(raw.target, 0.4, np.random.default_rng(0))
+    return {"train_images": images[~test], "train_labels": raw.target[~test], "test_images": images[test],
+            "test_labels": raw.target[test], "classes": np.array([str(d) for d in range(10)])}  # fmt: skip
+
+
+def read_npz(path: Path) -> Arrays:
+    """Read a pack: train_images, test_images uint8 (N, H, W, C); train_labels, test_labels (N,); classes (K,)."""
+    wanted = ("train_images", "train_labels", "test_images", "test_labels", "classes")
+    if not path.is_file():
+        raise DataError(f"no data: looked for the file {path}. Give the path of an .npz with keys {', '.join(wanted)}.")
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as pack:
+            if missing := [k for k in wanted if k not in pack.files]:
+                raise DataError(f"{path}: key {missing[0]!r} is missing; an .npz here needs {', '.join(wanted)}")
+            arrays = {k: pack[k] for k in wanted}
+    except DataError:
+        raise
+    except Exception as error:  # a damaged zip raises many kinds; all mean the same to the reader
+        raise DataError(f"{path}: cannot be read as an .npz of plain arrays ({error})") from error
+    if foreign := [
+        k for k in wanted if not isinstance(arrays[k], np.ndarray)
+    ]:  # NumPy hands out unknown bytes as bytes
+        raise DataError(f"{path}: {foreign[0]!r} cannot be read as a plain array")
+    return arrays
+
+
+# --- image folders ----------------------------------------------------------------------------------------
+
+
+def read_folder(path: Path, size: int | None = None, classes: tuple[str, ...] | None = None) -> Arrays:
+    """Read the ImageFolder layout: train/<class>/*.jpg beside val/ or test/. `classes` fixes the label order.
+
+    Images are turned upright (EXIF) and to RGB and, with `size`, shrunk on the shorter side and cropped in the middle.
+    Without `size` all must be equal squares. Files that are not images by their suffix are passed over; one that
+    cannot be decoded is named in the DataError.
+    """
+    held_out = next((path / p for p in ("val", "test") if (path / p).is_dir()), None)
+    if not (path / "train").is_dir() or held_out is None:
+        raise DataError(
+            f"no data: looked for {path / 'train'} and {path / 'val'} (or test); each holds one folder a class"
+        )
+    names = classes or tuple(sorted(d.name for d in (path / "train").iterdir() if d.is_dir()))
+    arrays: Arrays = {"classes": np.array(names)}
+    for part, folder in (("train", path / "train"), ("test", held_out)):
+        files = [(f, i) for i, c in enumerate(names) for f in sorted((folder / c).glob("*"))
+                 if f.suffix.lower() in IMAGE_SUFFIXES]  # fmt: skip
+        if not files:
+            raise DataError(
+                f"{folder}: no image of the classes {', '.join(names[:3])}, ... ({', '.join(sorted(IMAGE_SUFFIXES))})"
+            )
+        arrays[f"{part}_images"] = _read_images([f for f, _ in files], size)
+        arrays[f"{part}_labels"] = np.array([i for _, i in files])
+    return arrays
+
+
+def _read_images(files: list[Path], size: int | None) -> NDArray[np.uint8]:
+    first = _read_image(files[0], size)
+    images = np.empty((len(files), *first.shape), np.uint8)
+    for i, file in enumerate(files):
+        image = _read_image(file, size)
+        if image.shape != first.shape or image.shape[0] != image.shape[1]:
+            raise DataError(f"{file}: not a square of the size of the first image; give a size to resize and crop")
+        images[i] = image
+    return images
+
+
+def _read_image(file: Path, size: int | None) -> NDArray[np.uint8]:
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(file) as image:
+            image.load()
+            rgb = ImageOps.exif_transpose(image).convert("RGB")
+    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError ... for damaged files
+        raise DataError(f"{file}: cannot be read as an image ({error})") from error
+    if size is not None:
+        rgb = ImageOps.fit(rgb, (size, size), Image.Resampling.BILINEAR)
+    return np.asarray(rgb)
+
+
+def _imagenet(name: str, root: Path, size: int | None) -> Arrays:
+    for place in (root / "imagenet", root / name, root):
+        if folders := _class_folders(place / "train", SUBSETS[name]):
+            for part in ("train", "val"):
+                if absent := [f for f in folders if not (place / part / f).is_dir()]:
+                    raise DataError(
+                        f"{place / part}: no folder {absent[0]!r}; {name} needs one for each of its classes"
+                    )
+            arrays = read_folder(place, size or 128, folders)
+            return arrays | {"classes": np.array([CLASS_NAMES[wnid] for wnid in SUBSETS[name]])}
+    raise DataError(
+        f"no data for {name!r}: looked for {root / (name + '.npz')} and for the folders "
+        f"{root}/imagenet/train/{SUBSETS[name][0]}, ... Either set RDD_DATA (or --data-root) to the folder that "
+        f"holds imagenet/train and imagenet/val by wnid, or put {name}.npz there."
+    )
+
+
+def _class_folders(train: Path, wnids: tuple[str, ...]) -> tuple[str, ...]:
+    """Names of the class folders in the order of the labels: wnids, or else exactly the classes' names; () if neither.
+
+    Names are compared by their letters alone, so ``green_mamba`` will do for ``green mamba``.
+    """
+    found = {_letters(d.name): d.name for d in sorted(train.glob("*")) if d.is_dir()}
+    if any(wnid in found for wnid in wnids):
+        return wnids
+    named = [found.get(_letters(CLASS_NAMES[wnid])) for wnid in wnids]
+    return tuple(n for n in named if n is not None) if all(named) else ()
+
+
+def _letters(name: str) -> str:
+    return "".join(c for c in name.lower() if c.isalnum())
+
+
+# --- SVHN's own files -------------------------------------------------------------------------------------
+
+
+def _svhn(root: Path, download: bool) -> Arrays:
+    parts = {part: f"{part}_32x32.mat" for part in ("train", "test")}
+    folder = next((f for f in (root, root / "svhn") if all((f / file).is_file() for file in parts.values())), None)
+    if folder is None and download:
+        datasets: Any = import_torchvision("torchvision.datasets")
+        for part in parts:
+            datasets.SVHN(root, split=part, download=True)
+        folder = root
+    if folder is None:
+        raise DataError(
+            f"no data for 'svhn': looked for {root / 'svhn.npz'}, and for {' and '.join(parts.values())} there and in "
+            f"{root / 'svhn'}. Either set RDD_DATA (or --data-root) to the folder that has them, or allow the download "
+            f"with --download."
+        )
+    arrays: Arrays = {"classes": np.array([str(d) for d in range(10)])}
+    for part, file in parts.items():
+        arrays[f"{part}_images"], arrays[f"{part}_labels"] = _read_mat(folder / file)
+    return arrays
+
+
+def _read_mat(file: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Images (N, 32, 32, 3) and labels (N,) of a cropped-digits file: X (32, 32, 3, N), y (N, 1) with 10 for zero."""
+    from scipy.io import loadmat
+
+    try:
+        raw = loadmat(file, variable_names=("X", "y"))
+        images, labels = raw["X"], raw["y"].astype(np.int64).reshape(-1)
+    except Exception as error:  # damaged files raise many kinds; a missing variable is a KeyError
+        raise DataError(f"{file}: cannot be read as a .mat file with X and y ({error})") from error
+    if images.ndim != 4 or images.shape[2:] != (3, len(labels)) or not set(np.unique(labels)) <= set(range(11)):
+        raise DataError(f"{file}: X is {images.shape}, y {labels.shape}; needed is (32, 32, 3, N) and (N,) in 1..10")
+    return np.ascontiguousarray(images.transpose(3, 0, 1, 2)), labels % 10
+
+
+# --- torchvision ------------------------------------------------------------------------------------------
+
+
+def _cifar10(root: Path, download: bool) -> Arrays:
+    datasets: Any = import_torchvision("torchvision.datasets")
+    try:
+        train, test = (datasets.CIFAR10(root, train=part, download=download) for part in (True, False))
+    except RuntimeError as error:
+        raise DataError(
+            f"no data for 'cifar10': looked for {root / 'cifar10.npz'} and for torchvision's files there ({error}). "
+            f"Either set RDD_DATA (or --data-root) to the folder that has them, or allow the download with --download."
+        ) from error
+    return {"train_images": train.data, "train_labels": np.array(train.targets), "test_images": test.data,
+            "test_labels": np.array(test.targets), "classes": np.array(train.classes)}  # fmt: skip
+
+
+_SCHEMAS: list[Any] = []  # a torch.library.Library lives only as long as something holds it
+
+
+def import_torchvision(module: str = "torchvision") -> ModuleType:
+    """Import torchvision, also where its wheel was built for CUDA and torch for the CPU only.
+
+    There its compiled operators are absent and the import stops at `torchvision::nms does not exist`. Declaring
+    the two schemas lets the Python part in, which is all that data sets and transforms need.
+    """
+    try:
+        return importlib.import_module(module)
+    except RuntimeError as error:
+        if "torchvision::" not in str(error):
+            raise
+    for name in [n for n in sys.modules if n.split(".")[0] == "torchvision"]:
+        del sys.modules[name]
+    library: Any = torch.library.Library("torchvision", "DEF")
+    for operator in ("nms", "qnms"):
+        library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    _SCHEMAS.append(library)
+    return importlib.import_module(module)

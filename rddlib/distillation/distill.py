@@ -1,0 +1,128 @@
+"""Distil a data set: the start, the outer steps, checkpoints, and the dispatch to KIP.
+
+A run that is stopped at any moment goes on from its checkpoint and ends in the same bytes.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..base import generator, write_atomic
+from ..data.dataset import DataSet
+from ..data.sources import DataError
+from ..models import fused, networks
+from . import batched, batches, clusters, synthetic
+from .glad import prior
+from .kip import inducing_points
+from .loop import State, outer_step
+from .settings import DistillSettings, check_fit
+from .synthetic import SyntheticSet
+
+HISTORY = 100  # entries kept at most: a record stays small however long the loop
+OnStep = Callable[[int, dict[str, float]], None]
+
+
+def distill(
+    data: DataSet,
+    settings: DistillSettings,
+    checkpoint: str | Path | None = None,
+    every: int = 1,
+    on_step: OnStep | None = None,
+) -> tuple[SyntheticSet, list[dict[str, float]]]:
+    """Distil `data` by the method of `settings`; returns the set and the history: means over outer steps.
+
+    `checkpoint`: a file; if it is there the run goes on from it, and equals the uninterrupted run bit for bit on
+    the same machine. It is written every `every` outer steps and when the run is interrupted. `on_step` is called
+    with the number of outer steps done and the last history entry. Runs on the device of `data`.
+    Raises SettingError if the settings do not fit the data, DataError for a damaged checkpoint.
+    """
+    check_fit(data, settings)
+    fused.keep_memory()
+    if settings.method == "kip":
+        return inducing_points.distill(data, settings, None if checkpoint is None else Path(checkpoint), every, on_step)
+    if settings.groups_from == "found":
+        data = clusters.with_found_groups(data, settings.found_groups)
+    source = prior.load(settings.parts().prior, data, settings.prior_layer, settings.prior_start)
+    state = begin(data, settings, source)
+    if checkpoint is not None and Path(checkpoint).is_file():
+        state = load_state(checkpoint, state)
+    try:
+        while state.outer < settings.outer_steps:
+            with networks.arithmetic(settings.precision, data.train_images.device):
+                state = outer_step(data, settings, state, source, batched.kind(settings, data))
+            if checkpoint is not None and (state.outer % every == 0 or state.outer == settings.outer_steps):
+                save_state(checkpoint, state)
+            if on_step is not None:
+                on_step(state.outer, state.history[-1])
+    except KeyboardInterrupt:
+        if checkpoint is not None:
+            save_state(checkpoint, state)
+        raise
+    with torch.no_grad():
+        images = source.decode(state.codes, labels(data, settings))
+    return SyntheticSet(images, settings.ipc, settings.factor), thinned(state.history)
+
+
+def labels(data: DataSet, settings: DistillSettings) -> torch.Tensor:
+    """Class of each stored image: int64 (n_classes * ipc,), on the device of the data."""
+    return torch.arange(data.n_classes, device=data.train_images.device).repeat_interleave(settings.ipc)
+
+
+def begin(data: DataSet, settings: DistillSettings, source: prior.Prior) -> State:
+    """The state before the first step: codes of real images, or of random latents, with no velocity."""
+    stream = generator(settings.seed, "start")
+    if settings.start == "noise":
+        begun = synthetic.noise(data, settings.ipc, settings.factor, stream)
+    else:
+        index = batches.start_indices(data, settings, stream)
+        begun = synthetic.start(data, settings.ipc, settings.factor, stream, index)
+    codes = source.encode(begun.images, labels(data, settings), generator(settings.seed, "codes"))
+    return State(codes, {name: torch.zeros_like(code) for name, code in codes.items()})
+
+
+def thinned(history: list[dict[str, float]], most: int = HISTORY) -> list[dict[str, float]]:
+    """The history in at most `most` entries: means over equal stretches of steps, all steps where they are few."""
+    size = -(-len(history) // most)
+    stretches = [history[i : i + size] for i in range(0, len(history), size)] if size > 1 else [[e] for e in history]
+    return [{name: sum(e[name] for e in part) / len(part) for name in part[0]} for part in stretches]
+
+
+# --- checkpoints ------------------------------------------------------------------------------------------
+
+
+def save_state(path: str | Path, state: State) -> None:
+    """Write a checkpoint, whole or not at all."""
+    buffer = io.BytesIO()
+    torch.save(_plain(state), buffer)
+    write_atomic(path, buffer.getvalue())
+
+
+def load_state(path: str | Path, like: State) -> State:
+    """Read a checkpoint that must fit `like` in shape. Raises DataError, and leaves the file, if it does not."""
+    device = next(iter(like.codes.values())).device
+    try:
+        raw = torch.load(path, weights_only=True, map_location=device)
+        state = _state(raw, device)
+        shapes = [{k: tuple(v.shape) for k, v in codes.items()} for codes in (state.codes, state.velocity)]
+    except Exception as error:  # torch.load raises many kinds for a damaged file
+        raise DataError(f"{path}: damaged checkpoint ({error}); delete it to start this run again") from error
+    expected = {k: tuple(v.shape) for k, v in like.codes.items()}
+    if shapes != [expected, expected]:
+        raise DataError(f"{path}: checkpoint of {shapes[0]}, expected {expected}; delete it to start this run again")
+    return state
+
+
+def _plain(state: State) -> dict[str, Any]:
+    """A state as dicts, lists and tensors of the processor."""
+    cpu = {part: {k: v.cpu() for k, v in getattr(state, part).items()} for part in ("codes", "velocity")}
+    return {**cpu, "outer": state.outer, "history": state.history}
+
+
+def _state(plain: dict[str, Any], device: torch.device) -> State:
+    codes, velocity = ({k: v.to(device) for k, v in plain[part].items()} for part in ("codes", "velocity"))
+    return State(codes, velocity, int(plain["outer"]), list(plain["history"]))

@@ -1,0 +1,1 @@
+"""KIP: synthetic images as the inducing points of kernel ridge regression."""

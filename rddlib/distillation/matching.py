@@ -1,0 +1,70 @@
+"""What is matched between a real and a synthetic batch: a statistic of one network, and its distance.
+
+The statistic is the gradient of the loss (DC, DSA, IDC, GLaD) or the mean feature of a class (DM); both come as a list
+of tensors, so that one loop serves them. The kernel objective of KIP has no network and lives in `kip`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..base import SettingError
+
+OBJECTIVES = ("gradient", "mean")
+METRICS = ("idc", "dc", "l1", "l1_mean")
+
+
+def matched_parameters(net: nn.Module, metric: str) -> list[nn.Parameter]:
+    """The parameters whose gradients are compared: convolution weights (IDC, l1), all weight matrices (DC).
+
+    Biases and norm parameters (one axis) never count.
+    """
+    if metric not in METRICS:
+        raise SettingError("metric", metric, f"one of {', '.join(METRICS)}")
+    least = 2 if metric == "dc" else 4
+    return [p for p in net.parameters() if p.ndim >= least]
+
+
+def gradients(loss: Tensor, parameters: Sequence[nn.Parameter], create_graph: bool = False) -> list[Tensor]:
+    """Gradient of a scalar loss at `parameters`; with `create_graph` it can itself be differentiated."""
+    found = list(torch.autograd.grad(loss, list(parameters), create_graph=create_graph))
+    return found if create_graph else [g.detach() for g in found]
+
+
+def feature_mean(net: nn.Module, x: Tensor) -> list[Tensor]:
+    """Mean feature of a batch, one tensor (D,): images (N, C, H, W). DM, Zhao & Bilen 2023, Eq. 5."""
+    return [net.embed(x).mean(0)]  # type: ignore[operator]
+
+
+def distance(real: Sequence[Tensor], synthetic: Sequence[Tensor], metric: str = "idc") -> Tensor:
+    """Distance of two statistics, a scalar >= 0.
+
+    idc: sum over tensors of the squared differences (IDC section 3, released `mse`; for feature means DM's distance).
+    dc: sum over layers and rows of 1 - cosine, a row being the weights into one output (DC, Zhao et al. 2021, Eq. 10).
+    l1, l1_mean: absolute differences, summed, or their mean in each tensor (IDC's options; l1 on ImageNet).
+    """
+    if metric not in METRICS:
+        raise SettingError("metric", metric, f"one of {', '.join(METRICS)}")
+    one = {"idc": _squares, "dc": _cosines, "l1": _absolute, "l1_mean": _absolute_mean}[metric]
+    return torch.stack([one(r, s) for r, s in zip(real, synthetic, strict=True)]).sum()
+
+
+def _squares(real: Tensor, synthetic: Tensor) -> Tensor:
+    return (real - synthetic).square().sum()
+
+
+def _absolute(real: Tensor, synthetic: Tensor) -> Tensor:
+    return (real - synthetic).abs().sum()
+
+
+def _absolute_mean(real: Tensor, synthetic: Tensor) -> Tensor:
+    return (real - synthetic).abs().mean()
+
+
+def _cosines(real: Tensor, synthetic: Tensor) -> Tensor:
+    a, b = real.flatten(1), synthetic.flatten(1)
+    cosine: Tensor = (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1) + 1e-6)
+    return (1 - cosine).sum()

@@ -1,0 +1,200 @@
+"""The distilled set: pixels in [0, 1], one row of images a class, multi-formation decoding (IDC, Kim et al. 2022).
+
+Stored images are never normalised; the data set's own statistics are applied where they are used. A set is saved
+as uint8, and what is evaluated is what is saved.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..base import SettingError, write_atomic
+from ..data.dataset import DataSet
+from ..data.sources import DataError
+from . import clusters
+
+
+@dataclass(frozen=True)
+class SyntheticSet:
+    """Distilled images (n_classes * ipc, C, H, W) in [0, 1], class by class, and how they are decoded.
+
+    `factor` f: each stored image holds f x f tiles, each enlarged to full size: f**2 training images from one.
+    `targets` (n_classes * ipc, n_classes) float: learned labels, where the method has them (KIP).
+    """
+
+    images: Tensor
+    ipc: int
+    factor: int = 1
+    targets: Tensor | None = None
+
+    @property
+    def labels(self) -> Tensor:
+        """Labels of the stored images: int64 (n_classes * ipc,)."""
+        return torch.arange(len(self.images) // self.ipc, device=self.images.device).repeat_interleave(self.ipc)
+
+    def to(self, device: torch.device) -> SyntheticSet:
+        """The same set on another device."""
+        targets = None if self.targets is None else self.targets.to(device)
+        return replace(self, images=self.images.to(device), targets=targets)
+
+    def of_class(self, c: int) -> Tensor:
+        """The stored images of class `c`: (ipc, C, H, W); a view."""
+        return self.images[c * self.ipc : (c + 1) * self.ipc]
+
+    def decoded(self) -> tuple[Tensor, Tensor]:
+        """Training images (n_classes * ipc * factor**2, C, H, W) and their labels."""
+        return decode(self.images, self.factor), self.labels.repeat_interleave(self.factor**2)
+
+
+def decode(images: Tensor, factor: int) -> Tensor:
+    """Multi-formation: cut (N, C, H, W) into factor x factor tiles, enlarge each bilinearly to H x W.
+
+    Returns (N * factor**2, C, H, W), the tiles of one image side by side, row by row. A size that `factor` does not
+    divide is padded with 0.5 at the right and the bottom. Differentiable. IDC section 4.1.
+    """
+    if factor == 1:
+        return images
+    n, c, h, w = images.shape
+    padded = F.pad(images, (0, -w % factor, 0, -h % factor), value=0.5)
+    th, tw = padded.shape[2] // factor, padded.shape[3] // factor
+    tiles = padded.view(n, c, factor, th, factor, tw).permute(0, 2, 4, 1, 3, 5)
+    return F.interpolate(tiles.reshape(-1, c, th, tw), size=(h, w), mode="bilinear", align_corners=False)
+
+
+def encode(tiles: Tensor, factor: int) -> Tensor:
+    """Shrink factor**2 images to the tiles of one: (N * factor**2, C, H, W) -> (N, C, H, W), nearest neighbour."""
+    if factor == 1:
+        return tiles
+    c, h, w = tiles.shape[1:]
+    th, tw = -(-h // factor), -(-w // factor)
+    small = F.interpolate(tiles, size=(th, tw), mode="nearest").view(-1, factor, factor, c, th, tw)
+    return small.permute(0, 3, 1, 4, 2, 5).reshape(-1, c, th * factor, tw * factor)[:, :, :h, :w].contiguous()
+
+
+CHOICES = ("random", "greedy")
+
+
+def choose_centres(synthetic: SyntheticSet, most: int, how: str, generator: torch.Generator) -> Tensor:
+    """Indices of the stored images that act as cluster centres: all, or `most` a class where ipc is larger.
+
+    random: section 4.1 of the paper (10 random synthetic samples where IPC exceeds 10). greedy: as released, the first
+    image, then always the one farthest, in pixels, from the one chosen last (new_strategy.py of the released code).
+    """
+    if how not in CHOICES:
+        raise SettingError("centre_choice", how, f"one of {', '.join(CHOICES)}")
+    n_classes = len(synthetic.images) // synthetic.ipc
+    if how == "random" or synthetic.ipc <= most:
+        return clusters.choose_centres(n_classes, synthetic.ipc, most, generator)
+    return torch.cat([_farthest(synthetic.of_class(c), most) + c * synthetic.ipc for c in range(n_classes)])
+
+
+def centres_in_all(n_classes: int, ipc: int, count: int, scope: str, generator: torch.Generator) -> Tensor:
+    """Indices, in order, of `count` random stored images of all classes together that act as cluster centres.
+
+    Section 4.1 of the paper read literally ("10 random synthesized samples chosen as the clustering centers"). Under
+    scope "class" an image may join its own class only, so the classes take turns: each has a centre, or one more.
+    """
+    if scope == "all":
+        return torch.randperm(n_classes * ipc, generator=generator)[:count].sort().values
+    turns = [torch.randperm(ipc, generator=generator) + c * ipc for c in range(n_classes)]
+    return torch.stack(turns, 1).flatten()[:count].sort().values
+
+
+def _farthest(images: Tensor, most: int) -> Tensor:
+    flat, chosen = images.flatten(1), [0]
+    free = torch.ones(len(images), dtype=torch.bool, device=images.device)
+    for _ in range(most - 1):
+        free[chosen[-1]] = False
+        gap = (flat - flat[chosen[-1]]).square().sum(1).masked_fill(~free, -1)
+        chosen.append(int(gap.argmax()))
+    return torch.tensor(chosen)
+
+
+def draw_real(data: DataSet, ipc: int, generator: torch.Generator | None) -> Tensor:
+    """Indices (n_classes * ipc,) of training images, `ipc` a class, without repetition.
+
+    With `generator` None the first of each class are taken, as the loaders of IDC, RDD and DREAM do.
+    """
+    labels, chosen = data.train_labels.cpu(), []
+    for c in range(data.n_classes):
+        members = (labels == c).nonzero().flatten()
+        if len(members) < ipc:
+            raise SettingError(
+                "ipc", ipc, f"at most {len(members)}: class {data.classes[c]!r} has no more images (tiles count)"
+            )
+        order = torch.randperm(len(members), generator=generator) if generator else torch.arange(len(members))
+        chosen.append(members[order[:ipc]])
+    return torch.cat(chosen)
+
+
+def start(
+    data: DataSet, ipc: int, factor: int, generator: torch.Generator, index: Tensor | None = None
+) -> SyntheticSet:
+    """The initial set from real images: whole ones (factor 1) or, IDC's 'mix', one real image a tile.
+
+    They are drawn, or those at `index` (n_classes * ipc * factor**2,), class after class.
+    """
+    if index is None:
+        index = draw_real(data, ipc * factor**2, generator)
+    tiles = data.train_images[index.to(data.train_images.device)]
+    tiles = tiles.float() / 255 if tiles.dtype == torch.uint8 else tiles
+    return SyntheticSet(encode(tiles, factor), ipc, factor)
+
+
+def noise(data: DataSet, ipc: int, factor: int, generator: torch.Generator) -> SyntheticSet:
+    """The initial set of DC: standard normal in normalised coordinates, so that many pixels lie outside [0, 1]."""
+    shape = (data.n_classes * ipc, *data.shape)
+    drawn = torch.randn(shape, generator=generator).to(data.train_images.device)
+    mean, std = (torch.tensor(v, device=drawn.device).view(-1, 1, 1) for v in (data.mean, data.std))
+    return SyntheticSet(drawn * std + mean, ipc, factor)
+
+
+def quantised(synthetic: SyntheticSet) -> SyntheticSet:
+    """The set as it is stored: rounded to 256 levels."""
+    return replace(synthetic, images=(synthetic.images.detach() * 255).round().clamp(0, 255) / 255)
+
+
+def save(path: str | Path, synthetic: SyntheticSet, **about: str) -> Path:
+    """Write a set to .npz: images uint8 (N, C, H, W), labels, ipc, factor, learned labels if it has them, and text
+    entries `about` it. Atomic."""
+    pixels = (synthetic.images.detach().cpu() * 255).round().clamp(0, 255).to(torch.uint8).numpy()
+    buffer = io.BytesIO()
+    more: dict[str, Any] = {k: np.array(v) for k, v in about.items()}
+    if synthetic.targets is not None:
+        more["targets"] = synthetic.targets.detach().cpu().float().numpy()
+    np.savez_compressed(buffer, images=pixels, labels=synthetic.labels.cpu().numpy(), ipc=synthetic.ipc,
+                        factor=synthetic.factor, **more)  # fmt: skip
+    return write_atomic(path, buffer.getvalue())
+
+
+def read(path: str | Path) -> SyntheticSet:
+    """Read a set written by `save`. Raises DataError, with the file's name, where it is missing or damaged."""
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as pack:
+            images, ipc, factor = pack["images"], int(pack["ipc"]), int(pack["factor"])
+            targets = torch.from_numpy(pack["targets"]) if "targets" in pack else None
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
+        raise DataError(f"{path}: cannot be read as a distilled set ({error})") from error
+    if images.dtype != np.uint8 or images.ndim != 4 or ipc < 1 or factor < 1 or len(images) % ipc:
+        raise DataError(f"{path}: images {images.dtype} {images.shape}, ipc {ipc}, factor {factor} do not fit together")
+    if targets is not None and targets.shape != (len(images), len(images) // ipc):
+        raise DataError(f"{path}: learned labels {tuple(targets.shape)} do not fit {len(images)} images, ipc {ipc}")
+    return SyntheticSet(torch.from_numpy(images).float() / 255, ipc, factor, targets)
+
+
+def about(path: str | Path) -> dict[str, str]:
+    """The text entries of a set's file. Raises DataError as `read`."""
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as pack:
+            return {name: str(pack[name]) for name in pack.files if pack[name].dtype.kind == "U"}
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
+        raise DataError(f"{path}: cannot be read as a distilled set ({error})") from error

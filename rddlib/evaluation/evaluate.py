@@ -1,0 +1,137 @@
+"""Train networks from scratch on a small set and test them: accuracy, shifts, groups.
+
+Always the last step, never the best on test data; several evaluation seeds nested in one distillation seed. What the
+best step would have claimed is measured by the audit, which looks on and changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from ..base import SettingError, check_settings, derive_seed, generator, setting
+from ..data import augment
+from ..data.dataset import DataSet
+from ..models import fused, networks
+from ..models import training as recipes
+from ..models.training import Look, Training
+from .best_step import Audit, checkpoints, held_out
+from .metrics import Metrics, TestBench
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateSettings:
+    """How a set is judged. Defaults are IDC's for 32 px, with the number of steps said outright."""
+
+    eval_network: str = setting("convnet", "network trained on the set", choices=networks.NETWORKS)
+    eval_depth: int = setting(3, "its blocks", low=1, high=8)
+    eval_width: int = setting(128, "its channels", low=1)
+    eval_recipe: str = setting("idc", "schedule, augmentation rule and weights tested", choices=recipes.RECIPES)
+    eval_steps: int = setting(7000, "updates of one training, the same for every set (IDC: 1000 epochs of 7)", low=1)
+    eval_scale_steps: bool = setting(False, "as published: more updates where a set decodes to more batches a pass")
+    eval_batch: int = setting(64, "images in one update", low=1)
+    eval_lr: float = setting(0.01, "highest learning rate; the recipe says how it moves", above=0)
+    eval_augment: str = setting(
+        "color_crop_flip_scale_rotate", "augmentation in training; no flip where digits are read"
+    )
+    eval_cutmix: float = setting(0.5, "probability of CutMix in training", low=0, high=1)
+    eval_seeds: int = setting(3, "trainings from scratch, each with its own seed", low=1)
+    eval_shifts: bool = setting(True, "test under noise, blur and inversion too")
+    eval_corruptions: bool = setting(False, "test under twelve more corruptions, three severities each, too")
+    eval_groups: int = setting(10, "k-means groups of test images for cluster-min", low=2)
+    eval_honest_groups: bool = setting(False, "test groups in independent features, and balanced by class, too")
+    eval_audit: int = setting(0, "steps in each training at which test and validation accuracy are noted", low=0)
+    eval_precision: str = setting(
+        "float32", "arithmetic of these trainings and tests; bfloat16: products alone", choices=networks.PRECISIONS
+    )
+    eval_part: str = setting("test", "what is tested: the test part, or a tenth of the training part kept out",
+                             choices=("test", "validation"))  # fmt: skip
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        augment.operations(self.eval_augment)
+        if self.eval_audit > self.eval_steps:
+            raise SettingError("eval_audit", self.eval_audit, f"at most eval_steps, {self.eval_steps}")
+
+    def training(self, n_images: int, factor: int = 1) -> Training:
+        """How a network is trained on `n_images` decoded images of a set of this factor."""
+        return Training(
+            recipe=self.eval_recipe, batch=self.eval_batch, lr=self.eval_lr, augment=self.eval_augment,
+            cutmix=self.eval_cutmix,
+            steps=recipes.updates(self.eval_steps, n_images, self.eval_batch, factor, self.eval_scale_steps),
+        )  # fmt: skip
+
+
+def check_fit(data: DataSet, settings: EvaluateSettings, whole: bool = False) -> None:
+    """Raise SettingError where the data cannot serve the settings; `whole`: the set is the training part itself."""
+    if settings.eval_groups > len(data.test_labels):
+        raise SettingError("eval_groups", settings.eval_groups, f"at most {len(data.test_labels)}, the tested images")
+    if settings.eval_honest_groups and len(data.test_labels) < data.n_classes:
+        raise SettingError("eval_honest_groups", True, f"for at least {data.n_classes} tested images, one a class")
+    if settings.eval_audit and whole:
+        raise SettingError("eval_audit", settings.eval_audit, "0 where no training image is left for validation")
+
+
+def train(
+    images: Tensor,
+    labels: Tensor,
+    data: DataSet,
+    settings: EvaluateSettings,
+    seed: int,
+    factor: int = 1,
+    at: Collection[int] = (),
+    look: Look | None = None,
+) -> nn.Module:
+    """Train one network on `images` (N, C, H, W), uint8 or [0, 1], from scratch, by the recipe of the settings.
+
+    Returns what is tested, in evaluation mode: the last step. `at` and `look` as in `training.train`.
+    """
+    net = networks.build(
+        settings.eval_network, data.shape, data.n_classes, depth=settings.eval_depth, width=settings.eval_width,
+        generator=generator(seed, "evaluate", "net"),
+    ).to(images.device, non_blocking=True)  # fmt: skip
+    how = settings.training(len(images), factor)
+    return recipes.train(net, images, labels, data, how, seed, at=at, look=look)
+
+
+def evaluate(
+    images: Tensor,
+    labels: Tensor,
+    data: DataSet,
+    settings: EvaluateSettings,
+    seed: int,
+    folders: Sequence[str | Path] = (),
+    done: Sequence[Metrics] = (),
+    on_seed: Callable[[list[Metrics]], None] | None = None,
+    factor: int = 1,
+) -> Metrics:
+    """Train `eval_seeds` networks from scratch on `images` and test each; lists have one entry a network.
+
+    Accuracies are in per cent. `cluster_min` is the smallest accuracy of the k-means groups as published, `class_min`
+    that of the classes; with `eval_honest_groups` there are `feature_class_min`, `feature_min` and `balanced_min`.
+    `group_sizes`, `class_sizes` and so on stand beside them (`metrics.nulls` says what chance gives), and `steps`, the
+    updates of one training. With `eval_audit` there are `audit_last`, `audit_chosen`, `audit_best` and the curves
+    behind them at `audit_steps`. `done` holds the results of trainings that need not be repeated; `on_seed` is called
+    with all results so far; `folders` are those of `groups.kmeans_groups`; `factor` is that of a multi-formation set,
+    used by `eval_scale_steps`.
+    """
+    check_fit(data, settings)
+    fused.keep_memory()
+    steps = settings.training(len(images), factor).steps
+    at = checkpoints(steps, settings.eval_audit)
+    validation = held_out(data, images) if at else None  # refused, if it must be, before the first training
+    bench = TestBench.of(data, settings.eval_groups, settings.eval_shifts, settings.eval_honest_groups, folders,
+                         settings.eval_corruptions)  # fmt: skip
+    rows = list(done)
+    for number in range(len(rows), settings.eval_seeds):
+        look = Audit(data, *validation) if validation else None
+        with networks.arithmetic(settings.eval_precision, images.device):
+            net = train(images, labels, data, settings, derive_seed(seed, "evaluation", number), factor, at, look)
+            rows.append(bench.score(net, data) | (look.row() if look else {}))
+        if on_seed is not None:
+            on_seed(rows)
+    metrics: Metrics = {name: [row[name] for row in rows] for name in rows[0]}
+    return metrics | bench.facts(data) | {"steps": steps} | ({"audit_steps": at} if at else {})

@@ -1,0 +1,208 @@
+"""Groups of test images, and how far the clusters of training reappear in them.
+
+The published test groups are k-means clusters of pixels; beside them stand clusters in the features of a network that
+no evaluated set has touched.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ..base import SettingError, digest, numpy_generator, write_atomic
+from ..data.dataset import DataSet
+from ..data.sources import DataError
+from ..distillation.clusters import assign
+from ..models import training
+from ..models.features import FeatureNet, embedded, kmeans
+from ..stats import Interval
+
+
+@dataclass(frozen=True)
+class Partition:
+    """Test images in `k` groups: group of each image (N,) in [0, k), and a hash of these numbers."""
+
+    groups: Tensor
+    k: int
+    sha256: str
+
+    @property
+    def sizes(self) -> list[int]:
+        """Images in each group."""
+        sizes: list[int] = self.groups.bincount(minlength=self.k).tolist()
+        return sizes
+
+
+# --- test groups as published -----------------------------------------------------------------------------
+
+
+def kmeans_groups(images: Tensor, k: int = 10, seed: int = 0, *folders: str | Path) -> tuple[Tensor, str]:
+    """Groups of test images as published: k-means on flattened normalised pixels, all classes together.
+
+    images: (N, C, H, W) float. Returns the group of each image (N,) and a hash of the groups. A file saved in one of
+    `folders` is used; else one is written to the last of them, because the groups depend on the versions of
+    scikit-learn and NumPy (one start, scikit-learn's default since 1.4, is fixed here). Cost: seconds for 10,000
+    images. Source: test_glad.py of the released code.
+    """
+    # Rounded, because the last bits of normalised pixels depend on the processor and name the file.
+    name = f"kmeans{k}-seed{seed}-{digest((images * 1000).round().to(torch.int32))[:16]}.npz"
+    if (file := _find(name, folders)) is not None:
+        found = _read_groups(file, len(images), k)
+        return found.groups, found.sha256
+    labels = kmeans(images, k, seed, starts=1)
+    if folders:
+        _save_groups(Path(folders[-1]) / name, labels)
+    return torch.from_numpy(labels), digest(labels)
+
+
+def _find(name: str, folders: tuple[str | Path, ...]) -> Path | None:
+    return next((Path(place) / name for place in folders if (Path(place) / name).is_file()), None)
+
+
+def _save_groups(file: Path, labels: NDArray[np.int64], record: str = "") -> None:
+    buffer = io.BytesIO()
+    small = labels.astype(np.uint8 if labels.max() < 256 else np.uint16)
+    np.savez_compressed(buffer, groups=small, sha256=np.array(digest(labels)), record=np.array(record))
+    write_atomic(file, buffer.getvalue())
+
+
+def _read_groups(file: Path, n: int, k: int) -> Partition:
+    try:
+        with open(file, "rb") as handle, np.load(handle, allow_pickle=False) as pack:
+            labels, sha = pack["groups"].astype(np.int64), str(pack["sha256"])
+    except Exception as error:
+        raise DataError(f"{file}: cannot be read as saved groups ({error}); delete it to have it made again") from error
+    if labels.shape != (n,) or labels.max(initial=0) >= k or digest(labels) != sha:
+        raise DataError(f"{file}: saved groups do not fit their hash; delete the file to have it made again")
+    return Partition(torch.from_numpy(labels), k, sha)
+
+
+# --- test groups in the features of an independent network ------------------------------------------------
+
+FEATURE_KINDS = ("feature_class", "feature")
+MOST_A_CLASS, FEWEST_IMAGES = 4, 30  # clusters within a class: at most 4, and on average 30 images in each
+
+
+def clusters_a_class(data: DataSet) -> int:
+    """Clusters within each class: 4, or fewer where that would leave less than 30 test images each on average."""
+    return max(1, min(MOST_A_CLASS, len(data.test_labels) // data.n_classes // FEWEST_IMAGES))
+
+
+def feature_groups(data: DataSet, *folders: str | Path, spec: FeatureNet | None = None) -> dict[str, Partition]:
+    """Test groups in the features of a network trained on the whole training part, never on a small set.
+
+    "feature_class": k-means within each class; group c * m + j is cluster j of class c, m = `clusters_a_class`.
+    "feature": k-means over all images, as many clusters as classes, labels unused. Files saved in `folders` are used
+    (their names bear a hash of images, labels and `spec`); else they are made, and written to the last of them.
+    """
+    spec, m = spec or FeatureNet(), clusters_a_class(data)
+    counts = {"feature_class": m * data.n_classes, "feature": data.n_classes}
+    if len(data.test_labels) < data.n_classes:
+        raise SettingError("eval_honest_groups", True, f"for at least {data.n_classes} tested images, one a class")
+    files = {kind: _find(_feature_name(kind, data, spec), folders) for kind in FEATURE_KINDS}
+    if any(file is None for file in files.values()):
+        return make_feature_groups(data, folders[-1] if folders else None, spec)
+    return {kind: _read_groups(file, len(data.test_labels), counts[kind]) for kind, file in files.items() if file}
+
+
+def make_feature_groups(
+    data: DataSet, folder: str | Path | None = None, spec: FeatureNet | None = None
+) -> dict[str, Partition]:
+    """Train the network of `feature_groups`, make both partitions and, with a `folder`, save them there.
+
+    Each file holds the groups, their hash and a JSON record: the network's settings and its accuracy in per cent.
+    """
+    spec, m = spec or FeatureNet(), clusters_a_class(data)
+    net = spec.train(data)
+    points, predicted = embedded(net, data.test_images, data), training.predict(net, data.test_images, data)
+    owner = data.test_labels.cpu().numpy()
+    by_class = np.empty(len(owner), np.int64)
+    for c in range(data.n_classes):
+        members = np.flatnonzero(owner == c)
+        if len(members):
+            by_class[members] = c * m + kmeans(points[members], min(m, len(members)), spec.seed, starts=4)
+    made = {"feature_class": by_class, "feature": kmeans(points, data.n_classes, spec.seed, starts=4)}
+    note: dict[str, Any] = {
+        "dataset": data.name, "data_sha256": data.sha256, "net": asdict(spec) | {"depth": spec.depth(data.shape[1])},
+        "accuracy": round(100 * float((predicted == data.test_labels).double().mean()), 2),
+    }  # fmt: skip
+    if folder is not None:
+        for kind, labels in made.items():
+            _save_groups(Path(folder) / _feature_name(kind, data, spec), labels, record=json.dumps(note))
+    counts = {"feature_class": m * data.n_classes, "feature": data.n_classes}
+    return {kind: Partition(torch.from_numpy(found), counts[kind], digest(found)) for kind, found in made.items()}
+
+
+def _feature_name(kind: str, data: DataSet, spec: FeatureNet) -> str:
+    parts = (data.train_images, data.train_labels, data.test_images, data.test_labels)
+    return f"{kind}-seed{spec.seed}-{digest(*parts, json.dumps(asdict(spec)))[:16]}.npz"
+
+
+# --- how far two partitions agree -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """Agreement of two partitions of the same images; 1 is identity. Beside each, what chance gives.
+
+    `rand`: adjusted Rand index (Hubert & Arabie 1985), about 0 by chance. `information`: normalised mutual information
+    (arithmetic mean of the entropies), above 0 by chance where groups are many: read it beside its null.
+    """
+
+    rand: float
+    information: float
+    rand_null: Interval
+    information_null: Interval
+
+
+def overlap(a: Tensor, b: Tensor, permutations: int = 100, seed: int = 0) -> Overlap:
+    """Agreement of two groupings (N,), with a permutation null: mean and central 95 % over shuffles of `b`.
+
+    Cost: 15 ms a permutation for 10,000 images. Raises SettingError where the lengths differ.
+    """
+    if a.shape != b.shape or a.ndim != 1 or len(a) == 0:
+        raise SettingError("b", f"shape {tuple(b.shape)}", f"one group for each of the {len(a)} images of a")
+    if permutations < 1:
+        raise SettingError("permutations", permutations, "an integer of at least 1")
+    left, right = a.cpu().numpy(), b.cpu().numpy()
+    rng = numpy_generator(seed, "overlap")
+    chance = np.array([_agreement(left, rng.permutation(right)) for _ in range(permutations)])  # (permutations, 2)
+    low, high = np.quantile(chance, [0.025, 0.975], axis=0)
+    nulls = [
+        Interval(float(m), float(x), float(y), permutations) for m, x, y in zip(chance.mean(0), low, high, strict=True)
+    ]
+    return Overlap(*_agreement(left, right), *nulls)
+
+
+def _agreement(a: NDArray[np.int64], b: NDArray[np.int64]) -> tuple[float, float]:
+    from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+
+    return float(adjusted_rand_score(a, b)), float(normalized_mutual_info_score(a, b))
+
+
+def training_overlap(
+    data: DataSet,
+    images: Tensor,
+    labels: Tensor,
+    partitions: dict[str, Partition],
+    scope: str = "all",
+    net: nn.Module | None = None,
+    tiles: int = 1,
+    permutations: int = 100,
+) -> dict[str, Overlap]:
+    """Do the clusters of training reappear in the test groups? Test images go to their nearest synthetic image.
+
+    images, labels: a decoded small set (M, C, H, W), (M,), `tiles` images in a row from each stored one. Nearness is of
+    normalised pixels, or of the features of `net`. Test labels are used under scope "class" only.
+    """
+    space = (lambda x: embedded(net, x, data)) if net is not None else data.normalise
+    clusters = assign(space(data.test_images), data.test_labels, space(images), labels, scope) // tiles
+    return {name: overlap(clusters, part.groups, permutations) for name, part in partitions.items()}

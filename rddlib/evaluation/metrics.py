@@ -1,0 +1,160 @@
+"""What a trained network is tested on: standard and shifted images, accuracy in groups, the worst of them, its null.
+
+Partitions of the test images: "cluster" (k-means of pixels, as published), "class", and, where asked for, two in the
+features of an independent network (`groups.feature_groups`). "balanced" is the published partition again, with every
+class weighing the same in each group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..data.dataset import DataSet, balanced
+from ..data.shifts import CORRUPTIONS, MATCHED, SHIFTS, corrupted, shifted, shifted_as_defined
+from ..models.training import predict
+from ..stats import Interval, minimum_null
+from . import groups
+from .groups import Partition
+
+Metrics = dict[str, Any]
+PUBLISHED_NAMES = {"cluster_sizes": "group_sizes", "cluster_sha256": "groups_sha256"}  # as records have them
+MOST_CORRUPTED, LEVELS = 2000, (1, 3, 5)  # images and severities of the corruptions: 38 tests in tens of seconds
+LEAST = 5  # images of a class in a group, for the class to count there under "balanced"
+
+
+def group_accuracy(correct: Tensor, groups: Tensor, k: int) -> tuple[list[float], list[int]]:
+    """Accuracy in per cent and size of each of `k` groups; correct bool (N,), groups (N,) in [0, k)."""
+    sizes = groups.bincount(minlength=k)
+    hits = groups.bincount(weights=correct.double(), minlength=k)
+    return (100 * hits / sizes.clamp_min(1)).tolist(), sizes.tolist()
+
+
+def balanced_accuracy(correct: Tensor, part: Partition, labels: Tensor, n_classes: int) -> list[float]:
+    """Accuracy in per cent of each group (k,), every class that has at least 5 images in the group weighing the same.
+
+    That is, the mean over those classes of the accuracy on the class's images in the group; 0 where there is no such
+    class, and then `balanced_sizes` says 0 too. It takes away that some groups hold more of the hard classes.
+    """
+    hits, counts = (_by_class(part, labels, n_classes, weights) for weights in (correct.double(), None))
+    counted = counts >= LEAST  # (k, n_classes)
+    shares = torch.where(counted, hits / counts.clamp_min(1), 0)
+    return (100 * shares.sum(1) / counted.sum(1).clamp_min(1)).tolist()
+
+
+def balanced_sizes(part: Partition, labels: Tensor, n_classes: int) -> list[int]:
+    """Effective size of each group under `balanced_accuracy` (k,), rounded down.
+
+    The mean of m class accuracies from n_1 .. n_m images varies as one accuracy from m^2 / (1/n_1 + .. + 1/n_m) images.
+    """
+    counts = _by_class(part, labels, n_classes, None)
+    counted = counts >= LEAST
+    inverse = torch.where(counted, 1 / counts.clamp_min(1), 0).sum(1)
+    return torch.where(inverse > 0, counted.sum(1) ** 2 / inverse, 0).floor().long().tolist()
+
+
+def _by_class(part: Partition, labels: Tensor, n_classes: int, weights: Tensor | None) -> Tensor:
+    """Images, or their summed weights, of each class in each group: float64 (k, n_classes)."""
+    cell = part.groups * n_classes + labels
+    return cell.bincount(weights=weights, minlength=part.k * n_classes).double().view(part.k, n_classes)
+
+
+@dataclass(frozen=True)
+class TestBench:
+    """The test images of every test and their partitions in groups, made once and shared by all trainings."""
+
+    __test__ = False  # not a test class for pytest
+
+    images: dict[str, Tensor]
+    partitions: dict[str, Partition]
+    balanced: bool
+    corrupted: dict[str, Tensor] = field(default_factory=dict)
+    chosen: Tensor | None = None  # indices of the test images that are corrupted
+
+    @classmethod
+    def of(
+        cls, data: DataSet, k: int = 10, shifts: bool = True, honest: bool = False, folders: Sequence[str | Path] = (),
+        corruptions: bool = False,
+    ) -> TestBench:  # fmt: skip
+        """Standard and (`shifts`) shifted images; `k` published groups and (`honest`) the others.
+
+        `corruptions`: twelve kinds at severities 1, 3 and 5 and the matched shifts, of at most 2,000 test images, the
+        same number of each class. Groups are looked for in `folders`; those that must be made are saved in the last.
+        """
+        images = {"accuracy": data.test_images}
+        if shifts:
+            images |= {kind: shifted(data.test_images, kind) for kind in SHIFTS}
+        found, sha = groups.kmeans_groups(data.normalise(data.test_images), k, 0, *folders)
+        parts = {
+            "cluster": Partition(found.to(data.test_labels.device), k, sha),
+            "class": Partition(data.test_labels, data.n_classes, ""),
+        }
+        if honest:
+            for kind, part in groups.feature_groups(data, *folders).items():
+                parts[kind] = Partition(part.groups.to(data.test_labels.device), part.k, part.sha256)
+        chosen = torch.from_numpy(balanced(data.test_labels.cpu().numpy(), MOST_CORRUPTED, "corruptions"))
+        made = _corrupted(data, data.test_images[chosen.to(data.test_images.device)]) if corruptions else {}
+        return cls(images, parts, honest, made, chosen.to(data.test_labels.device))
+
+    def score(self, net: nn.Module, data: DataSet) -> Metrics:
+        """All metrics of one trained network, accuracies in per cent."""
+        metrics: Metrics = {}
+        for name, images in self.images.items():
+            correct = predict(net, images, data) == data.test_labels
+            metrics[name] = 100 * float(correct.double().mean())
+            if name == "accuracy":
+                for kind, part in self.partitions.items():
+                    metrics[f"{kind}_accuracy"], sizes = group_accuracy(correct, part.groups, part.k)
+                    metrics[f"{kind}_min"] = _least(metrics[f"{kind}_accuracy"], sizes)
+                if self.balanced:
+                    own = balanced_accuracy(correct, self.partitions["cluster"], data.test_labels, data.n_classes)
+                    metrics |= {"balanced_accuracy": own, "balanced_min": _least(own, self.sizes(data)["balanced"])}
+        for name, images in self.corrupted.items():
+            correct = predict(net, images, data) == data.test_labels[self.chosen]
+            metrics[name] = 100 * float(correct.double().mean())
+        return metrics
+
+    def sizes(self, data: DataSet) -> dict[str, list[int]]:
+        """Images in each group of each partition; for "balanced" the effective number."""
+        found = {kind: part.sizes for kind, part in self.partitions.items()}
+        if self.balanced:
+            found["balanced"] = balanced_sizes(self.partitions["cluster"], data.test_labels, data.n_classes)
+        return found
+
+    def facts(self, data: DataSet) -> Metrics:
+        """What holds for every network: sizes and hashes of the partitions."""
+        found = {f"{kind}_sizes": sizes for kind, sizes in self.sizes(data).items()}
+        hashes = {f"{kind}_sha256": part.sha256 for kind, part in self.partitions.items() if part.sha256}
+        return {PUBLISHED_NAMES.get(name, name): value for name, value in (found | hashes).items()}
+
+
+def _corrupted(data: DataSet, images: Tensor) -> dict[str, Tensor]:
+    """The corrupted images of the held-out robustness test, e.g. "fog_3", and the two matched shifts."""
+    made = {kind: shifted_as_defined(images, kind, data.name) for kind in MATCHED}
+    return made | {f"{kind}_{level}": corrupted(images, kind, level) for kind in CORRUPTIONS for level in LEVELS}
+
+
+def _least(accuracies: Sequence[float], sizes: Sequence[int]) -> float:
+    """The smallest accuracy of the groups that hold images."""
+    return min((a for a, n in zip(accuracies, sizes, strict=True) if n), default=0.0)
+
+
+def nulls(metrics: Metrics) -> dict[str, Interval]:
+    """For each partition in the metrics of `evaluate`, the minimum that sampling alone gives: "cluster_min" and so on.
+
+    `stats.minimum_null` at the mean accuracy of the groups, weighted by their sizes, over all evaluation seeds. Groups
+    that truly differ, by their classes for instance, fall below it as well: it excludes chance, not causes.
+    """
+    found = {}
+    for kind in ("cluster", "class", "feature_class", "feature", "balanced"):
+        if f"{kind}_min" in metrics:
+            sizes = metrics[PUBLISHED_NAMES.get(f"{kind}_sizes", f"{kind}_sizes")]
+            mean = float(np.average(np.mean(metrics[f"{kind}_accuracy"], axis=0), weights=sizes))
+            found[f"{kind}_min"] = minimum_null(mean, sizes)
+    return found

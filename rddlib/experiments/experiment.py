@@ -1,0 +1,241 @@
+"""Experiment -> run() -> Record: every result of the book comes through here.
+
+An experiment is a frozen dataclass of settings. Its key is the hash of the settings that differ from the defaults,
+so a setting that is added later, with the old behaviour as its default, leaves the old keys as they are; a test pins
+the defaults.
+"""
+
+from __future__ import annotations
+
+import atexit
+import dataclasses
+import json
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from ..base import SettingError, allowed_values, digest, repository_root, setting, write_atomic
+from ..data import dataset as datasets
+from ..data.dataset import DataSet
+from ..distillation import settings
+from ..distillation.kip import inducing_points
+from ..distillation.kip.inducing_points import KipSettings
+from ..distillation.settings import DistillSettings
+from ..evaluation import evaluate
+from ..evaluation.evaluate import EvaluateSettings
+from ..evaluation.metrics import Metrics
+from ..models import networks
+from . import presets, provenance, sets
+from .presets import SCALES
+from .provenance import Clock
+from .records import Record, Store, StoreError, plain_name
+from .sets import Progress, SmallSet
+
+MODES = ("load", "run", "live")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment(DistillSettings, EvaluateSettings):
+    """All settings of one run; each field's meaning and range stand beside it (see `fields`)."""
+
+    dataset: str = setting(
+        "cifar10", "digits, cifar10, svhn, an ImageNet subset, folder:PATH, npz:PATH or a pack's name"
+    )
+    size: int | None = setting(None, "resize images to this many pixels a side", low=4)
+    train_limit: int | None = setting(None, "use this many training images, the same number of each class", low=1)
+    test_limit: int | None = setting(None, "use this many test images, the same number of each class", low=1)
+    scale: str = setting("paper", "which preset the settings came from", choices=SCALES)
+
+    def __post_init__(self) -> None:
+        DistillSettings.__post_init__(self)
+        EvaluateSettings.__post_init__(self)
+
+    @property
+    def key(self) -> str:
+        """16 hex digits: the hash of the settings that matter here and differ from their defaults."""
+        return digest(json.dumps(self._matter(), sort_keys=True))[:16]
+
+    @property
+    def set_key(self) -> str:
+        """16 hex digits that name the distilled set, "" if there is none; other evaluations of it share it."""
+        if self.method not in settings.DISTILLED:
+            return ""
+        names = {f.name for f in dataclasses.fields(DistillSettings)} | {"dataset", "size", "train_limit"}
+        matter = {name: value for name, value in self._matter().items() if name in names}
+        return digest("set", json.dumps([matter, self.eval_part == "validation"], sort_keys=True))[:16]
+
+    def _matter(self) -> dict[str, Any]:
+        idle = self.idle()
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in idle}
+        defaults = {f.name: f.default for f in dataclasses.fields(self)}
+        return {name: value for name, value in values.items() if value != defaults[name]}
+
+    def idle(self) -> set[str]:
+        """Settings without effect on this run: alpha under control, the loop where nothing is distilled."""
+        of_kip = {f.name for f in dataclasses.fields(KipSettings)}
+        fixed = {"eval_depth"} if self.eval_network in networks.FIXED_DEPTH else set()
+        if self.method in settings.LOOPED:
+            return of_kip | fixed | self._idle_in_loop()
+        used = {"method", "seed"} | ({"ipc"} if self.method != "full" else set())
+        used |= {"factor"} if self.method == "mix" else set()
+        used |= of_kip if self.method == "kip" else set()
+        return {f.name for f in dataclasses.fields(DistillSettings)} - used | fixed
+
+    def _idle_in_loop(self) -> set[str]:
+        found = {name for name in settings.OVERRIDES if not self.differs(name)}
+        if self.risk == "control":
+            found |= {"where", "alpha", "average", "worst", "scope", "space", "max_centres", "centre_choice"}
+            found |= {"centres_in_all", "risk_images", "worst_step", "divide_loss"}
+        if self.where == "matching":
+            found |= {"risk_images", "worst_step", "divide_loss"}
+        if self.centres_in_all is not None:
+            found |= {"max_centres", "centre_choice"}
+        if self.real_choice != "representative":
+            found |= {"real_choice_interval", "real_pool"}
+        uses_groups = self.risk != "control" or self.match_groups == "equal"
+        if not (uses_groups or self.real_choice == "balanced" or self.start == "covering"):
+            found |= {"groups_from"}
+        if self.groups_from != "found" or "groups_from" in found:
+            found |= {"found_groups"}
+        if self.ipc <= self.max_centres:
+            found.add("centre_choice")
+        if self.parts().prior == "none":
+            found |= {"prior_layer", "prior_start"}
+        if self.network in networks.FIXED_DEPTH:
+            found.add("depth")
+        return found
+
+    @classmethod
+    def preset(cls, scale: str = "smoke", **chosen: Any) -> Experiment:
+        """The settings of a scale for a data set, with any field set by hand.
+
+        `presets` says what a scale means. Raises SettingError for an unknown field or a value out of range.
+        """
+        if scale not in SCALES:
+            raise SettingError("scale", scale, f"one of {', '.join(SCALES)}")
+        names = {f.name for f in dataclasses.fields(cls)}
+        if unknown := sorted(set(chosen) - names):
+            raise SettingError("field", unknown[0], f"a field of Experiment: {', '.join(sorted(names))}")
+        return cls(**(presets.numbers(scale, chosen) | chosen), scale=scale)
+
+
+def fields() -> list[tuple[str, str, Any, str]]:
+    """Name, meaning, default and allowed values of every setting of an Experiment: for help texts and pages."""
+    return [(f.name, f.metadata["meaning"], f.default, allowed_values(f)) for f in dataclasses.fields(Experiment)]
+
+
+# --- running ----------------------------------------------------------------------------------------------
+
+
+def run(
+    experiment: Experiment,
+    store: Store,
+    *,
+    device: str = "cpu",
+    data_root: str | Path | None = None,
+    download: bool = False,
+    group: str | None = None,
+    progress: Progress | None = None,
+) -> Record:
+    """The record of an experiment: the stored one if there is one, else made now and kept in `store`.
+
+    A run that was killed goes on from its checkpoint. A second process that asks for the same key waits and gets the
+    same record. `group` names the folder under runs/ (default <dataset>_<scale>). Everything that can be refused is
+    refused before any work: SettingError, DataError, StoreError.
+    """
+    if (found := store.find(experiment.key)) is not None:
+        return found
+    group = plain_name(group or f"{experiment.dataset.split(':')[0]}_{experiment.scale}")
+    store.check_writable()
+    data = load_data(experiment, device, data_root, download)
+    settings.check_fit(data, experiment)
+    if experiment.method == "kip":
+        inducing_points.check_fit(data, experiment)
+    # The network itself would say so, but only after distilling.
+    networks.check_fit(experiment.eval_network, data.shape, experiment.eval_depth, experiment.eval_width, "eval_")
+    evaluate.check_fit(data, experiment, experiment.method == "full")
+    with store.lock(experiment.key):
+        if (found := store.find(experiment.key)) is not None:
+            return found
+        record = _make(experiment, data, store, progress or (lambda *_: None))
+        store.add(record, group)
+        store.finish(experiment.key)
+    return record
+
+
+def gather(
+    experiments: Sequence[Experiment], mode: str = "load", store: Store | None = None, progress: bool = True
+) -> tuple[list[Record], Store]:
+    """The records that a page needs, in order, and the store that holds them and their distilled sets.
+
+    mode "load": only what the store has; StoreError names what is missing and the mode that makes it. "run": what is
+    missing is made now and kept. "live": all is made now, in a folder that vanishes with the process.
+    """
+    if mode not in MODES:
+        raise SettingError("mode", mode, f"one of {', '.join(MODES)}")
+    store = store or Store(_vanishing_folder() if mode == "live" else None)
+    if mode != "load":
+        return [run(e, store) for e in tqdm(experiments, desc="runs", disable=not progress)], store
+    found = {e.key: store.find(e.key) for e in experiments}
+    if absent := [key for key, record in found.items() if record is None]:
+        raise StoreError(
+            f"{len(absent)} of {len(found)} records are not in {store.root.name}/runs (first: {absent[0]}). "
+            "Run this page with mode='run' to make them"
+        )
+    return [record for e in experiments if (record := found[e.key]) is not None], store
+
+
+def _vanishing_folder() -> str:
+    folder = tempfile.mkdtemp(prefix="rddlib-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def load_data(
+    experiment: Experiment, device: str = "cpu", root: str | Path | None = None, download: bool = False
+) -> DataSet:
+    """The data an experiment asks for; with eval_part "validation" the test part is a tenth of the training part."""
+    e = experiment
+    data = datasets.load(e.dataset, root, device, e.size, e.train_limit, e.test_limit, download)
+    return data.validation(0.1) if e.eval_part == "validation" else data
+
+
+def _make(experiment: Experiment, data: DataSet, store: Store, progress: Progress) -> Record:
+    e, on_gpu = experiment, data.train_images.is_cuda
+    clock, origin = Clock(store.work(e.key) / "clock.json"), provenance.of_now(on_gpu)
+    small = sets.distilled(data, e, e.set_key, store, progress) if e.set_key else sets.drawn(data, e)
+    with clock.part("evaluate"):
+        metrics = _judge(e, data, small, store, clock, progress)
+    if e.method == "kip" and small.made is not None:
+        metrics["kernel_accuracy"] = [inducing_points.kernel_accuracy(small.made, data, e)]
+    return Record(
+        key=e.key, experiment=dataclasses.asdict(e), metrics=metrics, history=small.history, set_key=e.set_key,
+        seconds={"distill": small.wall, **clock.rounded("wall")}, data_sha256=data.sha256,
+        cpu_seconds={"distill": small.cpu, **clock.rounded("cpu")}, created=datetime.now(UTC).strftime("%Y-%m-%d"),
+        peak_memory_mb=provenance.peak_memory_mb(on_gpu), **origin,
+    )  # fmt: skip
+
+
+def _judge(
+    experiment: Experiment, data: DataSet, small: SmallSet, store: Store, clock: Clock, progress: Progress
+) -> Metrics:
+    """Evaluate, going on after the trainings that an interrupted run has already finished."""
+    file = store.work(experiment.key) / "evaluation.json"
+    done: list[Metrics] = json.loads(file.read_text()) if file.is_file() else []
+
+    def note(rows: list[Metrics]) -> None:
+        write_atomic(file, json.dumps(rows))
+        clock.save()
+        progress("evaluate", len(rows), experiment.eval_seeds, {"accuracy": rows[-1]["accuracy"]})
+
+    folders = (repository_root() / "data" / "groups", store.root / "groups")  # the committed ones come first
+    factor = experiment.factor if experiment.method == "mix" else 1
+    if small.made is not None:
+        factor = small.made.factor  # that of the set: KIP's is 1, whatever the setting says
+    return evaluate.evaluate(small.images, small.labels, data, experiment, experiment.seed, folders, done, note, factor)

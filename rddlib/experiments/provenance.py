@@ -1,0 +1,108 @@
+"""What a result cost and where it came from: clock, memory, device, versions, commit, results version."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..base import repository_root, write_atomic
+
+# The version of the numbers that this code gives for fixed settings. Raise it by one whenever an edit changes a result
+# by more than rounding: tests/test_numbers.py pins short runs and fails then. Records carry it, and those of another
+# version are called stale. Records from before it was written down count as version 1, but for a few early ones, whose
+# code (known by a hash that records bore then) was never compared with the code of version 1.
+RESULTS = 1
+SUPERSEDED = frozenset({"61cc09999a54bb2a", "53422d15553aa40d", "5c59b2789026e80b", "bd70948eb5bf929f"})
+
+
+class Clock:
+    """Wall and processor seconds by part, kept in a file so that a resumed run counts from where it was."""
+
+    def __init__(self, file: Path) -> None:
+        self.file, self.now = file, ""
+        self.spent: dict[str, dict[str, float]] = {"wall": {}, "cpu": {}}
+        if file.is_file():
+            self.spent = json.loads(file.read_text())
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Count what happens inside for the part `name`."""
+        self.now, self.wall, self.cpu = name, time.perf_counter(), time.process_time()
+        try:
+            yield
+        finally:
+            self.save()
+
+    def save(self) -> None:
+        """Add what has passed since the last call to the current part, and write the file."""
+        wall, cpu = time.perf_counter(), time.process_time()
+        for kind, spent in (("wall", wall - self.wall), ("cpu", cpu - self.cpu)):
+            self.spent[kind][self.now] = self.spent[kind].get(self.now, 0.0) + spent
+        self.wall, self.cpu = wall, cpu
+        write_atomic(self.file, json.dumps(self.spent))
+
+    def rounded(self, kind: str) -> dict[str, float]:
+        """Seconds by part, `kind` being "wall" or "cpu"."""
+        return {k: round(v, 1) for k, v in self.spent[kind].items()}
+
+
+def of_now(on_gpu: bool) -> dict[str, Any]:
+    """The fields of a Record that say where it is made. Taken when a run begins: its code may change on disk later."""
+    return {"device": describe_device(on_gpu), "versions": versions(), "commit": commit(), "results": RESULTS}
+
+
+def peak_memory_mb(on_gpu: bool) -> float:
+    """Most memory held so far, in MB: of the process on a CPU, of tensors on a GPU."""
+    if on_gpu:
+        return round(torch.cuda.max_memory_allocated() / 1e6, 1)
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kilobytes
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6, 1)
+
+
+def describe_device(on_gpu: bool) -> str:
+    """The device in words, without naming the machine."""
+    if on_gpu:
+        return torch.cuda.get_device_name()
+    return f"cpu, {torch.get_num_threads()} threads, {platform.machine()}"
+
+
+def versions() -> dict[str, str]:
+    """Versions that can change a result."""
+    found = {"python": platform.python_version()}
+    for package in ("torch", "numpy", "scikit-learn", "pillow", "rddlib"):
+        try:
+            found[package] = version(package).split("+")[0]
+        except PackageNotFoundError:  # run from its source folder, not installed
+            found[package] = "source"
+    return found
+
+
+def commit() -> str:
+    """The commit the code was at, with '+' where tracked code was changed; '' outside a checkout."""
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", *words], cwd=repository_root(), capture_output=True, text=True, check=False,
+                              env=os.environ | {"GIT_OPTIONAL_LOCKS": "0"})  # fmt: skip
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    try:
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno", "rddlib") else "")
+    except OSError:
+        return ""
+
+
+def version_of(results: int, source_hash: str) -> int:
+    """The results version of a record or set; those that bear the hash of superseded code have none, that is 0."""
+    return 0 if source_hash in SUPERSEDED else results

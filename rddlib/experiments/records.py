@@ -1,0 +1,167 @@
+"""Records of runs and the store that keeps them: one small JSON file a run, named by the run's key.
+
+A run that is done is never done twice; a file is written whole or not at all; two processes that want the same key
+wait for one another. Reading needs no right to write.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..base import SettingError, repository_root, write_atomic
+from . import provenance
+
+try:
+    import fcntl
+except ImportError:  # Windows has no flock; there two processes are not kept apart
+    fcntl = None  # type: ignore[assignment]
+
+
+class StoreError(RuntimeError):
+    """A store that cannot be used, or a record in it that is damaged. The message names the file."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """What one run leaves: its settings, its results, its price and its provenance.
+
+    `metrics` has one entry a test and evaluation seed, accuracies in per cent. `seconds` and `cpu_seconds` are by
+    part (distill, evaluate); runs with the same `set_key` share one distilled set, whose price each of them names.
+    `created` is a date for the reader; nothing is derived from it. `results` is the version of the numbers that the
+    code gave then (`provenance.RESULTS`). `source_hash` is in records from before there was such a version, only there.
+    """
+
+    key: str
+    experiment: dict[str, Any]
+    metrics: dict[str, Any]
+    history: list[dict[str, float]]
+    seconds: dict[str, float]
+    cpu_seconds: dict[str, float]
+    peak_memory_mb: float
+    device: str
+    versions: dict[str, str]
+    commit: str
+    data_sha256: str
+    created: str
+    set_key: str = ""
+    results: int = 1
+    source_hash: str = ""
+
+    @property
+    def current(self) -> bool:
+        """Whether today's code would give the same numbers for the same settings."""
+        return provenance.version_of(self.results, self.source_hash) == provenance.RESULTS
+
+    def to_json(self) -> str:
+        """JSON text with sorted keys, one line a field, as in the store."""
+        content = dataclasses.asdict(self)
+        if not self.source_hash:
+            del content["source_hash"]
+        lines = [f" {json.dumps(k)}: {json.dumps(v, sort_keys=True)}" for k, v in sorted(content.items())]
+        return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def read_record(path: Path) -> Record:
+    """Read one record. Raises StoreError, with the file's name, if it is damaged or not a record."""
+    try:
+        raw = json.loads(path.read_text())
+        record = Record(**raw)
+    except (OSError, ValueError, TypeError) as error:
+        raise StoreError(
+            f"{path}: damaged record ({error}). It is left as it is; delete it to have it run again"
+        ) from error
+    if record.key != path.stem:
+        raise StoreError(f"{path}: holds the record of {record.key}; a record's file bears its key")
+    return record
+
+
+class Store:
+    """A folder of records: runs/<group>/<key>.json, distilled/<key>.npz, work/<key>/ while a run goes on.
+
+    The default root is data/ of the repository, or $RDD_STORE.
+    """
+
+    def __init__(self, root: str | Path | None = None) -> None:
+        self.root = Path(root or os.environ.get("RDD_STORE") or repository_root() / "data").expanduser()
+
+    def find(self, key: str) -> Record | None:
+        """The record of a key, or None."""
+        paths = sorted(self.root.glob(f"runs/*/{key}.json"))
+        return read_record(paths[0]) if paths else None
+
+    def match(self, start: str) -> Record:
+        """The one record whose key begins with `start`. Raises StoreError if none or several do."""
+        if not start or not start.isalnum():
+            raise SettingError("key", start, "the first characters of a key, as `list` prints them")
+        paths = sorted(self.root.glob(f"runs/*/{start}*.json"))
+        if len(paths) != 1:
+            found = ", ".join(p.stem for p in paths) or "none"
+            raise StoreError(f"key {start!r}: {len(paths)} records in {self.root / 'runs'} begin so ({found})")
+        return read_record(paths[0])
+
+    def records(self, group: str = "*") -> list[Record]:
+        """All records, or those of one group, sorted by key."""
+        return [read_record(path) for path in self.files(group)]
+
+    def files(self, group: str = "*") -> list[Path]:
+        """The files of all records, or of those of one group, sorted by key."""
+        return sorted(self.root.glob(f"runs/{group}/*.json"), key=lambda path: path.stem)
+
+    def add(self, record: Record, group: str) -> Path:
+        """Keep a record."""
+        return write_atomic(self.root / "runs" / plain_name(group) / f"{record.key}.json", record.to_json())
+
+    def distilled(self, key: str) -> Path:
+        """Where a distilled set lies; `key` is a record's `set_key`."""
+        return self.root / "distilled" / f"{key}.npz"
+
+    def work(self, key: str) -> Path:
+        """The folder of a run in progress: checkpoint, finished evaluations, lock."""
+        return self.root / "work" / key
+
+    def finish(self, key: str) -> None:
+        """Remove what a finished run needed only while it ran."""
+        shutil.rmtree(self.work(key), ignore_errors=True)
+
+    def check_writable(self) -> None:
+        """Raise StoreError, before any work, where nothing can be written."""
+        probe = self.root / "work" / f".probe-{os.getpid()}"
+        try:
+            write_atomic(probe, "")
+            probe.unlink()
+        except OSError as error:
+            raise StoreError(
+                f"{self.root}: results cannot be written there ({error}). Name another folder with --store or RDD_STORE"
+            ) from error
+
+    @contextmanager
+    def lock(self, key: str, wait: bool = True) -> Iterator[bool]:
+        """Hold a key: a second process waits here, or gets False at once where it is not to wait.
+
+        The system lets go when the holder ends, however it ends.
+        """
+        folder = self.root / "work"
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / f"{key}.lock", "w") as file:
+            free = True
+            if fcntl is not None:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    free = False
+            yield free  # the lock file stays: removing it would let two holders in
+
+
+def plain_name(group: str) -> str:
+    """A group's name, refused if it could lead out of the store."""
+    if not group or not all(c.isalnum() or c in "-_." for c in group) or group.startswith("."):
+        raise SettingError("group", group, "letters, digits, '-', '_' and '.', not starting with '.'")
+    return group

@@ -1,0 +1,91 @@
+"""The small set that a run evaluates: drawn, or distilled once and kept for every evaluation of it.
+
+Runs that differ only in their evaluation (another network, another recipe) share one distilled set; it is made once,
+under its own key, and carries its history, its price and the results version of the code that made it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from ..base import generator
+from ..data.dataset import DataSet
+from ..distillation import distill, synthetic
+from ..distillation.settings import DistillSettings
+from ..distillation.synthetic import SyntheticSet
+from . import provenance
+from .provenance import Clock
+from .records import Store
+
+Progress = Callable[[str, int, int, dict[str, Any]], None]  # part, done, of, last figures
+
+
+@dataclass(frozen=True)
+class SmallSet:
+    """Training images (N, C, H, W) and labels (N,), how they came about, and what that cost (seconds)."""
+
+    images: Tensor
+    labels: Tensor
+    made: SyntheticSet | None = None  # the stored set, where one was distilled
+    history: list[dict[str, float]] = field(default_factory=list)
+    wall: float = 0.0
+    cpu: float = 0.0
+
+
+def drawn(data: DataSet, settings: DistillSettings) -> SmallSet:
+    """The sets that nobody distils: all data, real images, or the start of IDC. Never stored: they are real images."""
+    s = settings
+    if s.method == "full":
+        return SmallSet(data.train_images, data.train_labels)
+    if s.method == "mix":
+        begun = synthetic.quantised(synthetic.start(data, s.ipc, s.factor, generator(s.seed, "start")))
+        return SmallSet(*begun.decoded())
+    stream = generator(s.seed, "draw") if s.method == "random" else None
+    index = synthetic.draw_real(data, s.ipc, stream).to(data.train_images.device)
+    return SmallSet(data.train_images[index], data.train_labels[index])
+
+
+def distilled(data: DataSet, settings: DistillSettings, key: str, store: Store, progress: Progress) -> SmallSet:
+    """The distilled set of `key`: the stored one if today's code made it, else made now, resuming where it was."""
+    with store.lock(key):
+        if (found := _stored(store, key, data)) is not None:
+            return found
+        clock = Clock(store.work(key) / "clock.json")
+        of_kip = settings.method == "kip"
+        steps = settings.kip_steps if of_kip else settings.outer_steps
+        # A checkpoint costs a write to disk, and DM has thousands of short steps; KIP counts in rounds of twenty.
+        every = 1 if of_kip else max(1, steps // 50)
+
+        def note(done: int, entry: dict[str, float]) -> None:
+            clock.save()
+            progress("distill", done, steps, entry)
+
+        with clock.part("distill"):
+            made, history = distill.distill(data, settings, store.work(key) / "state.pt", every, note)
+        price = {kind: clock.rounded(kind)["distill"] for kind in ("wall", "cpu")}
+        synthetic.save(
+            store.distilled(key), synthetic.quantised(made), key=key, dataset=data.name, history=json.dumps(history),
+            seconds=json.dumps(price), results=str(provenance.RESULTS), data_sha256=data.sha256,
+        )  # fmt: skip
+        store.finish(key)
+        found = _stored(store, key, data)
+    assert found is not None  # written above
+    return found
+
+
+def _stored(store: Store, key: str, data: DataSet) -> SmallSet | None:
+    path = store.distilled(key)
+    if not path.is_file():
+        return None
+    about = synthetic.about(path)
+    version = provenance.version_of(int(about.get("results", 1)), about.get("source_hash", ""))
+    if version != provenance.RESULTS or about.get("data_sha256") != data.sha256:
+        return None
+    made = synthetic.read(path).to(data.train_images.device)
+    price = json.loads(about["seconds"])
+    return SmallSet(*made.decoded(), made, json.loads(about["history"]), price["wall"], price["cpu"])

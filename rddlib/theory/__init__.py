@@ -1,0 +1,1 @@
+"""The paper's theory on problems small enough to solve exactly: robust objectives, large deviations, algorithms."""

@@ -1,0 +1,62 @@
+"""Whether the mechanism is on, and the choice of a rate, on runs whose answers are known."""
+
+from __future__ import annotations
+
+from conftest import unmade
+
+from rddlib.analysis import mechanism
+from rddlib.analysis.results import tidy
+from rddlib.experiments.experiment import Experiment
+from rddlib.experiments.records import Record
+
+
+def run(value: float, probe: float | None = 0.5, **changes: object) -> Record:
+    e = Experiment.preset("cpu", eval_part="validation", eval_seeds=2, **changes)
+    history = [{"distance": 1.0} | ({} if probe is None else {"probe_first": 0.1, "probe_last": probe})] * 3
+    return unmade(e, {"accuracy": [value - 1, value + 1]}, history=history)
+
+
+def test_arms_have_names() -> None:
+    names = [
+        mechanism.arm(vars(Experiment.preset(scale, **changes)))
+        for scale, changes in [
+            ("cpu", {"risk": "control"}),
+            ("cpu", {"risk": "control", "net_steps": 0}),
+            ("cpu", {"risk": "upper"}),
+            ("cpu", {"risk": "lower", "centres_in_all": 100}),
+            ("cpu", {"risk": "upper", "where": "matching"}),
+            ("laptop", {"risk": "upper"}),
+        ]
+    ]
+    assert names == [
+        "control",
+        "control, network untrained",
+        "upper, 10 groups",
+        "lower, 100 groups",
+        "upper in the matched gradient, 10 groups",
+        "upper, 10 groups a class",
+    ]
+
+
+def test_the_best_rate_is_chosen_over_both_seeds_and_an_end_is_said() -> None:
+    values = {0.02: (47, 45), 0.05: (46, 47), 0.15: (50, None)}  # .15 has one seed: it is not in the running
+    records = [
+        run(value, lr_image=rate, seed=100 + i)
+        for rate, pair in values.items()
+        for i, value in enumerate(pair)
+        if value is not None
+    ]
+    records += [run(40 + i, risk="upper", lr_image=rate, seed=100) for i, rate in enumerate((0.02, 0.05, 0.15, 0.005))]
+    records += [run(30, risk="lower", lr_image=rate, seed=100) for rate in (0.02,)]
+    found = mechanism.chosen_rates(mechanism.rates(tidy(records)))
+    assert found.loc["control"].tolist() == [0.05, 46.5, 2, False]
+    assert found.loc["upper, 10 groups"].tolist() == [0.005, 43, 4, False]
+    inside = [run(v, lr_image=rate, seed=100) for rate, v in ((0.02, 45), (0.05, 48), (0.15, 44))]
+    assert mechanism.chosen_rates(mechanism.rates(tidy(inside))).loc["control"].tolist() == [0.05, 48, 3, True]
+
+
+def test_a_network_near_chance_is_not_one_that_learns() -> None:
+    records = [run(47, 0.5), run(46, 0.29, risk="upper"), run(45, None, net_steps=0)]
+    history = mechanism.histories(records)
+    assert set(history["outer"]) == {1, 2, 3}
+    assert mechanism.learnt(history, 10).to_dict() == {"control": True, "upper, 10 groups": False}
