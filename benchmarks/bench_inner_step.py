@@ -38,7 +38,7 @@ def begun(device: str, chosen: dict[str, Any]) -> Loop:
     data = random_data(150 * n_classes, size=size, n_classes=n_classes, device=device)
     settings = DistillSettings(**chosen)
     source = prior.load("none", data, settings.prior_layer, settings.prior_start)
-    return batched.kind(settings)(data, settings, begin(data, settings, source), source)
+    return batched.kind(settings, data)(data, settings, begin(data, settings, source), source)
 
 
 def work(kind: str, device: str, chosen: dict[str, Any]) -> Work:

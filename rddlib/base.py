@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +137,43 @@ def digest(*parts: Any) -> str:
 
 def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """A tensor of the host on `device`; a graphics processor is not waited for. On its own device it is itself."""
-    return tensor.to(device, non_blocking=device.type == "cuda" and tensor.device.type == "cpu")
+    if device.type == "cpu" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    # The copy is truly asynchronous from pinned memory, which PyTorch keeps until the copy is over.
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+
+
+def sent_together(tensors: Sequence[torch.Tensor | None], device: torch.device) -> list[torch.Tensor | None]:
+    """Tensors of the host on `device`, in one copy that is not waited for; None stays None."""
+    if device.type == "cpu":
+        return list(tensors)
+    parts, places, end = [], list[tuple[int, int]](), 0
+    for tensor in tensors:
+        if tensor is not None:
+            raw = tensor.contiguous().view(-1).view(torch.uint8)
+            padding = -len(raw) % 16  # each begins where numbers of any kind may begin
+            parts.append(torch.nn.functional.pad(raw, (0, padding)))
+            places.append((end, end + len(raw)))
+            end += len(raw) + padding
+    if not parts:
+        return list(tensors)
+    whole, result, following = sent(torch.cat(parts), device), list[torch.Tensor | None](), iter(places)
+    for tensor in tensors:
+        if tensor is None:
+            result.append(None)
+        else:
+            begin, stop = next(following)
+            result.append(whole[begin:stop].view(tensor.dtype).view(tensor.shape))
+    return result
+
+
+def received(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Tensors of numbers, all on one device, on the host; a graphics processor is waited for once."""
+    if not tensors or tensors[0].device.type == "cpu":
+        return list(tensors)
+    whole = torch.cat([t.detach().double().flatten() for t in tensors]).cpu()
+    parts = whole.split([t.numel() for t in tensors])
+    return [part.to(t.dtype).view(t.shape) for part, t in zip(parts, tensors, strict=True)]
 
 
 def write_atomic(path: str | Path, content: str | bytes) -> Path:

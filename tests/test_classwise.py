@@ -150,9 +150,9 @@ def test_the_switch_has_no_effect_where_nothing_is_looped() -> None:
     assert Experiment().key != Experiment(classes_at_once=True).key  # a float32 run ends elsewhere by rounding
 
 
-def test_the_loop_of_the_default_is_the_plain_one() -> None:
-    assert batched.kind(settings()) is Loop
-    assert batched.kind(settings(classes_at_once=True)) is ClassLoop
+def test_the_loop_of_the_default_is_the_plain_one_on_a_cpu(digits: DataSet) -> None:
+    assert batched.kind(settings(), digits) is Loop
+    assert batched.kind(settings(classes_at_once=True), digits) is ClassLoop
 
 
 # --- draws in one go ------------------------------------------------------------------------------------------

@@ -383,8 +383,7 @@ def test_a_network_may_be_trained_before_the_first_image_step(digits: DataSet) -
     fast.start_network()
     sgd = torch.optim.SGD(plain.net.parameters(), s.lr_net, 0.9, weight_decay=5e-4)
     for index in torch.randint(200, (3, 32), generator=plain.streams["start batch"]):
-        x, y = digits.normalise(digits.train_images[index]), digits.train_labels[index]
-        loss = plain._augmented_losses(x, y, plain.streams["start augment"]).mean()
+        loss = plain._losses(next(plain._batches(None, [index], plain.streams["start augment"]))).mean()
         sgd.zero_grad()
         loss.backward()
         sgd.step()

@@ -7,6 +7,7 @@ gradients to the images. Images are float, normalised, (N, C, H, W).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -39,6 +40,32 @@ class Draw:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         stays = "crop" if self.crop is not None and len(self.crop) == 1 else ""
         return Draw(**{k: v if v is None or k == stays else sent(v, device) for k, v in values.items()})
+
+
+def joined(draws: Sequence[Draw], strategy: str, rows: int, size: int, times: int = 1) -> Draw:
+    """Draws by this strategy, each of so many `rows`, as one with all their rows in order, `times` over.
+
+    For images of `size` px. It has all fields that the strategy may need, whatever was drawn, so that the same
+    operations follow each time: where a draw has none, its rows leave the images as they are.
+    """
+    names = operations(strategy)
+    still = {
+        "flip": torch.zeros(1, dtype=torch.bool),
+        "color": torch.full((1, 3), 0.5),
+        "crop": torch.zeros(1, 2, dtype=torch.long),
+        "affine": torch.eye(2, 3)[None],
+        "cutout": torch.full((1, 2), -2.0 * size),
+    }
+    needed = {"flip", "color", "crop", "cutout"} & set(names)
+    if {"scale", "rotate"} & set(names):
+        needed.add("affine")
+    values = {}
+    for name in needed:
+        given = [getattr(each, name) for each in draws]
+        alike = still[name].expand(rows, *still[name].shape[1:])
+        value = torch.cat([alike if g is None else g for g in given])
+        values[name] = value.repeat(times, *[1] * (value.ndim - 1))
+    return Draw(**values)
 
 
 def operations(strategy: str) -> tuple[str, ...]:
@@ -158,17 +185,40 @@ def cutmix(x: Tensor, generator: torch.Generator, probability: float = 0.5) -> t
     Returns the images (N, C, H, W), the partner of each image (N,) and the share of its own pixels that each
     keeps; the loss of an image is share * loss(own label) + (1 - share) * loss(partner's label).
     """
+    box = draw_box(len(x), (x.shape[2], x.shape[3]), generator, probability)
+    partner = sent(box.partner, x.device)
+    if box.share == 1:
+        return x, partner, 1.0
+    return torch.where(sent(box.mask(), x.device), x[partner], x), partner, box.share
+
+
+@dataclass(frozen=True)
+class Box:
+    """A draw of CutMix for a batch; without CutMix the box is empty and the share is 1."""
+
+    partner: Tensor  # (N,)
+    share: float  # of its own pixels that an image keeps
+    size: tuple[int, int]  # height and width of the images
+    rows: slice
+    columns: slice
+
+    def mask(self) -> Tensor:
+        """Where the partner's pixels go: bool (H, W)."""
+        inside = torch.zeros(self.size, dtype=torch.bool)
+        inside[self.rows, self.columns] = True
+        return inside
+
+
+def draw_box(n: int, size: tuple[int, int], generator: torch.Generator, probability: float = 0.5) -> Box:
+    """Draw CutMix for `n` images of this height and width, on the host."""
     u = torch.rand(4, generator=generator)
-    partner = torch.randperm(len(x), generator=generator)
-    h, w = x.shape[2:]
+    partner = torch.randperm(n, generator=generator)
+    h, w = size
     cut = float((1 - u[1]).sqrt())  # side of the box, as a share; lambda = u[1] ~ Beta(1, 1)
     cy, cx = int(u[2] * h), int(u[3] * w)
     top, bottom = max(cy - int(h * cut) // 2, 0), min(cy + int(h * cut) // 2, h)
     left, right = max(cx - int(w * cut) // 2, 0), min(cx + int(w * cut) // 2, w)
-    partner = sent(partner, x.device)
     if float(u[0]) >= probability:
-        return x, partner, 1.0
-    box = torch.zeros(h, w, dtype=torch.bool, device=x.device)
-    box[top:bottom, left:right] = True
+        return Box(partner, 1.0, size, slice(0), slice(0))
     share = 1 - (bottom - top) * (right - left) / (h * w)
-    return torch.where(box, x[partner], x), partner, share
+    return Box(partner, share, size, slice(top, bottom), slice(left, right))

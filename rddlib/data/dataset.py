@@ -67,10 +67,11 @@ class DataSet:
 
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 or [0, 1] float images (N, C, H, W) -> float32 (float64 stays it): zero mean, unit scale a channel."""
-        scale = 255.0 if images.dtype == torch.uint8 else 1.0
         floats = images.to(torch.promote_types(images.dtype, torch.float32))
+        if images.dtype == torch.uint8:
+            floats = floats / 255
         mean, std = (by_channel(v, images.device, floats.dtype) for v in (self.mean, self.std))
-        return (floats / scale - mean) / std
+        return (floats - mean) / std
 
     def validation(self, share: float = 0.1, seed: int = 0) -> DataSet:
         """The train part split in two, the test part dropped: settings are chosen here, never on test data."""

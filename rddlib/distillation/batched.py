@@ -17,24 +17,43 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call, vmap
 
+from ..base import sent, sent_together
 from ..data import augment
 from ..data.dataset import DataSet
 from ..models import fused
-from . import matching
+from . import matching, synthetic
 from .glad.prior import Prior
 from .loop import Drawn, Loop, State
 from .settings import DistillSettings
 
+MOST_AT_ONCE = 2**28  # 1 GB of float32; some six times as much is needed. IDC's numbers for CIFAR-10 are 1.7e8.
 
-def kind(settings: DistillSettings) -> type[Loop]:
-    """The loop of these settings."""
-    return ClassLoop if settings.classes_at_once else Loop
+
+def at_once(settings: DistillSettings, data: DataSet) -> bool:
+    """Whether the image gradients of all classes are taken together: as set, and else on CUDA where they can be.
+
+    The images are the same but for rounding, as they are from one device to another anyway, so that this stands in no
+    setting and changes no key; a record says on which device it was made. On CUDA one class after another is chosen
+    where the activations of one layer for all classes would have more than `MOST_AT_ONCE` numbers.
+    """
+    if settings.classes_at_once:
+        return True
+    if data.train_images.device.type != "cuda" or settings.one_by_one():
+        return False
+    images = max(settings.batch_real, min(settings.ipc * settings.factor**2, settings.batch_synthetic))
+    return data.n_classes * images * settings.width * data.shape[1] * data.shape[2] <= MOST_AT_ONCE
+
+
+def kind(settings: DistillSettings, data: DataSet) -> type[Loop]:
+    """The loop of these settings on the device of `data`."""
+    return ClassLoop if at_once(settings, data) else Loop
 
 
 class ClassLoop(Loop):
@@ -53,7 +72,7 @@ class ClassLoop(Loop):
     def image_steps(self) -> Tensor:
         """As `Loop.image_steps`: moves the images of every class, returns the summed distance."""
         classes = range(self.data.n_classes)
-        drawn = self.draws(classes)
+        drawn = self.host_draws(classes)
         distances, gradients = self.gradients(self.reading_points(), classes, drawn)
         self._advance(gradients)
         return distances.sum()
@@ -66,17 +85,67 @@ class ClassLoop(Loop):
         v = self._by_class(self.velocity["pixels"])
         return x - self.rates["pixels"] * v * _like(self.before, v)
 
-    def gradients(self, x: Tensor, classes: Sequence[int], drawn: Sequence[Drawn]) -> tuple[Tensor, Tensor]:
-        """Distance of each of these classes (n,) and its gradient at their images x (n, ipc, C, H, W), all at once."""
+    def gradients(self, x: Tensor, classes: range, drawn: Sequence[Drawn]) -> tuple[Tensor, Tensor]:
+        """Distance of each of these classes (n,) and its gradient at their images x (n, ipc, C, H, W), all at once.
+
+        `drawn`: one draw a class, on the host. In the batches that are seen the classes take turns, image by image.
+        """
         x = x.detach().requires_grad_()
-        labels = torch.tensor(classes, device=x.device)
+        real, real_theta, place, theta = self._joined(drawn)
+        wanted = augment.apply(self.data.normalise(self.data.train_images[real]), real_theta)
+        decoded = synthetic.decode(x.flatten(0, 1), self.s.factor)
+        given = augment.apply(self.data.normalise(decoded[place]), theta)
+        labels = torch.arange(classes.start, classes.stop, classes.step, device=x.device)
+        known = self.parts.objective == "gradient" and fused.differentiable(self.net)
+        way = self._written_out if known and fused.allowed(given) and not fused.autocast(x) else self._repeated
+        gaps, at_given = way(wanted, given, labels)
+        (gradient,) = torch.autograd.grad(given, x, at_given)
+        return gaps, gradient
+
+    def _joined(self, drawn: Sequence[Drawn]) -> tuple[Tensor, augment.Draw, Tensor, augment.Draw]:
+        """Draws of n classes as those of two batches, classes in turn, on the device: sent in one copy.
+
+        Indices of real images (batch_real * n,), their draw, places of the matched ones among the decoded images of
+        these classes (batch_synthetic * n,), and their draw.
+        """
+        decoded, size = self.s.ipc * self.s.factor**2, self.data.shape[1]
+        real = torch.stack([each.real for each in drawn], 1).flatten()
+        every = torch.arange(decoded)
+        chosen = [(every if each.some is None else each.some) + i * decoded for i, each in enumerate(drawn)]
+        place = torch.stack(chosen, 1).flatten()
+        thetas = [each.theta for each in drawn]
+        joined = [augment.joined(thetas, self.s.match_augment, 1, size, len(t) // len(drawn)) for t in (real, place)]
+        fields = [list(vars(theta).values()) for theta in joined]
+        there = sent_together([real, place, *fields[0], *fields[1]], self.device)
+        number = len(fields[0])
+        first, second = augment.Draw(*there[2 : 2 + number]), augment.Draw(*there[2 + number :])
+        return cast(Tensor, there[0]), first, cast(Tensor, there[1]), second
+
+    def _written_out(self, wanted: Tensor, given: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Distances (n,) and the gradient of their sum at the images `given`; both batches have classes in turn."""
+        n, metric = len(labels), self.parts.metric
+
+        def loss(logits: Tensor) -> Tensor:
+            times = len(logits) // n
+            return F.cross_entropy(logits, labels.repeat(times), reduction="sum") / times
+
+        def distances(found: list[Tensor]) -> Tensor:
+            own = [g.unflatten(0, (n, -1)) for g in found]
+            return vmap(partial(matching.distance, metric=metric))(target, own)
+
+        linear = metric == "dc"
+        target = [g.unflatten(0, (n, -1)) for g in fused.weight_gradients(self.net, wanted, loss, linear, n)]
+        return fused.image_gradient(self.net, given.detach(), loss, distances, linear, n)
+
+    def _repeated(self, wanted: Tensor, given: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """As `_written_out` for any network and for feature means: weights repeated for every class, autograd."""
+        given, n = given.detach().requires_grad_(), len(labels)
+        by_class = [t.unflatten(0, (-1, n)).transpose(0, 1) for t in (wanted, given)]
         with fused.use(False):  # the fused forms are not for torch.func
-            wanted = torch.stack([augment.apply(self.real_images(each), each.theta) for each in drawn])
-            given = torch.stack([self.seen(images, each) for images, each in zip(x, drawn, strict=True)])
-            target = [t.detach() for t in self.statistics(wanted, labels)]
-            found = self.statistics(given, labels)
+            target = [t.detach() for t in self.statistics(by_class[0], labels)]
+            found = self.statistics(by_class[1], labels)
             gaps = vmap(partial(matching.distance, metric=self.parts.metric))(target, found)  # (n,)
-            (gradient,) = torch.autograd.grad(gaps.sum(), x)
+            (gradient,) = torch.autograd.grad(gaps.sum(), given)
         return gaps.detach(), gradient
 
     def statistics(self, x: Tensor, labels: Tensor) -> list[Tensor]:
@@ -99,11 +168,17 @@ class ClassLoop(Loop):
     def _advance(self, gradients: Tensor) -> None:
         """All steps of the images, by the gradients (n_classes, ipc, C, H, W)."""
         if self.parts.image_step == "sum":
-            self._move({c: {"pixels": gradient} for c, gradient in enumerate(gradients)})
+            step = gradients
+            if self.s.image_rule != "sgd":
+                step = torch.stack([self.direction(gradient) for gradient in gradients])
+            self.velocity["pixels"].mul_(self.s.momentum_image).add_(step.flatten(0, 1))
+            self.codes["pixels"] -= self.rates["pixels"] * self.velocity["pixels"]
             return
         x = self._by_class(self.codes["pixels"])
         v = self._by_class(self.velocity["pixels"])
-        g = torch.stack([self.direction(gradient) for gradient in gradients])
+        g = gradients
+        if self.s.image_rule != "sgd":
+            g = torch.stack([self.direction(gradient) for gradient in gradients])
         x -= self.rates["pixels"] * (v * _like(self.through, v) + g * _like(self.after, g))
         v.mul_(self.s.momentum_image**self.data.n_classes).add_(g * _like(self.left, g))
 
@@ -114,7 +189,7 @@ class ClassLoop(Loop):
         """m^a + .. + m^b for each class (n_classes,); an empty sum is 0."""
         like = self.codes["pixels"]
         sums = [sum(self.s.momentum_image**j for j in range(a, b + 1)) for a, b in ends]
-        return torch.tensor(sums, dtype=like.dtype, device=like.device)
+        return sent(torch.tensor(sums, dtype=like.dtype), like.device)
 
 
 def _like(numbers: Tensor, images: Tensor) -> Tensor:

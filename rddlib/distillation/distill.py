@@ -54,7 +54,7 @@ def distill(
     try:
         while state.outer < settings.outer_steps:
             with networks.arithmetic(settings.precision, data.train_images.device):
-                state = outer_step(data, settings, state, source, batched.kind(settings))
+                state = outer_step(data, settings, state, source, batched.kind(settings, data))
             if checkpoint is not None and (state.outer % every == 0 or state.outer == settings.outer_steps):
                 save_state(checkpoint, state)
             if on_step is not None:

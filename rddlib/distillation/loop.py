@@ -7,15 +7,15 @@ protocol of IDC (Kim et al. 2022), DC, DSA, DM, GLaD as released; Algorithm 1 an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..base import DivergenceError, SettingError, generator, sent
+from ..base import DivergenceError, SettingError, generator, received, sent, sent_together
 from ..data import augment
 from ..data.dataset import DataSet, by_channel
 from ..models import fused, networks
@@ -62,6 +62,17 @@ class Drawn:
     some: Tensor | None  # which decoded images are matched, int64 (batch_synthetic,); None: all of them
 
 
+@dataclass(frozen=True)
+class Batch:
+    """What one update of the network, or its risk term, is given."""
+
+    x: Tensor  # normalised images (N, C, H, W) before augmentation
+    y: Tensor  # labels (N,)
+    index: Tensor  # which images they are (N,)
+    seen: Tensor  # the images after augmentation and CutMix
+    mixed: tuple[Tensor, float] | Tensor  # partners (N,) and the share of its own pixels, or labels (N, n_classes)
+
+
 def outer_step(
     data: DataSet, settings: DistillSettings, state: State, prior: Prior, make: Callable[..., Loop] | None = None
 ) -> State:
@@ -75,33 +86,40 @@ def outer_step(
     probed = {0: "probe_first", trainings // 2: "probe_middle", trainings - 1: "probe_last"}
     if trainings == 1:
         probed = {0: "probe_last"}
-    distances, losses, probes = [], [], dict[str, Tensor]()
+    distances, losses, looks = [], [], dict[str, Tensor]()
     for step in range(settings.inner_steps):
         distances.append(loop.image_steps())
         if step < trainings:
             losses.append(loop.network_steps(first=step == 0, last=step == trainings - 1))
             if step in probed and settings.net_steps:
-                probes[probed[step]] = loop.probe()
+                looks[probed[step]] = loop.probe()
     loop.finish()
-    _check_finite(loop, torch.stack(distances), losses, state.outer)
-    entry = {"distance": float(torch.stack(distances).mean()), "cross_entropy": 0.0, "risk": 0.0}
+    looks |= loop.mechanism()
+    finite = torch.stack([code.isfinite().all() for code in loop.codes.values()]).all()
+    trained = torch.stack(losses) if losses else distances[0].new_zeros(0, 2)
+    moved, trained, finite, *values = received([torch.stack(distances), trained, finite, *looks.values()])
+    _check_finite(loop, moved, trained, bool(finite), state.outer)
+    entry = {"distance": float(moved.mean()), "cross_entropy": 0.0, "risk": 0.0}
     if losses:
-        entry["cross_entropy"], entry["risk"] = torch.stack(losses).mean(0).tolist()
-    entry |= {name: float(value) for name, value in (probes | loop.mechanism()).items()}
+        entry["cross_entropy"], entry["risk"] = trained.mean(0).tolist()
+    entry |= {name: float(value) for name, value in zip(looks, values, strict=True)}
     return State(loop.codes, loop.velocity, state.outer + 1, [*state.history, entry])
 
 
-def _check_finite(loop: Loop, distances: Tensor, losses: list[Tensor], outer: int) -> None:
-    """Raise DivergenceError, with the step, where a distance, a loss or an image is not a finite number."""
+def _check_finite(loop: Loop, distances: Tensor, losses: Tensor, finite: bool, outer: int) -> None:
+    """Raise DivergenceError, with the step, where a distance, a loss or an image is not a finite number.
+
+    `distances` (inner_steps,) and `losses` (trainings, 2) on the host; `finite`: whether all images are.
+    """
     where = f"outer step {outer + 1}, inner step"
     bad = (~distances.isfinite()).nonzero().flatten().tolist()
-    worse = [step for step, each in enumerate(losses) if not bool(each.isfinite().all())]
+    worse = (~losses.isfinite().all(1)).nonzero().flatten().tolist()
     if worse and (not bad or worse[0] < bad[0]):
         raise DivergenceError(
             f"{where} {worse[0] + 1}: the loss of the loop's network is not finite. A smaller lr_net "
             f"(now {loop.s.lr_net:g}) may help"
         )
-    if bad or not all(bool(code.isfinite().all()) for code in loop.codes.values()):
+    if bad or not finite:
         step = bad[0] + 1 if bad else loop.s.inner_steps
         raise DivergenceError(
             f"{where} {step}: the matched distance or the images are not finite. A smaller lr_image "
@@ -125,7 +143,7 @@ class Loop:
         self.net = networks.build(
             settings.network, data.shape, data.n_classes, depth=settings.depth, width=settings.width,
             generator=self.streams["net"],
-        ).to(next(iter(self.codes.values())))  # fmt: skip
+        ).to(self.device, next(iter(self.codes.values())).dtype, non_blocking=True)  # fmt: skip
         self.rates = {name: settings.lr_image * rate * self._scale(name) for name, rate in prior.rates().items()}
         self.matched = matching.matched_parameters(self.net, self.parts.metric)
         self.optimiser = torch.optim.SGD(
@@ -141,7 +159,7 @@ class Loop:
         self.seen_gradients: list[Tensor] = []  # ratio and cosine of the term's gradient there, (2,)
         if self.risky:
             if self.groups is None:
-                self.centres = self._choose_centres().to(self.device)
+                self.centres = sent(self._choose_centres(), self.device)
                 self.n_groups = len(self.centres)
             self.group_weights = torch.full((self.n_groups,), 1 / self.n_groups, device=self.device)
 
@@ -176,21 +194,37 @@ class Loop:
         return distance
 
     def draws(self, classes: Sequence[int]) -> list[Drawn]:
-        """The draws of these classes, in order; all indices go to the device in one copy.
+        """The draws of these classes, in order, on the device; sent in one copy."""
+        return self._on_device(self.host_draws(classes))
+
+    def host_draws(self, classes: Sequence[int]) -> list[Drawn]:
+        """As `draws`, on the host.
 
         Each kind of draw has a stream of its own, so that a class gets what it would get if it were asked for alone.
         """
-        real, some, decoded = [], [], self.s.ipc * self.s.factor**2
-        for c in classes:
-            real.append(self._real(c))
-            if decoded > self.s.batch_synthetic:
-                order = torch.randperm(decoded, generator=self.streams["synthetic batch"])
-                some.append(order[: self.s.batch_synthetic])
-        parts = sent(torch.cat([*real, *some]), self.device).split([len(t) for t in (*real, *some)])
+        draws = []
+        decoded = self.s.ipc * self.s.factor**2
         how = (self.s.match_augment, 1, self.data.shape[1], self.streams["match augment"], self.parts.augment_rule)
-        thetas = [augment.draw(*how).to(self.device) for _ in classes]
-        rest: Sequence[Tensor | None] = parts[len(real) :] or [None] * len(real)
-        return [Drawn(*each) for each in zip(parts[: len(real)], thetas, rest, strict=True)]
+        for c in classes:
+            real, some = self._real(c), None
+            if decoded > self.s.batch_synthetic:
+                some = torch.randperm(decoded, generator=self.streams["synthetic batch"])[: self.s.batch_synthetic]
+            draws.append(Drawn(real, augment.draw(*how), some))
+        return draws
+
+    def _on_device(self, draws: list[Drawn]) -> list[Drawn]:
+        """Draws of the host on the device, in one copy; a shared crop stays on the host (see `augment.Draw.to`)."""
+        if self.device.type == "cpu":
+            return draws
+        names = ("flip", "color", "affine", "cutout")
+        each = [[d.real, d.some, *(getattr(d.theta, name) for name in names)] for d in draws]
+        there = iter(sent_together([t for tensors in each for t in tensors], self.device))
+        result = []
+        for d in draws:
+            real, some = cast(Tensor, next(there)), next(there)
+            theta = replace(d.theta, **{name: next(there) for name in names})
+            result.append(Drawn(real, theta, some))
+        return result
 
     def _real(self, c: int) -> Tensor:
         """Indices of the real images of class `c` that are matched next, on the host."""
@@ -239,8 +273,8 @@ class Loop:
         def loss(logits: Tensor) -> Tensor:
             return F.cross_entropy(logits, torch.full((len(logits),), c, device=logits.device))
 
-        if self.parts.objective == "gradient" and fused.usable(seen) and fused.differentiable(self.net):
-            with torch.autocast(seen.device.type, enabled=False):  # written out for one type of number
+        if self.parts.objective == "gradient" and fused.differentiable(self.net) and fused.written_out(seen):
+            with fused.one_precision(seen):
                 return fused.image_gradient(
                     self.net,
                     seen.detach(),
@@ -297,7 +331,7 @@ class Loop:
         if self.groups is None:
             raise SettingError("match_groups", "equal", "with groups known beforehand (groups_from)")
         groups = self.groups[real]
-        counts = groups.bincount(minlength=self.n_groups)
+        counts = _sizes(groups, self.n_groups)
         return 1 / (counts[groups] * (counts > 0).sum())
 
     def _weighted_statistic(self, seen: Tensor, c: int, weights: Tensor) -> list[Tensor]:
@@ -326,14 +360,14 @@ class Loop:
         """
         sums = torch.zeros(2, device=self.device)
         whole = None if self.parts.net_data == "real" or not self.s.net_steps else self.stored().decoded()
-        extra = self._extra_indices() if self.in_network else []
-        for number, index in enumerate(self._net_indices(whole)):
-            x, y = self._net_batch(whole, index)
-            losses = self._augmented_losses(x, y, self.streams["net augment"])
+        extra = self._batches(None, self._extra_indices() if self.in_network else [], self.streams["risk augment"])
+        tiles = self._centre_tiles() if self.in_network and self.s.net_steps else None
+        for number, batch in enumerate(self._batches(whole, self._net_indices(whole), self.streams["net augment"])):
+            losses = self._losses(batch)
             loss = losses.mean()
             if self.in_network:
                 looked_at = (first and number == 0) or (last and number == self.s.net_steps - 1)
-                loss = self._with_term(x, y, losses, index, extra[number] if extra else None, looked_at)
+                loss = self._with_term(batch, losses, next(extra, None), tiles, looked_at)
             sums += torch.stack([losses.mean(), loss - losses.mean()]).detach()
             if self.in_network and self.s.divide_loss:
                 loss = loss / (1 + self.term.average + self.term.worst)
@@ -347,24 +381,30 @@ class Loop:
         size, stream = (self.s.net_start_steps, self.s.net_batch), self.streams["start batch"]
         if self.s.net_start_steps == 0:
             return
-        for index in sent(torch.randint(len(self.data.train_labels), size, generator=stream), self.device).unbind():
-            x, y = self._net_batch(None, index)
-            loss = self._augmented_losses(x, y, self.streams["start augment"]).mean()
+        indices = sent(torch.randint(len(self.data.train_labels), size, generator=stream), self.device)
+        for batch in self._batches(None, indices.unbind(), self.streams["start augment"]):
+            loss = self._losses(batch).mean()
             self.optimiser.zero_grad(set_to_none=True)
             loss.backward()
             self.optimiser.step()
 
     def _with_term(
-        self, x: Tensor, y: Tensor, losses: Tensor, index: Tensor, extra: Tensor | None, looked_at: bool
+        self, batch: Batch, losses: Tensor, extra: Batch | None, tiles: Tensor | None, looked_at: bool
     ) -> Tensor:
-        """Mean of the losses plus the risk term, over the batch x, y at `index` and, if any, the images at `extra`."""
-        mean, all_losses, all_x, all_y = losses.mean(), losses, x, y
+        """Mean of the losses plus the risk term, over the images of the batch and, if any, those of `extra`.
+
+        `tiles`: see `_centre_tiles`.
+        """
+        mean, all_losses, all_x, all_y, index = losses.mean(), losses, batch.x, batch.y, batch.index
         if extra is not None:
-            more_x, more_y = self._net_batch(None, extra)
-            more = self._augmented_losses(more_x, more_y, self.streams["risk augment"])
-            all_losses, all_x, all_y = torch.cat([losses, more]), torch.cat([x, more_x]), torch.cat([y, more_y])
-            index = torch.cat([index, extra])
-        groups, n_groups = self._groups(all_x, all_y, self._centre_places(), index)
+            all_losses = torch.cat([losses, self._losses(extra)])
+            all_x, all_y = torch.cat([batch.x, extra.x]), torch.cat([batch.y, extra.y])
+            index = torch.cat([index, extra.index])
+        if tiles is None or self.device.type == "cpu":
+            places, own = None if tiles is None else self._places(tiles), None
+        else:  # half the launches
+            places, own = self._places(torch.cat([tiles, all_x])).split([len(tiles), len(all_x)])
+        groups, n_groups = self._groups(all_x, all_y, places, index, own)
         weights = None
         if self.s.worst_step:
             before = self.group_weights.to(losses.dtype)
@@ -375,7 +415,7 @@ class Loop:
         else:
             loss = mean + group_risk(all_losses, groups, n_groups, self.term, weights)
         if looked_at:
-            self.seen_groups.append(groups.bincount(minlength=n_groups))
+            self.seen_groups.append(_sizes(groups, n_groups))
             self.seen_gradients.append(self._term_gradient(mean, loss))
         return loss
 
@@ -446,13 +486,60 @@ class Loop:
         images, labels = whole or (self.data.train_images, self.data.train_labels)
         return self.data.normalise(images[index]), labels[index]
 
-    def _augmented_losses(self, x: Tensor, y: Tensor, stream: torch.Generator) -> Tensor:
-        """Cross-entropy of each image (N,) after augmentation and CutMix; a mixed image counts for its own group."""
-        x = augment.apply(x, augment.draw(self.s.net_augment, len(x), x.shape[-1], stream, self.parts.augment_rule))
-        x, partner, share = augment.cutmix(x, stream, self.s.cutmix)
-        logits = self.net(x)
-        own = F.cross_entropy(logits, y, reduction="none")
-        return own if share == 1 else share * own + (1 - share) * F.cross_entropy(logits, y[partner], reduction="none")
+    def _batches(
+        self, whole: tuple[Tensor, Tensor] | None, indices: Sequence[Tensor], stream: torch.Generator
+    ) -> Iterator[Batch]:
+        """The batches at these indices, augmented by draws of the stream.
+
+        On a CPU one after another, while they are in its caches. On other devices all in one call, and by the same
+        operations whatever was drawn: their images are in memory together.
+        """
+        if self.device.type != "cpu":
+            yield from self._batches_together(whole, indices, stream)
+            return
+        for index in indices:
+            x, y = self._net_batch(whole, index)
+            drawn = augment.draw(self.s.net_augment, len(x), x.shape[-1], stream, self.parts.augment_rule)
+            seen, partner, share = augment.cutmix(augment.apply(x, drawn), stream, self.s.cutmix)
+            yield Batch(x, y, index, seen, (partner, share))
+
+    def _batches_together(
+        self, whole: tuple[Tensor, Tensor] | None, indices: Sequence[Tensor], stream: torch.Generator
+    ) -> Iterator[Batch]:
+        if not indices:
+            return
+        k, n, size = len(indices), len(indices[0]), self.data.shape[1]
+        draws, boxes = [], []
+        for _ in indices:
+            draws.append(augment.draw(self.s.net_augment, n, size, stream, self.parts.augment_rule))
+            boxes.append(augment.draw_box(n, (size, size), stream, self.s.cutmix))
+        rows = vars(augment.joined(draws, self.s.net_augment, n, size))
+        partner = torch.cat([box.partner + i * n for i, box in enumerate(boxes)])
+        mask, share = torch.stack([box.mask() for box in boxes]), torch.tensor([box.share for box in boxes])
+        there = sent_together([partner, mask, share, *rows.values()], self.device)
+        partner, mask, share = (cast(Tensor, t) for t in there[:3])
+        index = torch.stack(list(indices)).flatten()
+        x, y = self._net_batch(whole, index)
+        seen = augment.apply(x, augment.Draw(*there[3:]))
+        labels = F.one_hot(y, self.data.n_classes).to(x.dtype)
+        if self.s.cutmix > 0:
+            mask, share = mask.repeat_interleave(n, 0, output_size=k * n)[:, None], share.to(x.dtype)
+            share = share.repeat_interleave(n, 0, output_size=k * n)[:, None]
+            seen = torch.where(mask, seen[partner], seen)
+            labels = torch.lerp(labels[partner], labels, share)
+        for parts in zip(*(t.split(n) for t in (x, y, index, seen, labels)), strict=True):
+            yield Batch(*parts)
+
+    def _losses(self, batch: Batch) -> Tensor:
+        """Cross-entropy of each image (N,); a mixed image counts for its own group."""
+        logits = self.net(batch.seen)
+        if isinstance(batch.mixed, Tensor):
+            return F.cross_entropy(logits, batch.mixed, reduction="none")
+        partner, share = batch.mixed
+        own = F.cross_entropy(logits, batch.y, reduction="none")
+        if share == 1:
+            return own
+        return share * own + (1 - share) * F.cross_entropy(logits, batch.y[partner], reduction="none")
 
     # --- clusters -----------------------------------------------------------------------------------------
 
@@ -469,26 +556,38 @@ class Loop:
         """Those of the centres where the matched gradient is that of the robust objective."""
         return self._centre_places() if self.in_matching else None
 
-    @torch.no_grad()
     def _centre_places(self) -> Tensor | None:
-        """Where the centres lie: each decoded tile of the chosen stored images, in the space of `space`."""
+        """Where the centres lie, in the space of `space`."""
+        tiles = self._centre_tiles()
+        return None if tiles is None else self._places(tiles)
+
+    @torch.no_grad()
+    def _centre_tiles(self) -> Tensor | None:
+        """The decoded tiles of the chosen stored images, normalised; None where groups are known beforehand."""
         if self.groups is not None:
             return None
         chosen = self.stored().images[self.centres]
-        return self._place(self.data.normalise(synthetic.decode(chosen, self.s.factor)))
+        return self.data.normalise(synthetic.decode(chosen, self.s.factor))
 
-    def _groups(self, x: Tensor, y: Tensor, places: Tensor | None, index: Tensor) -> tuple[Tensor, int]:
+    @torch.no_grad()
+    def _places(self, tiles: Tensor) -> Tensor:
+        return self._place(tiles)
+
+    def _groups(
+        self, x: Tensor, y: Tensor, places: Tensor | None, index: Tensor, own: Tensor | None = None
+    ) -> tuple[Tensor, int]:
         """Group of each training image, and how many groups there are.
 
         The stored image that holds the nearest of the decoded ones at `places`; or, where groups are known beforehand,
-        that of the training images at `index`.
+        that of the training images at `index`. `own`: where the images lie themselves; else that is computed.
         """
         if self.groups is not None:
             return self.groups[index], self.n_groups
         tiles = self.s.factor**2
         owner = (self.centres // self.s.ipc).repeat_interleave(tiles)
         with torch.no_grad():
-            return clusters.assign(self._place(x), y, cast(Tensor, places), owner, self.s.scope) // tiles, self.n_groups
+            own = self._place(x) if own is None else own
+            return clusters.assign(own, y, cast(Tensor, places), owner, self.s.scope) // tiles, self.n_groups
 
     def _known_groups(self) -> tuple[Tensor | None, int]:
         """Groups of the training images that are known beforehand, (n_train,), and their number; else None.
@@ -511,3 +610,8 @@ class Loop:
 
     def _place(self, x: Tensor) -> Tensor:
         return self.net.embed(x) if self.s.space == "feature" else x  # type: ignore[operator]
+
+
+def _sizes(groups: Tensor, n_groups: int) -> Tensor:
+    """Images in each group (n_groups,): a `bincount` that a graphics processor is not waited for."""
+    return groups.new_zeros(n_groups).scatter_add(0, groups, torch.ones_like(groups))

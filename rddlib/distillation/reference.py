@@ -25,9 +25,7 @@ from .settings import DistillSettings
 from .synthetic import SyntheticSet
 
 
-def outer_step(
-    data: DataSet, s: DistillSettings, S: Tensor, velocity: Tensor, outer: int = 0
-) -> tuple[Tensor, Tensor]:
+def outer_step(data: DataSet, s: DistillSettings, S: Tensor, velocity: Tensor, outer: int = 0) -> tuple[Tensor, Tensor]:
     """S and its momentum after one outer step: a new network, then
     `inner_steps` times a step of the images and training of the network.
 
@@ -49,9 +47,7 @@ def outer_step(
 class Step:
     """The moving parts of one outer step."""
 
-    def __init__(
-        self, data: DataSet, s: DistillSettings, S: Tensor, v: Tensor, outer: int
-    ) -> None:
+    def __init__(self, data: DataSet, s: DistillSettings, S: Tensor, v: Tensor, outer: int) -> None:
         self.data, self.s, self.parts = data, s, s.parts()
         self.S, self.velocity = S, v
         self.draw = {n: generator(s.seed, "outer", outer, n) for n in STREAMS}
@@ -116,9 +112,7 @@ class Step:
             gradient = gradient / gradient.square().mean().sqrt()
         return gradient
 
-    def statistic(
-        self, x: Tensor, y: Tensor, c: Tensor | None = None
-    ) -> list[Tensor]:
+    def statistic(self, x: Tensor, y: Tensor, c: Tensor | None = None) -> list[Tensor]:
         """What is matched: the loss's gradient, or (DM) a mean feature."""
         if self.parts.objective == "mean":
             return [self.theta.embed(x).mean(0)]  # type: ignore[operator]

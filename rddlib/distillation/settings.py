@@ -196,7 +196,7 @@ class DistillSettings(KipSettings):
         self._check_groups()
         if self.risk_images is not None and self.risk_images < self.net_batch:
             raise SettingError("risk_images", self.risk_images, f"at least net_batch, {self.net_batch}")
-        if self.method in LOOPED and self.classes_at_once and (why := self._one_by_one()):
+        if self.method in LOOPED and self.classes_at_once and (why := self.one_by_one()):
             raise SettingError("classes_at_once", True, f"False {why}")
 
     def _check_groups(self) -> None:
@@ -210,7 +210,7 @@ class DistillSettings(KipSettings):
         if self.groups_from != "nearest" and in_network and self.parts().net_data == "synthetic":
             raise SettingError("groups_from", self.groups_from, "'nearest' where the network sees synthetic images")
 
-    def _one_by_one(self) -> str:
+    def one_by_one(self) -> str:
         """Why the classes have to be taken one after another, "" if they need not."""
         if self.parts().prior != "none":
             return "with a prior: images alone are repeated, not generators"

@@ -92,7 +92,7 @@ def train(
     net = networks.build(
         settings.eval_network, data.shape, data.n_classes, depth=settings.eval_depth, width=settings.eval_width,
         generator=generator(seed, "evaluate", "net"),
-    ).to(images.device)  # fmt: skip
+    ).to(images.device, non_blocking=True)  # fmt: skip
     how = settings.training(len(images), factor)
     return recipes.train(net, images, labels, data, how, seed, at=at, look=look)
 

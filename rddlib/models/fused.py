@@ -12,7 +12,7 @@ from __future__ import annotations
 import ctypes
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -36,8 +36,32 @@ def use(on: bool) -> Iterator[None]:
 
 
 def usable(x: Tensor) -> bool:
-    """Whether the fast forms serve this tensor: switched on, on a CPU, in single or double precision."""
-    return _enabled[0] and x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
+    """Whether the fast forms serve this tensor: `allowed`, on a CPU."""
+    return x.device.type == "cpu" and allowed(x)
+
+
+def allowed(x: Tensor) -> bool:
+    """Whether the fast forms may be taken on some device: switched on, in single or double precision."""
+    return _enabled[0] and x.dtype in (torch.float32, torch.float64)
+
+
+def autocast(x: Tensor) -> bool:
+    """Whether products are in lower precision now on the device of this tensor."""
+    kind = x.device.type
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+
+
+def one_precision(x: Tensor) -> AbstractContextManager[Any]:
+    """A context in which products on the device of this tensor are in its own precision."""
+    return torch.autocast(x.device.type, enabled=False) if autocast(x) else nullcontext()
+
+
+def written_out(x: Tensor) -> bool:
+    """Whether the image gradient of a network is to be written out: it is for one type of number.
+
+    A CPU is faster that way even where products would be in lower precision.
+    """
+    return usable(x) or (allowed(x) and not autocast(x))
 
 
 @cache
@@ -167,7 +191,9 @@ def _masked(t: Tensor, a: Tensor) -> Tensor:
 
 
 def _pool(z: Tensor) -> Tensor:
-    """Average pool 2 by sums of slices: some ten times as fast as torch's on a contiguous tensor."""
+    """Average pool 2; on a CPU by sums of slices, some ten times as fast as torch's on a contiguous tensor."""
+    if z.device.type != "cpu":
+        return F.avg_pool2d(z, 2)
     h, w = z.shape[2] // 2 * 2, z.shape[3] // 2 * 2
     rows = z[:, :, 0:h:2] + z[:, :, 1:h:2]
     return (rows[..., 0:w:2] + rows[..., 1:w:2]).mul_(0.25)
@@ -177,6 +203,9 @@ def _unpool(dy: Tensor, height: int, width: int) -> Tensor:
     """The gradient of `_pool`: a quarter of each number, four times."""
     n, c, h, w = dy.shape
     quarter = dy * 0.25
+    if dy.device.type != "cpu":
+        square = F.interpolate(quarter, scale_factor=2)
+        return square if (height, width) == (2 * h, 2 * w) else F.pad(square, (0, width - 2 * w, 0, height - 2 * h))
     # (v, v) side by side, as the parts of complex numbers: the one interleaving copy that is vectorised.
     rows = torch.view_as_real(torch.complex(quarter, quarter)).reshape(n, c, h, 2 * w)
     square = torch.stack((rows, rows), 3).view(n, c, 2 * h, 2 * w)
@@ -215,12 +244,21 @@ class _Layer:
 
 @torch.no_grad()
 def image_gradient(
-    net: Any, x: Tensor, loss: Callable[[Tensor], Tensor], measure: Callable[[list[Tensor]], Tensor], linear: bool
+    net: Any,
+    x: Tensor,
+    loss: Callable[[Tensor], Tensor],
+    measure: Callable[[list[Tensor]], Tensor],
+    linear: bool,
+    groups: int = 1,
 ) -> tuple[Tensor, Tensor]:
-    """The distance measure(gradients) and its gradient at the images `x` (N, C, H, W).
+    """The distance measure(gradients) and the gradient of its sum at the images `x` (N, C, H, W).
 
     `gradients` are those of loss(logits) at the network's convolution weights, in order, then, with `linear`, at the
     linear layer's weight. `loss` takes logits (N, n_classes) to a scalar and is differentiated twice, `measure` once.
+    With `groups` the weights of the network are shared by that many batches, which take turns in `x`: image i belongs
+    to batch i % groups. Each batch has gradients of its own, so that those of a weight (out, ...) are
+    (groups * out, ...). In memory the images (N, C, H, W) are then (N / groups, groups * C, H, W), the input of a
+    grouped convolution, without a copy.
     For networks that are `differentiable`; equal to autograd's double backward pass up to rounding. Cost: about three
     times that of the gradients themselves, half to two thirds of autograd's.
     """
@@ -230,16 +268,61 @@ def image_gradient(
     logits = net.classifier(features).requires_grad_()
     with torch.enable_grad():
         (delta,) = torch.autograd.grad(loss(logits), logits, create_graph=True)
-    found = _weight_gradients(layers, (delta.detach() @ last).view(shape))
-    found += [delta.detach().T @ features] if linear else []
+    found = _weight_gradients(layers, (delta.detach() @ last).view(shape), groups)
+    found += [_linear_gradient(delta.detach(), features, groups)] if linear else []
     with torch.enable_grad():
         distance = measure([g.requires_grad_() for g in found])
-    v = torch.autograd.grad(distance, found)
-    pushed = _reverse_of_backward(layers, v).flatten(1) @ last.T
-    pushed = pushed + features @ v[-1].T if linear else pushed
+    v = torch.autograd.grad(distance, found, torch.ones_like(distance))
+    pushed = _reverse_of_backward(layers, v, groups).flatten(1) @ last.T
+    pushed = pushed + _by_group(features, v[-1], groups, transposed=True) if linear else pushed
     (at_logits,) = torch.autograd.grad(delta, logits, pushed)
-    dy = at_logits @ last + delta.detach() @ v[-1] if linear else at_logits @ last
-    return distance.detach(), _reverse_of_forward(layers, dy.view(shape), v)
+    dy = at_logits @ last
+    dy = dy + _by_group(delta.detach(), v[-1], groups) if linear else dy
+    return distance.detach(), _reverse_of_forward(layers, dy.view(shape), v, groups)
+
+
+@torch.no_grad()
+def weight_gradients(
+    net: Any, x: Tensor, loss: Callable[[Tensor], Tensor], linear: bool, groups: int = 1
+) -> list[Tensor]:
+    """The `gradients` of `image_gradient` alone; not differentiable."""
+    layers, features = _through(net, x)
+    shape, features = features.shape, features.flatten(1)
+    logits = net.classifier(features).requires_grad_()
+    with torch.enable_grad():
+        (delta,) = torch.autograd.grad(loss(logits), logits)
+    found = _weight_gradients(layers, (delta @ net.classifier.weight).view(shape), groups)
+    return [*found, _linear_gradient(delta, features, groups)] if linear else found
+
+
+def _linear_gradient(delta: Tensor, features: Tensor, groups: int) -> Tensor:
+    """Gradient of each group at the linear layer's weight: (groups * n_classes, D)."""
+    if groups == 1:
+        return delta.T @ features
+    rows = delta.unflatten(0, (-1, groups)).permute(1, 2, 0)  # (groups, n_classes, N / groups)
+    columns = features.unflatten(0, (-1, groups)).transpose(0, 1)  # (groups, N / groups, D)
+    return torch.bmm(rows, columns).flatten(0, 1)
+
+
+def _by_group(t: Tensor, weight: Tensor, groups: int, transposed: bool = False) -> Tensor:
+    """Rows t (N, a) times the weight of their group, one of (groups * n_classes, D), or its transpose."""
+    if groups == 1:
+        return t @ weight.T if transposed else t @ weight
+    weights = weight.unflatten(0, (groups, -1))
+    weights = weights.transpose(1, 2) if transposed else weights
+    product = torch.bmm(t.unflatten(0, (-1, groups)).transpose(0, 1), weights)
+    return product.transpose(0, 1).flatten(0, 1)
+
+
+def _grouped(t: Tensor, groups: int) -> Tensor:
+    """Images (N, C, H, W) as the input of a grouped convolution: (N / groups, groups * C, H, W), a view."""
+    return t if groups == 1 else t.reshape(-1, groups * t.shape[1], *t.shape[2:])
+
+
+def _grouped_convolution(x: Tensor, weight: Tensor, groups: int) -> Tensor:
+    """Each image with the weight of its group: (N, in, H, W) -> (N, out, H, W)."""
+    y = F.conv2d(_grouped(x, groups), weight, padding=1, groups=groups)
+    return y.reshape(len(x), -1, *y.shape[2:])
 
 
 def _through(net: Any, x: Tensor) -> tuple[list[_Layer], Tensor]:
@@ -252,36 +335,45 @@ def _through(net: Any, x: Tensor) -> tuple[list[_Layer], Tensor]:
     return layers, x
 
 
-def _weight_gradients(layers: list[_Layer], dy: Tensor) -> list[Tensor]:
+def _weight_gradients(layers: list[_Layer], dy: Tensor, groups: int = 1) -> list[Tensor]:
     found = []
     for layer in reversed(layers):
         layer.dz, layer.dx, _, _ = block_backward(dy, *layer.kept)
-        found.append(_convolution_backward(layer.dx, layer.x, layer.weight, [False, True])[1])
+        weight = layer.weight if groups == 1 else layer.weight.repeat(groups, 1, 1, 1)
+        pair = _grouped(layer.dx, groups), _grouped(layer.x, groups)
+        found.append(_convolution_backward(*pair, weight, [False, True], groups)[1])
         if layer is not layers[0]:
             dy = _at_input((layer.dx, layer.weight))
     return found[::-1]
 
 
-def _reverse_of_backward(layers: list[_Layer], v: tuple[Tensor, ...]) -> Tensor:
+def _reverse_of_backward(layers: list[_Layer], v: tuple[Tensor, ...], groups: int) -> Tensor:
     """Gradient of <v, weight gradients> at the dy that `_weight_gradients` began with."""
     at_dy: list[Tensor] = []
     for layer, v_i in zip(layers, v, strict=False):
-        at_dx = F.conv2d(layer.x, v_i, padding=1)
+        at_dx = _grouped_convolution(layer.x, v_i, groups)
         at_dx = at_dx.add_(F.conv2d(at_dy[-1], layer.weight, padding=1)) if at_dy else at_dx
         found, layer.second, _ = block_second((at_dx, None, None), layer.dz, *layer.kept)
         at_dy.append(found)
     return at_dy[-1]
 
 
-def _reverse_of_forward(layers: list[_Layer], dy: Tensor, v: tuple[Tensor, ...]) -> Tensor:
+def _reverse_of_forward(layers: list[_Layer], dy: Tensor, v: tuple[Tensor, ...], groups: int) -> Tensor:
     for layer, v_i in reversed(list(zip(layers, v, strict=False))):
         at_z = block_backward(dy, *layer.kept)[1].add_(layer.second)
-        dy = _at_input((at_z, layer.weight), (layer.dx, v_i))
+        if groups == 1:
+            dy = _at_input((at_z, layer.weight), (layer.dx, v_i))
+        else:
+            like, of_group = _grouped(layer.x, groups), _grouped(layer.dx, groups)
+            second = _convolution_backward(of_group, like, v_i, [True, False], groups)[0]
+            dy = _at_input((at_z, layer.weight)).add_(second.reshape(layer.x.shape))
     return dy
 
 
-def _convolution_backward(dy: Tensor, x: Tensor, weight: Tensor, wanted: list[bool]) -> tuple[Tensor, ...]:
-    how = [1, 1], [1, 1], [1, 1], False, [0, 0], 1, [*wanted, False]
+def _convolution_backward(
+    dy: Tensor, x: Tensor, weight: Tensor, wanted: list[bool], groups: int = 1
+) -> tuple[Tensor, ...]:
+    how = [1, 1], [1, 1], [1, 1], False, [0, 0], groups, [*wanted, False]
     found: tuple[Tensor, ...] = aten.convolution_backward(dy, x, weight, None, *how)
     return found
 

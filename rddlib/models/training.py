@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..base import SettingError, generator
+from ..base import SettingError, generator, sent
 from ..data import augment
 from ..data.dataset import DataSet
 
@@ -121,11 +121,12 @@ def train(
     optimiser = torch.optim.SGD(net.parameters(), lr=how.lr, momentum=0.9, weight_decay=5e-4)
     average = Average(net, decay) if (decay := AVERAGED[known(how.recipe)]) else None
     a_pass = -(-len(images) // how.batch)
-    for step, index in enumerate(batches(len(images), how.batch, how.steps, order)):
+    indices = batches(len(images), how.batch, how.steps, order)
+    places = sent(torch.cat(indices), images.device).split([len(index) for index in indices])
+    for step, index in enumerate(places):
         if how.recipe == "dc" and step == how.steps // 2:
             optimiser.state.clear()  # DC makes a new optimiser when the rate falls
         optimiser.param_groups[0]["lr"] = rate(how.recipe, how.lr, step, how.steps)
-        index = index.to(images.device)
         loss = _loss(net, data.normalise(images[index]), labels[index], how, stream)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
