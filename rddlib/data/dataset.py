@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..base import SettingError, digest, numpy_generator, repository_root
-from . import sources
+from . import looks, sources
 
 # Channel statistics as the field uses them (IDC data.py; the std is the mean of per-image stds).
 STATISTICS = {
@@ -127,23 +127,30 @@ def load(
     train_limit: int | None = None,
     test_limit: int | None = None,
     download: bool = False,
+    held_out: float | None = None,
 ) -> DataSet:
     """Load a data set by name.
 
     `name`: ``digits`` (embedded), ``cifar10``, ``svhn``, an ImageNet subset (``imagenet10``, ``imagenet_a`` ..
-    ``imagenet_e``, ``imagenette``), ``folder:PATH``, ``npz:PATH``, or the name of any ``<name>.npz`` under `root`.
+    ``imagenet_e``, ``imagenette``), ``folder:PATH``, ``npz:PATH``, or the name of any ``<name>.npz`` under `root`; or a
+    set with known groups (``rare_digits``, ``coloured_cifar10`` ...) that `looks` makes from one of these.
     cifar10 and names that begin with svhn or imagenet are normalised by `STATISTICS`, others by their training part.
     SVHN is read from train_32x32.mat and test_32x32.mat in `root` or `root`/svhn; ImageNet from train/<wnid> and
     val/<wnid> (or folders called as the classes) in `root`/imagenet, `root`/<name> or `root`, at 128 px by default.
     Groups of images are read where a pack or a folder tells them (`sources.read_npz`, `sources.read_folder`).
     `root`: where to look; default $RDD_DATA, else data/cache. `size`: resize to size x size (bilinear, antialiased).
     `train_limit`, `test_limit`: keep that many images, the same number of each class, drawn with a fixed seed.
+    `held_out`: test on that share of the training part instead (`DataSet.validation`). What `looks` makes is made of
+    what these leave: a limit counts images before each test image gets its two looks, held-out ones get both too.
     Raises SettingError for an unknown name or limit, DataError for missing or damaged data. Cost on one core, packs:
     CIFAR-10 1 s, 184 MB (peak 0.5 GB); Imagenette at 64 px 7 s, 165 MB (peak 1.2 GB).
     """
     for key, value in {"size": size, "train_limit": train_limit, "test_limit": test_limit}.items():
         if value is not None and value < 1:
             raise SettingError(key, value, "an integer of at least 1")
+    if (asked := looks.recipe(name)) is not None:
+        plain = load(asked.base, root, device, size, train_limit, test_limit, download, held_out)
+        return _with_looks(plain, asked, name)
     folder = data_root(root)
     arrays, source = sources.find(name, folder, size, download)
     _check(arrays, source)
@@ -161,10 +168,25 @@ def load(
         if f"{part}_groups" in arrays:
             parts[f"{part}_groups"] = torch.from_numpy(arrays[f"{part}_groups"].astype(np.int64)[keep])
     mean, std = _statistics(name, parts["train_images"])
-    return DataSet(
+    found = DataSet(
         name, mean=mean, std=std, source=source, sha256=content_hash(parts), **parts,
         classes=tuple(str(c) for c in arrays["classes"]), group_names=tuple(str(g) for g in arrays["group_names"]),
     ).to(device)  # fmt: skip
+    return found if held_out is None else found.validation(held_out)
+
+
+def _with_looks(plain: DataSet, asked: looks.Recipe, name: str) -> DataSet:
+    """The set with known groups `name`, made from `plain`."""
+    images, groups = asked.train(plain.train_images, plain.train_labels)
+    parts: dict[str, Any] = {"train_images": images, "train_labels": plain.train_labels, "train_groups": groups}
+    both = asked.test(plain.test_images, plain.test_labels)
+    parts |= dict(zip(("test_images", "test_labels", "test_groups"), both, strict=True))
+    mean, std = _statistics(plain.name, images)
+    words = "colour by class" if asked.kind == "coloured" else f"rare look {asked.look}"
+    return replace(
+        plain, name=name, mean=mean, std=std, group_names=asked.group_names, sha256=content_hash(parts), **parts,
+        source=f"{plain.source}; {words}, share {asked.share:g} of the training images",
+    )  # fmt: skip
 
 
 def _check(arrays: sources.Arrays, source: str) -> None:

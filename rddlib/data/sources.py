@@ -81,7 +81,8 @@ def find(name: str, root: Path, size: int | None, download: bool) -> tuple[Array
         return _svhn(root, download), "train_32x32.mat and test_32x32.mat"
     if name in SUBSETS:
         return _imagenet(name, root, size), f"ImageNet folder, {name}"
-    raise SettingError("dataset", name, f"{', '.join(KNOWN)}, folder:PATH, npz:PATH, or a NAME with NAME.npz in {root}")
+    known = f"{', '.join(KNOWN)}, rare_ or coloured_ before digits or cifar10"
+    raise SettingError("dataset", name, f"{known}, folder:PATH, npz:PATH, or a NAME with NAME.npz in {root}")
 
 
 def path_label(path: Path) -> str:
