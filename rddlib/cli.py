@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from . import __version__
 from .base import SettingError, allowed_values
-from .data import dataset
+from .data import dataset, looks
 from .data.sources import DataError
 from .distillation.glad.generator import GeneratorSettings
 from .experiments import grid, priors
@@ -249,7 +249,8 @@ def _merge(options: argparse.Namespace) -> int:
 
 
 def _prior(options: argparse.Namespace) -> None:
-    chosen = {"flip": options.dataset.partition("_")[0] not in ("digits", "svhn")}  # where digits are read: no mirror
+    read = looks.base_name(options.dataset).partition("_")[0] in ("digits", "svhn")
+    chosen = {"flip": not read}  # where digits are read: no mirror
     chosen |= {f.name: vars(options)[f.name] for f in dataclasses.fields(GeneratorSettings) if f.name in options}
     settings, judge = GeneratorSettings(**chosen), {"steps": options.score_steps, "width": options.score_width}
     images = dataset.load(options.dataset, options.data_root, options.device, options.image_size,

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from scipy.io import savemat
 
-from rddlib.base import SettingError
+from rddlib.base import SettingError, digest
 from rddlib.data import dataset, sources
 from rddlib.data.sources import DataError
 
@@ -77,7 +77,8 @@ def test_validation_part_is_cut_from_the_training_part() -> None:
     d = dataset.load("digits")
     v = d.validation(0.2, seed=1)
     assert len(v.train_labels) + len(v.test_labels) == len(d.train_labels)
-    assert v.sha256 == d.sha256 and "validation" in v.source
+    assert "validation" in v.source and v.test_groups is None
+    assert len({d.sha256, v.sha256, d.validation(0.2, seed=2).sha256}) == 3  # what is made on one fits no other
     inside = {r.numpy().tobytes() for r in d.train_images}
     assert all(r.numpy().tobytes() in inside for r in v.test_images)
     assert not torch.equal(v.test_images, d.validation(0.2, seed=2).test_images)
@@ -85,9 +86,70 @@ def test_validation_part_is_cut_from_the_training_part() -> None:
         d.validation(1.0)
 
 
+GROUPS = {"train_groups": np.arange(20) // 5 % 2, "test_groups": np.arange(8) % 2, "group_names": np.array(["m", "f"])}
+
+
+def test_groups_go_with_their_images(tmp_path: Path) -> None:
+    """Each image of the pack carries its own group in its pixels, so that every later step can be checked."""
+    images = {f"{part}_images": np.zeros((n, 8, 8, 3), np.uint8) for part, n in (("train", 20), ("test", 8))}
+    for part in ("train", "test"):
+        images[f"{part}_images"][:] = 100 * GROUPS[f"{part}_groups"][:, None, None, None]
+    file = pack(tmp_path / "grouped.npz", **images, **GROUPS)
+    whole = dataset.load(f"npz:{file}")
+    assert whole.group_names == ("m", "f") and whole.train_groups is not None
+    made = [whole, dataset.load(f"npz:{file}", size=16, train_limit=9, test_limit=5), whole.validation(0.4, seed=3)]
+    for d in made:
+        for pixels, own in ((d.train_images, d.train_groups), (d.test_images, d.test_groups)):
+            assert own is not None and own.dtype == torch.int64
+            assert torch.equal(pixels[:, 0, 3, 3].long(), 100 * own)
+    assert len(made[2].test_labels) == 8 and made[2].test_groups.bincount().tolist() == [4, 4]  # 2 of 5 in each cell
+
+
+def test_groups_are_a_part_of_the_hash_and_their_absence_is_not(tmp_path: Path) -> None:
+    plain, grouped = (dataset.load(f"npz:{pack(tmp_path / 'x.npz', **own)}") for own in ({}, GROUPS))
+    assert plain.train_groups is None and plain.group_names == ()
+    assert plain.sha256 == digest(plain.test_images, plain.test_labels, plain.train_images, plain.train_labels)
+    swapped = dataset.load(f"npz:{pack(tmp_path / 'x.npz', **GROUPS | {'train_groups': 1 - GROUPS['train_groups']})}")
+    assert len({plain.sha256, grouped.sha256, swapped.sha256}) == 3
+    unnamed = dataset.load(f"npz:{pack(tmp_path / 'x.npz', train_groups=GROUPS['train_groups'])}")
+    assert unnamed.group_names == ("0", "1") and unnamed.test_groups is None
+    assert unnamed.validation(0.4).test_groups.bincount().tolist() == [4, 4]
+
+
+def test_groups_of_a_folder_are_listed_beside_it(tmp_path: Path) -> None:
+    root = folder(tmp_path)
+    lines = [f"{part}/{name}/{i}.png,{'night' if i == 1 else 'day'}"
+             for part in ("val", "train") for name in ("dog", "cat") for i in range(3)]  # fmt: skip
+    (root / "groups.csv").write_text("\n".join(["path,group", *lines]), encoding="utf-8-sig")
+    d = dataset.load(f"folder:{root}", size=8)
+    assert d.group_names == ("day", "night")
+    assert d.train_groups.tolist() == d.test_groups.tolist() == [0, 1, 0, 0, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        (["path,group", "train/cat/0.png,a"], "train/cat/1.png is not listed"),
+        (["path,group", "train/cat/0.png,a", "train/cat/0.png,b"], "train/cat/0.png is listed twice"),
+        (["path,group", "train/cat/0.png,"], "line 2 lacks"),
+        (["train/cat/0.png,a", "train/cat/1.png,a"], "the first line is path,group"),
+    ],
+)
+def test_faults_of_a_group_table_are_named(tmp_path: Path, lines: list[str], words: str) -> None:
+    root = folder(tmp_path)
+    (root / "groups.csv").write_text("\n".join(lines))
+    with pytest.raises(DataError, match=words) as caught:
+        dataset.load(f"folder:{root}", size=8)
+    assert "groups.csv" in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
+        ({"train_groups": np.arange(19) % 2}, "train_groups is int64"),
+        ({"test_groups": np.zeros(8)}, "test_groups is float64"),
+        ({"test_groups": np.full(8, 2), "group_names": np.array(["a", "b"])}, r"test_groups holds 2\.\.2"),
+        ({"train_groups": np.full(20, -1)}, "train_groups holds -1"),
         ({"train_images": np.zeros((20, 8, 8, 3), np.float32)}, "train_images is float32"),
         ({"train_images": np.zeros((20, 8, 6, 3), np.uint8)}, "train_images"),
         ({"test_images": np.zeros((8, 16, 16, 3), np.uint8)}, "differ in shape"),

@@ -7,9 +7,11 @@ The images stay uint8 until they are used, so CIFAR-10 takes 184 MB and travels 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..base import SettingError, digest, numpy_generator, repository_root
-from . import sources
+from . import looks, sources
 
 # Channel statistics as the field uses them (IDC data.py; the std is the mean of per-image stds).
 STATISTICS = {
@@ -28,12 +30,16 @@ STATISTICS = {
 }
 
 
+PARTS = ("train", "test")
+
+
 @dataclass(frozen=True)
 class DataSet:
     """A labelled image set with a train and a test part, all on one device.
 
     Images are uint8 (N, C, H, W), labels int64 (N,) in [0, n_classes). `mean` and `std` are per channel, of
-    images scaled to [0, 1]. `sha256` covers images and labels of both parts as they are here.
+    images scaled to [0, 1]. Where the group of each image is known, `train_groups` and `test_groups` are int64 (N,) in
+    [0, len(group_names)); either may be None. `sha256` covers images, labels and groups of both parts as they are here.
     """
 
     name: str
@@ -48,6 +54,7 @@ class DataSet:
     sha256: str
     train_groups: Tensor | None = None
     test_groups: Tensor | None = None
+    group_names: tuple[str, ...] = ()
 
     @property
     def n_classes(self) -> int:
@@ -62,8 +69,13 @@ class DataSet:
 
     def to(self, device: str | torch.device) -> DataSet:
         """The same set with its tensors on `device`."""
-        names = ("train_images", "train_labels", "test_images", "test_labels")
-        return replace(self, **{n: getattr(self, n).to(device) for n in names})
+        moved: dict[str, Any] = {name: tensor.to(device) for name, tensor in self.tensors().items()}
+        return replace(self, **moved)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Images, labels and, where they are known, groups of both parts, by the names of the fields."""
+        fields = [f"{part}_{kind}" for part in PARTS for kind in ("images", "labels", "groups")]
+        return {name: getattr(self, name) for name in fields if getattr(self, name) is not None}
 
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 or [0, 1] float images (N, C, H, W) -> float32 (float64 stays it): zero mean, unit scale a channel."""
@@ -74,16 +86,31 @@ class DataSet:
         return (floats - mean) / std
 
     def validation(self, share: float = 0.1, seed: int = 0) -> DataSet:
-        """The train part split in two, the test part dropped: settings are chosen here, never on test data."""
+        """The train part split in two, the test part dropped: settings are chosen here, never on test data.
+
+        `share` of each class is held out, or of each group of each class where the groups are known; groups go with
+        their images. The split has a `sha256` of its own.
+        """
         if not 0 < share < 1:
             raise SettingError("share", share, "a value between 0 and 1")
-        held = sources.stratified(self.train_labels.cpu().numpy(), share, numpy_generator(seed, "validation"))
+        cell = self.train_labels
+        if self.train_groups is not None:
+            cell = self.train_groups * self.n_classes + self.train_labels
+        held = sources.stratified(cell.cpu().numpy(), share, numpy_generator(seed, "validation"))
         keep = torch.from_numpy(~held).to(self.train_labels.device)
-        return replace(
-            self, train_images=self.train_images[keep], train_labels=self.train_labels[keep],
-            test_images=self.train_images[~keep], test_labels=self.train_labels[~keep],
-            source=f"{self.source}, validation part (share {share}, seed {seed})",
-        )  # fmt: skip
+        parts: dict[str, Any] = {
+            "train_images": self.train_images[keep], "train_labels": self.train_labels[keep],
+            "test_images": self.train_images[~keep], "test_labels": self.train_labels[~keep],
+        }  # fmt: skip
+        if self.train_groups is not None:
+            parts |= {"train_groups": self.train_groups[keep], "test_groups": self.train_groups[~keep]}
+        source = f"{self.source}, validation part (share {share}, seed {seed})"
+        return replace(self, **({"test_groups": None} | parts), source=source, sha256=content_hash(parts))
+
+
+def content_hash(parts: Mapping[str, Tensor]) -> str:
+    """SHA-256 (hex) of images, labels and groups in the order of their names, as `DataSet.tensors` names them."""
+    return digest(*(parts[name] for name in sorted(parts)))
 
 
 @lru_cache(maxsize=64)
@@ -101,25 +128,34 @@ def load(
     train_limit: int | None = None,
     test_limit: int | None = None,
     download: bool = False,
+    held_out: float | None = None,
 ) -> DataSet:
     """Load a data set by name.
 
     `name`: ``digits`` (embedded), ``cifar10``, ``svhn``, an ImageNet subset (``imagenet10``, ``imagenet_a`` ..
-    ``imagenet_e``, ``imagenette``), ``folder:PATH``, ``npz:PATH``, or the name of any ``<name>.npz`` under `root`.
+    ``imagenet_e``, ``imagenette``), ``folder:PATH``, ``npz:PATH``, or the name of any ``<name>.npz`` under `root`; or a
+    set with known groups (``rare_digits``, ``coloured_cifar10`` ...) that `looks` makes from one of these.
     cifar10 and names that begin with svhn or imagenet are normalised by `STATISTICS`, others by their training part.
     SVHN is read from train_32x32.mat and test_32x32.mat in `root` or `root`/svhn; ImageNet from train/<wnid> and
     val/<wnid> (or folders called as the classes) in `root`/imagenet, `root`/<name> or `root`, at 128 px by default.
+    Groups of images are read where a pack or a folder tells them (`sources.read_npz`, `sources.read_folder`).
     `root`: where to look; default $RDD_DATA, else data/cache. `size`: resize to size x size (bilinear, antialiased).
     `train_limit`, `test_limit`: keep that many images, the same number of each class, drawn with a fixed seed.
+    `held_out`: test on that share of the training part instead (`DataSet.validation`). What `looks` makes is made of
+    what these leave: a limit counts images before each test image gets its two looks, held-out ones get both too.
     Raises SettingError for an unknown name or limit, DataError for missing or damaged data. Cost on one core, packs:
     CIFAR-10 1 s, 184 MB (peak 0.5 GB); Imagenette at 64 px 7 s, 165 MB (peak 1.2 GB).
     """
     for key, value in {"size": size, "train_limit": train_limit, "test_limit": test_limit}.items():
         if value is not None and value < 1:
             raise SettingError(key, value, "an integer of at least 1")
+    if (asked := looks.recipe(name)) is not None:
+        plain = load(asked.base, root, device, size, train_limit, test_limit, download, held_out)
+        return _with_looks(plain, asked, name)
     folder = data_root(root)
     arrays, source = sources.find(name, folder, size, download)
     _check(arrays, source)
+    arrays["group_names"] = _checked_group_names(arrays, source)
     limits = {"train": train_limit, "test": test_limit}
     parts: dict[str, Tensor] = {}
     for part, limit in limits.items():
@@ -130,10 +166,28 @@ def load(
         parts[f"{part}_images"] = resized(torch.from_numpy(images).permute(0, 3, 1, 2), size)
         del images  # a large set is not kept twice
         parts[f"{part}_labels"] = torch.from_numpy(labels[keep])
+        if f"{part}_groups" in arrays:
+            parts[f"{part}_groups"] = torch.from_numpy(arrays[f"{part}_groups"].astype(np.int64)[keep])
     mean, std = _statistics(name, parts["train_images"])
-    classes = tuple(str(c) for c in arrays["classes"])
-    sha = digest(*(parts[k] for k in sorted(parts)))
-    return DataSet(name, classes=classes, mean=mean, std=std, source=source, sha256=sha, **parts).to(device)
+    found = DataSet(
+        name, mean=mean, std=std, source=source, sha256=content_hash(parts), **parts,
+        classes=tuple(str(c) for c in arrays["classes"]), group_names=tuple(str(g) for g in arrays["group_names"]),
+    ).to(device)  # fmt: skip
+    return found if held_out is None else found.validation(held_out)
+
+
+def _with_looks(plain: DataSet, asked: looks.Recipe, name: str) -> DataSet:
+    """The set with known groups `name`, made from `plain`."""
+    images, groups = asked.train(plain.train_images, plain.train_labels)
+    parts: dict[str, Any] = {"train_images": images, "train_labels": plain.train_labels, "train_groups": groups}
+    both = asked.test(plain.test_images, plain.test_labels)
+    parts |= dict(zip(("test_images", "test_labels", "test_groups"), both, strict=True))
+    mean, std = _statistics(plain.name, images)
+    words = "colour by class" if asked.kind == "coloured" else f"rare look {asked.look}"
+    return replace(
+        plain, name=name, mean=mean, std=std, group_names=asked.group_names, sha256=content_hash(parts), **parts,
+        source=f"{plain.source}; {words}, share {asked.share:g} of the training images",
+    )  # fmt: skip
 
 
 def _check(arrays: sources.Arrays, source: str) -> None:
@@ -164,6 +218,23 @@ def _check(arrays: sources.Arrays, source: str) -> None:
                         f"{arrays['test_images'].shape[1:]} differ in shape")  # fmt: skip
     if (counts := np.bincount(arrays["train_labels"].astype(np.int64), minlength=n_classes)).min() == 0:
         raise sources.DataError(f"{source}: class {int(counts.argmin())} has no training image")
+
+
+def _checked_group_names(arrays: sources.Arrays, source: str) -> NDArray[Any]:
+    """Names of the groups, their numbers by default; DataError where groups do not fit the images or the names."""
+    groups = {name: arrays[name] for name in ("train_groups", "test_groups") if name in arrays}
+    for name, own in groups.items():
+        n = len(arrays[name.replace("groups", "images")])
+        if own.shape != (n,) or own.dtype.kind not in "iu":
+            raise sources.DataError(f"{source}: {name} is {own.dtype} {own.shape}; needed is an integer ({n},)")
+    highest = max((int(own.max()) for own in groups.values()), default=-1)
+    names = arrays.get("group_names", np.array([str(g) for g in range(highest + 1)]))
+    for name, own in groups.items():
+        if own.min() < 0 or own.max() >= len(names):
+            raise sources.DataError(
+                f"{source}: {name} holds {own.min()}..{own.max()}; allowed is 0..{len(names) - 1} ({len(names)} groups)"
+            )
+    return names
 
 
 def data_root(root: str | Path | None = None) -> Path:

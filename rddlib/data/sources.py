@@ -1,11 +1,13 @@
 """Where image data comes from: the embedded digits, .npz packs, image folders, SVHN's files, torchvision.
 
 Each reader returns plain arrays: train_images, test_images uint8 (N, H, W, C); train_labels, test_labels (N,);
-classes (K,). `rddlib.data.dataset` turns them into tensors. Nothing here writes, and no pickle is ever loaded.
+classes (K,); and, where they are known, train_groups, test_groups (N,) and group_names (G,). `rddlib.data.dataset`
+turns them into tensors. Nothing here writes, and no pickle is ever loaded.
 """
 
 from __future__ import annotations
 
+import csv
 import importlib
 import sys
 from pathlib import Path
@@ -19,6 +21,7 @@ from numpy.typing import NDArray
 from ..base import SettingError
 
 Arrays = dict[str, NDArray[Any]]
+GROUP_ENTRIES = ("train_groups", "test_groups", "group_names")
 IMAGE_SUFFIXES = {".jpeg", ".jpg", ".png", ".bmp", ".webp"}
 
 # ImageNet subsets: wnid and name, in the order of the labels. ImageNet-10: IDC; A-E: GLaD; Imagenette: fast.ai. The
@@ -78,7 +81,8 @@ def find(name: str, root: Path, size: int | None, download: bool) -> tuple[Array
         return _svhn(root, download), "train_32x32.mat and test_32x32.mat"
     if name in SUBSETS:
         return _imagenet(name, root, size), f"ImageNet folder, {name}"
-    raise SettingError("dataset", name, f"{', '.join(KNOWN)}, folder:PATH, npz:PATH, or a NAME with NAME.npz in {root}")
+    known = f"{', '.join(KNOWN)}, rare_ or coloured_ before digits or cifar10"
+    raise SettingError("dataset", name, f"{known}, folder:PATH, npz:PATH, or a NAME with NAME.npz in {root}")
 
 
 def path_label(path: Path) -> str:
@@ -106,7 +110,10 @@ def _digits() -> Arrays:
 
 
 def read_npz(path: Path) -> Arrays:
-    """Read a pack: train_images, test_images uint8 (N, H, W, C); train_labels, test_labels (N,); classes (K,)."""
+    """Read a pack: train_images, test_images uint8 (N, H, W, C); train_labels, test_labels (N,); classes (K,).
+
+    It may hold groups too: train_groups, test_groups, integers (N,) in [0, G), and group_names (G,).
+    """
     wanted = ("train_images", "train_labels", "test_images", "test_labels", "classes")
     if not path.is_file():
         raise DataError(f"no data: looked for the file {path}. Give the path of an .npz with keys {', '.join(wanted)}.")
@@ -114,13 +121,13 @@ def read_npz(path: Path) -> Arrays:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as pack:
             if missing := [k for k in wanted if k not in pack.files]:
                 raise DataError(f"{path}: key {missing[0]!r} is missing; an .npz here needs {', '.join(wanted)}")
-            arrays = {k: pack[k] for k in wanted}
+            arrays = {k: pack[k] for k in (*wanted, *GROUP_ENTRIES) if k in pack.files}
     except DataError:
         raise
     except Exception as error:  # a damaged zip raises many kinds; all mean the same to the reader
         raise DataError(f"{path}: cannot be read as an .npz of plain arrays ({error})") from error
     if foreign := [
-        k for k in wanted if not isinstance(arrays[k], np.ndarray)
+        k for k, array in arrays.items() if not isinstance(array, np.ndarray)
     ]:  # NumPy hands out unknown bytes as bytes
         raise DataError(f"{path}: {foreign[0]!r} cannot be read as a plain array")
     return arrays
@@ -135,6 +142,9 @@ def read_folder(path: Path, size: int | None = None, classes: tuple[str, ...] | 
     Images are turned upright (EXIF) and to RGB and, with `size`, shrunk on the shorter side and cropped in the middle.
     Without `size` all must be equal squares. Files that are not images by their suffix are passed over; one that
     cannot be decoded is named in the DataError.
+
+    Groups: a file `groups.csv` beside train/, with the columns path and group, e.g. ``train/cat/17.jpg,night``. Paths
+    are relative to the folder, groups are any text; each image that is read must be listed once, in any order.
     """
     held_out = next((path / p for p in ("val", "test") if (path / p).is_dir()), None)
     if not (path / "train").is_dir() or held_out is None:
@@ -143,6 +153,9 @@ def read_folder(path: Path, size: int | None = None, classes: tuple[str, ...] | 
         )
     names = classes or tuple(sorted(d.name for d in (path / "train").iterdir() if d.is_dir()))
     arrays: Arrays = {"classes": np.array(names)}
+    group_of = _read_group_table(path / "groups.csv") if (path / "groups.csv").is_file() else None
+    if group_of is not None:
+        arrays["group_names"] = np.array(sorted(set(group_of.values())))
     for part, folder in (("train", path / "train"), ("test", held_out)):
         files = [(f, i) for i, c in enumerate(names) for f in sorted((folder / c).glob("*"))
                  if f.suffix.lower() in IMAGE_SUFFIXES]  # fmt: skip
@@ -152,7 +165,30 @@ def read_folder(path: Path, size: int | None = None, classes: tuple[str, ...] | 
             )
         arrays[f"{part}_images"] = _read_images([f for f, _ in files], size)
         arrays[f"{part}_labels"] = np.array([i for _, i in files])
+        if group_of is not None:
+            paths = [f.relative_to(path).as_posix() for f, _ in files]
+            if unlisted := [name for name in paths if name not in group_of]:
+                raise DataError(f"{path / 'groups.csv'}: {unlisted[0]} is not listed; each image needs a group")
+            arrays[f"{part}_groups"] = np.searchsorted(arrays["group_names"], [group_of[name] for name in paths])
     return arrays
+
+
+def _read_group_table(file: Path) -> dict[str, str]:
+    """The group of each path listed in a CSV file with the columns path and group."""
+    try:
+        with open(file, newline="", encoding="utf-8-sig") as lines:  # spreadsheets put a byte order mark first
+            rows = list(csv.DictReader(lines))
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise DataError(f"{file}: cannot be read as CSV ({error})") from error
+    found: dict[str, str] = {}
+    for number, row in enumerate(rows, start=2):
+        path, group = (row.get("path") or "").strip(), (row.get("group") or "").strip()
+        if not path or not group:
+            raise DataError(f"{file}: line {number} lacks a path or a group; the first line is path,group")
+        if path in found:
+            raise DataError(f"{file}: {path} is listed twice")
+        found[path] = group
+    return found
 
 
 def _read_images(files: list[Path], size: int | None) -> NDArray[np.uint8]:

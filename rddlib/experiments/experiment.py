@@ -45,7 +45,9 @@ class Experiment(DistillSettings, EvaluateSettings):
     """All settings of one run; each field's meaning and range stand beside it (see `fields`)."""
 
     dataset: str = setting(
-        "cifar10", "digits, cifar10, svhn, an ImageNet subset, folder:PATH, npz:PATH or a pack's name"
+        "cifar10",
+        "digits, cifar10, svhn, an ImageNet subset, folder:PATH, npz:PATH, a pack's name, or one with known groups: "
+        "rare_digits, rare_cifar10, coloured_digits, coloured_cifar10",
     )
     size: int | None = setting(None, "resize images to this many pixels a side", low=4)
     train_limit: int | None = setting(None, "use this many training images, the same number of each class", low=1)
@@ -202,8 +204,8 @@ def load_data(
 ) -> DataSet:
     """The data an experiment asks for; with eval_part "validation" the test part is a tenth of the training part."""
     e = experiment
-    data = datasets.load(e.dataset, root, device, e.size, e.train_limit, e.test_limit, download)
-    return data.validation(0.1) if e.eval_part == "validation" else data
+    held_out = 0.1 if e.eval_part == "validation" else None
+    return datasets.load(e.dataset, root, device, e.size, e.train_limit, e.test_limit, download, held_out)
 
 
 def _make(experiment: Experiment, data: DataSet, store: Store, progress: Progress) -> Record:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from ..data.looks import base_name
 from ..models import networks, training
 
 SCALES = ("smoke", "laptop", "cpu", "gpu", "paper")
@@ -45,6 +46,7 @@ def numbers(scale: str, chosen: dict[str, Any]) -> dict[str, Any]:
 def _for_data(name: str, scale: str) -> dict[str, Any]:
     """What depends on the data set: image size, depth, augmentation. Figures that can be read are not mirrored."""
     found: dict[str, Any] = {"dataset": name}
+    name = base_name(name)
     if name == "digits":
         found |= {"depth": 2, "eval_depth": 2}
     if name.startswith("imagenet"):
@@ -74,7 +76,8 @@ def _for_scale(scale: str, known: dict[str, Any]) -> dict[str, Any]:
 def _siamese(known: dict[str, Any]) -> dict[str, Any]:
     """DSA's strategy for both steps, one image a tile, no CutMix: what DC, DSA, DM and GLaD share."""
     strategy = "color_crop_cutout_flip_scale_rotate"
-    if known["dataset"] == "digits" or known["dataset"].startswith("svhn"):
+    name = base_name(known["dataset"])
+    if name == "digits" or name.startswith("svhn"):
         strategy = "color_crop_cutout_scale_rotate"
     strategy = "none" if known["method"] == "dc" else strategy
     return {"factor": 1, "match_augment": strategy, "net_augment": strategy, "cutmix": 0.0}
