@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -18,7 +20,7 @@ from rddlib.evaluation import metrics as bench
 from rddlib.evaluation.evaluate import EvaluateSettings
 from rddlib.evaluation.groups import Partition
 from rddlib.evaluation.metrics import TestBench
-from rddlib.models import networks
+from rddlib.models import networks, training
 
 
 @pytest.fixture(scope="module")
@@ -134,3 +136,26 @@ def test_corruptions_are_tested_on_a_fixed_balanced_choice(digits: DataSet) -> N
                 for x, y in zip(images, digits.test_labels[bench.chosen], strict=True)]  # fmt: skip
     assert metrics["fog_3"] == pytest.approx(100 * sum(hits) / len(hits))
     assert set(TestBench.of(digits, 4, shifts=False).score(net, digits)) == set(metrics) - set(bench.corrupted)
+
+
+def test_groups_that_the_data_names_are_scored_by_hand() -> None:
+    """Two groups of unlike size: accuracy in each, the worst, the gap, the worst class in a group, and the null."""
+    whole = dataset.load("digits", test_limit=100)
+    look = (torch.arange(100) % 4 == 0).long()
+    named = dataclasses.replace(whole, test_groups=look)
+    made = TestBench.of(named, k=2, shifts=False)
+    net = networks.build("convnet", named.shape, 10, depth=2, width=4, generator=generator(0)).eval()
+    scored = made.score(net, named) | made.facts(named)
+    correct = training.predict(net, named.test_images, named) == named.test_labels
+    by_hand = [100 * float(correct[look == g].double().mean()) for g in (0, 1)]
+    assert scored["known_accuracy"] == pytest.approx(by_hand)
+    assert scored["known_min"] == pytest.approx(min(by_hand))
+    assert scored["known_gap"] == pytest.approx(max(by_hand) - min(by_hand))
+    assert scored["known_sizes"] == [75, 25]
+    cells = [(look == g) & (named.test_labels == c) for g in (0, 1) for c in range(10)]
+    worst = min(100 * float(correct[cell].double().mean()) for cell in cells if cell.any())
+    assert scored["known_class_min"] == pytest.approx(worst)
+    lists = {name: [value] if not name.endswith("_sizes") else value for name, value in scored.items()}
+    assert bench.nulls(lists)["known_min"].mean <= np.average(by_hand, weights=[75, 25])
+    plain = TestBench.of(whole, k=2, shifts=False).score(net, whole)
+    assert not any(name.startswith("known") for name in plain)

@@ -2,7 +2,8 @@
 
 Partitions of the test images: "cluster" (k-means of pixels, as published), "class", and, where asked for, two in the
 features of an independent network (`groups.feature_groups`). "balanced" is the published partition again, with every
-class weighing the same in each group.
+class weighing the same in each group. Where the data names groups of its test images there are "known", these groups,
+and "known_class", their parts by class.
 """
 
 from __future__ import annotations
@@ -95,6 +96,7 @@ class TestBench:
             "cluster": Partition(found.to(data.test_labels.device), k, sha),
             "class": Partition(data.test_labels, data.n_classes, ""),
         }
+        parts |= _known(data)
         if honest:
             for kind, part in groups.feature_groups(data, *folders).items():
                 parts[kind] = Partition(part.groups.to(data.test_labels.device), part.k, part.sha256)
@@ -112,6 +114,10 @@ class TestBench:
                 for kind, part in self.partitions.items():
                     metrics[f"{kind}_accuracy"], sizes = group_accuracy(correct, part.groups, part.k)
                     metrics[f"{kind}_min"] = _least(metrics[f"{kind}_accuracy"], sizes)
+                if "known" in self.partitions:
+                    pairs = zip(metrics["known_accuracy"], self.partitions["known"].sizes, strict=True)
+                    filled = [accuracy for accuracy, size in pairs if size]
+                    metrics["known_gap"] = max(filled) - min(filled)
                 if self.balanced:
                     own = balanced_accuracy(correct, self.partitions["cluster"], data.test_labels, data.n_classes)
                     metrics |= {"balanced_accuracy": own, "balanced_min": _least(own, self.sizes(data)["balanced"])}
@@ -134,6 +140,16 @@ class TestBench:
         return {PUBLISHED_NAMES.get(name, name): value for name, value in (found | hashes).items()}
 
 
+def _known(data: DataSet) -> dict[str, Partition]:
+    """The groups that the data names, and their parts by class (group * n_classes + class); {} where it names none."""
+    if data.test_groups is None:
+        return {}
+    own = data.test_groups.to(data.test_labels.device)
+    k = int(own.max()) + 1
+    by_class = own * data.n_classes + data.test_labels
+    return {"known": Partition(own, k, ""), "known_class": Partition(by_class, k * data.n_classes, "")}
+
+
 def _corrupted(data: DataSet, images: Tensor) -> dict[str, Tensor]:
     """The corrupted images of the held-out robustness test, e.g. "fog_3", and the two matched shifts."""
     made = {kind: shifted_as_defined(images, kind, data.name) for kind in MATCHED}
@@ -152,7 +168,7 @@ def nulls(metrics: Metrics) -> dict[str, Interval]:
     that truly differ, by their classes for instance, fall below it as well: it excludes chance, not causes.
     """
     found = {}
-    for kind in ("cluster", "class", "feature_class", "feature", "balanced"):
+    for kind in ("cluster", "class", "known", "known_class", "feature_class", "feature", "balanced"):
         if f"{kind}_min" in metrics:
             sizes = metrics[PUBLISHED_NAMES.get(f"{kind}_sizes", f"{kind}_sizes")]
             mean = float(np.average(np.mean(metrics[f"{kind}_accuracy"], axis=0), weights=sizes))
