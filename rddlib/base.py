@@ -26,6 +26,10 @@ class SettingError(ValueError):
         self.name, self.value, self.allowed = name, value, allowed
 
 
+class DataError(RuntimeError):
+    """Data that is missing or damaged. The message names the file, what is wrong, and what to do."""
+
+
 class DivergenceError(ArithmeticError):
     """A run whose numbers are no longer finite. The message names the step and the setting to look at."""
 
