@@ -63,10 +63,13 @@ READ: dict[str, tuple[Callable[[Path], object], list[int], str]] = {
     "one level down": (lambda r: extra(r / "train/cat/images/a.png"), [5, 15, 200, 45, 55], ""),
     "two levels down": (lambda r: extra(r / "train/cat/a/b/c.png"), PLAIN, "1 folder"),
     "linked image": (lambda r: (r / "train/dog/z.png").symlink_to(r / "train/cat/0.png"), [*PLAIN, 5], ""),
-    "linked class": (lambda r: [(r / p / "eel").symlink_to(r / p / "cat") for p in ("train", "val")], [*PLAIN, 5, 15],
-                     ""),
+    "linked class": (
+        lambda r: [(r / p / "eel").symlink_to(r / p / "cat") for p in ("train", "val")],
+        [*PLAIN, 5, 15],
+        "",
+    ),
     "pipe in the root": (lambda r: os.mkfifo(r / "pipe"), PLAIN, ""),
-}  # fmt: skip
+}
 REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "val and test": (lambda r: (r / "test").mkdir(), "holds both val and test"),
     "class in train alone": (lambda r: extra(r / "train/eel/0.png"), r"train.eel: this class has no folder in val/"),
@@ -80,7 +83,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "link in a circle": (lambda r: (r / "train/cat/up").symlink_to(".."), r"up: is a link to a folder that holds it"),
     "real numbers": (lambda r: Image.fromarray(np.zeros((8, 8), "f")).save(r / "train/cat/0.png", "TIFF"), "mode F"),
     "32 bits": (lambda r: Image.fromarray(np.zeros((8, 8), "i")).save(r / "train/cat/0.png", "TIFF"), "mode I have no"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", READ)

@@ -239,6 +239,8 @@ def _checked_group_names(arrays: sources.Arrays, source: str) -> NDArray[Any]:
 
 def data_root(root: str | Path | None = None) -> Path:
     """The folder where packs are looked for: `root`, else $RDD_DATA, else data/cache of the repository."""
+    if root == "":
+        raise SettingError("data_root", root, "a folder; leave it out for the default")
     return Path(root or os.environ.get("RDD_DATA") or repository_root() / "data" / "cache").expanduser()
 
 

@@ -78,9 +78,20 @@ def find(name: str, root: Path, size: int | None, download: bool) -> tuple[Array
         return _svhn(root, download), "train_32x32.mat and test_32x32.mat"
     if name in SUBSETS:
         return _imagenet(name, root, size), f"ImageNet folder, {name}"
+    raise _unknown(name, root)
+
+
+def check_name(name: str, root: Path) -> None:
+    """Raise SettingError for a name that can be no data set's; whether its data are there is not looked at."""
+    kind, _, path = name.partition(":")
+    if name not in KNOWN and not (kind in ("npz", "folder") and path) and not (root / f"{name}.npz").is_file():
+        raise _unknown(name, root)
+
+
+def _unknown(name: str, root: Path) -> SettingError:
     known = f"{', '.join(KNOWN)}, rare_ or coloured_ before digits or cifar10"
     allowed = f"{known}, folder:PATH, npz:PATH, or a NAME with NAME.npz in {root}"
-    raise SettingError("dataset", name, allowed + _hint(name, root))
+    return SettingError("dataset", name, allowed + _hint(name, root))
 
 
 def _hint(name: str, root: Path) -> str:
