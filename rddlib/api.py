@@ -43,10 +43,11 @@ def distill(data: DataSet, scale: str = "smoke", **settings: Any) -> SyntheticSe
 def evaluate(images: SyntheticSet | Tensor, data: DataSet, labels: Tensor | None = None, **settings: Any) -> Metrics:
     """Train networks from scratch on a small set and test them on the test part of `data`.
 
-    images: a SyntheticSet, or (N, C, H, W), uint8 or floats in [0, 1], with `labels` int64 (N,). `settings`: fields of
+    images: a SyntheticSet, or (N, C, H, W), uint8 or floats in [0, 1], never normalised, with `labels` int64 (N,) or
+    float (N, n_classes), a distribution a row. `settings`: fields of
     an Experiment that begin with ``eval_``, and ``scale`` (default smoke) and ``seed`` (default 0). Returns lists with
     one entry a training, accuracies in per cent: `accuracy`, `cluster_min` (worst k-means group), `class_min`, shifts.
-    Raises SettingError for unknown settings or labels that are missing or do not fit.
+    Raises SettingError for unknown settings, images of another size, order or range, and labels that do not fit.
     """
     seed, scale = settings.pop("seed", 0), settings.pop("scale", "smoke")
     if unknown := [name for name in settings if not name.startswith("eval_")]:
@@ -55,8 +56,9 @@ def evaluate(images: SyntheticSet | Tensor, data: DataSet, labels: Tensor | None
     if isinstance(images, SyntheticSet):
         factor = images.factor
         images, labels = images.decoded()
-    if labels is None or len(labels) != len(images):
-        raise SettingError("labels", None if labels is None else len(labels), f"one for each of {len(images)} images")
+    if labels is None:
+        raise SettingError("labels", None, f"one for each of {len(images)} images")
+    judge.check_images(images, labels, data)
     chosen = Experiment.preset(scale, dataset=data.name, **settings)
     return judge.evaluate(images, labels, data, chosen, seed, factor=factor)
 

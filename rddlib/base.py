@@ -26,6 +26,10 @@ class SettingError(ValueError):
         self.name, self.value, self.allowed = name, value, allowed
 
 
+class DataError(RuntimeError):
+    """Data that is missing or damaged. The message names the file, what is wrong, and what to do."""
+
+
 class DivergenceError(ArithmeticError):
     """A run whose numbers are no longer finite. The message names the step and the setting to look at."""
 
@@ -73,9 +77,14 @@ def check_settings(settings: Any) -> None:
     Raises SettingError at the first field whose type or value is off. A bool is not taken for an int.
     """
     for field in dataclasses.fields(settings):
-        value, meta = getattr(settings, field.name), field.metadata
-        if meta and not (_type_fits(value, str(field.type)) and _value_fits(value, meta)):
-            raise SettingError(field.name, value, allowed_values(field))
+        check_setting(field, getattr(settings, field.name))
+
+
+def check_setting(field: dataclasses.Field[Any], value: Any) -> None:
+    """Raise SettingError where `value` is not of the type or in the range that one field declares."""
+    meta = field.metadata
+    if meta and not (_type_fits(value, str(field.type)) and _value_fits(value, meta)):
+        raise SettingError(field.name, value, allowed_values(field))
 
 
 def _type_fits(value: object, kind: str) -> bool:
@@ -192,6 +201,18 @@ def write_atomic(path: str | Path, content: str | bytes) -> Path:
         Path(name).unlink(missing_ok=True)
         raise
     return path
+
+
+def check_device(name: str) -> None:
+    """Raise SettingError, naming what there is here, for a device that PyTorch cannot compute on."""
+    cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    here = ["cpu"]
+    if cards:
+        here += ["cuda", *(f"cuda:{number}" for number in range(cards))]
+    if torch.backends.mps.is_available():
+        here.append("mps")
+    if name not in here:
+        raise SettingError("device", name, f"what there is here: {', '.join(here)}")
 
 
 def repository_root() -> Path:

@@ -12,7 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from . import __version__
-from .base import SettingError, allowed_values
+from .base import SettingError, allowed_values, check_device
 from .data import dataset, looks
 from .data.sources import DataError
 from .distillation.glad.generator import GeneratorSettings
@@ -46,9 +46,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser, and with it those of its commands, that takes no beginning of an option's name for the option."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named | {"allow_abbrev": False})
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line's parser; every field of Experiment is an option of `run`."""
-    top = argparse.ArgumentParser("python -m rddlib", description="Group distributionally robust dataset distillation.")
+    top = Parser("python -m rddlib", description="Group distributionally robust dataset distillation.")
     top.add_argument("--version", action="version", version=__version__)
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
@@ -191,6 +198,7 @@ def _grid(options: argparse.Namespace) -> int:
     if options.dry_run or not todo:
         print("\n".join(f"  {_line(job, ledger)}" for job in scheduler.queue))
         return 0
+    check_device(options.device)
     with tqdm(total=len(todo), desc="runs", unit="run", disable=None) as bar:
 
         def note(job: Job, error: str) -> None:
@@ -249,6 +257,7 @@ def _merge(options: argparse.Namespace) -> int:
 
 
 def _prior(options: argparse.Namespace) -> None:
+    check_device(options.device)
     read = looks.base_name(options.dataset).partition("_")[0] in ("digits", "svhn")
     chosen = {"flip": not read}  # where digits are read: no mirror
     chosen |= {f.name: vars(options)[f.name] for f in dataclasses.fields(GeneratorSettings) if f.name in options}

@@ -53,3 +53,37 @@ def test_what_does_not_fit_is_refused() -> None:
         rddlib.evaluate(torch.zeros(3, 1, 8, 8), data)
     with pytest.raises(SettingError, match="width"):
         rddlib.evaluate(torch.zeros(3, 1, 8, 8), data, torch.zeros(3).long(), width=3)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda x, d: (d.normalise(x), None), r"images = 'float32 from -0\.\d+ to 1\.\d+': allowed is uint8, or"),
+        (lambda x, d: (x * 255, None), r"images = 'float32 from 0 to 255'"),
+        (lambda x, d: ((x * 255).long(), None), r"images = 'int64 from 0 to 255'"),
+        (lambda x, d: (x * torch.nan, None), r"images = 'float32 from nan to nan'"),
+        (lambda x, d: (x.permute(0, 2, 3, 1), None), r"shape \(20, 8, 8, 1\).*\(N, 1, 8, 8\)"),
+        (lambda x, d: (x.expand(-1, 3, -1, -1), None), r"shape \(20, 3, 8, 8\)"),
+        (lambda x, d: (x[0], None), "shape"),
+        (lambda x, d: (x, torch.arange(20)), r"labels = '0\.\.19': allowed is 0\.\.9"),
+        (lambda x, d: (x, torch.arange(20) // 2 - 1), r"labels = '-1\.\.8'"),
+        (lambda x, d: (x, torch.zeros(20)), r"labels = 'floats \(20,\)'"),
+        (lambda x, d: (x, torch.ones(20, 10)), "rows of sum 1"),
+        (lambda x, d: (x, torch.eye(10)), "one for each of 20 images"),
+    ],
+)
+def test_what_would_be_normalised_twice_or_read_awry_is_refused(change, words: str) -> None:
+    data = rddlib.load_dataset("digits", train_limit=20)
+    images, labels = change(data.train_images / 255, data)
+    with pytest.raises(SettingError, match=words):
+        rddlib.evaluate(images, data, data.train_labels if labels is None else labels)
+
+
+def test_certain_soft_labels_are_hard_labels() -> None:
+    """A distribution that is all on one class trains as the class does, but for rounding; one over all does not."""
+    data = rddlib.load_dataset("digits", train_limit=100, test_limit=200)
+    quick = {"eval_steps": 40, "eval_seeds": 1, "eval_shifts": False}
+    hard = rddlib.evaluate(data.train_images, data, data.train_labels, **quick)["accuracy"]
+    certain = torch.eye(10)[data.train_labels]
+    assert rddlib.evaluate(data.train_images, data, certain, **quick)["accuracy"] == pytest.approx(hard, abs=1)
+    assert rddlib.evaluate(data.train_images, data, torch.full((100, 10), 0.1), **quick)["accuracy"][0] < hard[0] - 10

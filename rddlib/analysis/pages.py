@@ -15,6 +15,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from ..base import SettingError
+from ..data import sources
+from ..data.dataset import data_root
+from ..data.looks import base_name
 from ..data.sources import DataError
 from ..experiments import grid
 from ..experiments.experiment import MODES, Experiment, gather, run
@@ -143,6 +146,9 @@ class Page:
         store = store or Store()
         refused = _make([j.experiment for j in jobs], store) if mode == "run" else {}
         found = {job.key: store.find(job.key) for job in jobs}
+        planned = {job.experiment.dataset for job in grid.jobs([name], scale)}
+        if not any(found.values()) and dataset not in {"all", *STAND_INS, *planned}:
+            sources.check_name(base_name(dataset), data_root())  # a typing error is not a page without numbers
         return cls(tuple(jobs), {k: r for k, r in found.items() if r is not None}, store, refused)
 
     def arm(self, **settings: Any) -> Arm:

@@ -138,7 +138,7 @@ def load(
     cifar10 and names that begin with svhn or imagenet are normalised by `STATISTICS`, others by their training part.
     SVHN is read from train_32x32.mat and test_32x32.mat in `root` or `root`/svhn; ImageNet from train/<wnid> and
     val/<wnid> (or folders called as the classes) in `root`/imagenet, `root`/<name> or `root`, at 128 px by default.
-    Groups of images are read where a pack or a folder tells them (`sources.read_npz`, `sources.read_folder`).
+    Groups of images are read where a pack or a folder tells them (`sources.read_npz`, `folders.read_folder`).
     `root`: where to look; default $RDD_DATA, else data/cache. `size`: resize to size x size (bilinear, antialiased).
     `train_limit`, `test_limit`: keep that many images, the same number of each class, drawn with a fixed seed.
     `held_out`: test on that share of the training part instead (`DataSet.validation`). What `looks` makes is made of
@@ -239,6 +239,8 @@ def _checked_group_names(arrays: sources.Arrays, source: str) -> NDArray[Any]:
 
 def data_root(root: str | Path | None = None) -> Path:
     """The folder where packs are looked for: `root`, else $RDD_DATA, else data/cache of the repository."""
+    if root == "":
+        raise SettingError("data_root", root, "a folder; leave it out for the default")
     return Path(root or os.environ.get("RDD_DATA") or repository_root() / "data" / "cache").expanduser()
 
 

@@ -7,7 +7,7 @@ turns them into tensors. Nothing here writes, and no pickle is ever loaded.
 
 from __future__ import annotations
 
-import csv
+import difflib
 import importlib
 import sys
 from pathlib import Path
@@ -18,11 +18,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..base import DataError as DataError
 from ..base import SettingError
+from .folders import Arrays as Arrays
+from .folders import read_folder
 
-Arrays = dict[str, NDArray[Any]]
 GROUP_ENTRIES = ("train_groups", "test_groups", "group_names")
-IMAGE_SUFFIXES = {".jpeg", ".jpg", ".png", ".bmp", ".webp"}
 
 # ImageNet subsets: wnid and name, in the order of the labels. ImageNet-10: IDC; A-E: GLaD; Imagenette: fast.ai. The
 # pairs are those of ImageNet's LOC_synset_mapping.txt.
@@ -53,10 +54,6 @@ CLASS_NAMES = {entry[:9]: entry[10:] for text in _TABLE.values() for entry in te
 KNOWN = ("digits", "cifar10", "svhn", *SUBSETS)
 
 
-class DataError(RuntimeError):
-    """Data that is missing or damaged. The message names the file, what is wrong, and what to do."""
-
-
 # --- where a name leads -----------------------------------------------------------------------------------
 
 
@@ -69,9 +66,9 @@ def find(name: str, root: Path, size: int | None, download: bool) -> tuple[Array
     if name == "digits":
         return _digits(), "scikit-learn load_digits (UCI optical digits), fixed stratified split"
     if kind == "npz" and path:
-        return read_npz(Path(path)), path_label(Path(path))
+        return read_npz(Path(path).expanduser()), path_label(Path(path))
     if kind == "folder" and path:
-        return read_folder(Path(path), size), path_label(Path(path))
+        return read_folder(Path(path).expanduser(), size), path_label(Path(path))
     for pack in (f"{name}.npz", f"{name}128.npz"):  # Imagenette travels as imagenette128.npz
         if (root / pack).is_file() and "/" not in name:
             return read_npz(root / pack), pack
@@ -81,8 +78,33 @@ def find(name: str, root: Path, size: int | None, download: bool) -> tuple[Array
         return _svhn(root, download), "train_32x32.mat and test_32x32.mat"
     if name in SUBSETS:
         return _imagenet(name, root, size), f"ImageNet folder, {name}"
+    raise _unknown(name, root)
+
+
+def check_name(name: str, root: Path) -> None:
+    """Raise SettingError for a name that can be no data set's; whether its data are there is not looked at."""
+    kind, _, path = name.partition(":")
+    if name not in KNOWN and not (kind in ("npz", "folder") and path) and not (root / f"{name}.npz").is_file():
+        raise _unknown(name, root)
+
+
+def _unknown(name: str, root: Path) -> SettingError:
     known = f"{', '.join(KNOWN)}, rare_ or coloured_ before digits or cifar10"
-    raise SettingError("dataset", name, f"{known}, folder:PATH, npz:PATH, or a NAME with NAME.npz in {root}")
+    allowed = f"{known}, folder:PATH, npz:PATH, or a NAME with NAME.npz in {root}"
+    return SettingError("dataset", name, allowed + _hint(name, root))
+
+
+def _hint(name: str, root: Path) -> str:
+    """The data set that was probably meant, as the end of a message; "" if none comes close."""
+    known = (*KNOWN, *sorted(pack.stem for pack in root.glob("*.npz")))
+    by_letters = {_letters(k): k for k in known}
+    close = difflib.get_close_matches(_letters(name), by_letters, n=1)
+    if close:
+        return f". Did you mean {by_letters[close[0]]!r}?"
+    for kind, is_it in (("npz", Path.is_file), ("folder", Path.is_dir)):
+        if is_it(Path(name).expanduser()):
+            return f". Did you mean {kind + ':' + name!r}?"
+    return ""
 
 
 def path_label(path: Path) -> str:
@@ -133,87 +155,7 @@ def read_npz(path: Path) -> Arrays:
     return arrays
 
 
-# --- image folders ----------------------------------------------------------------------------------------
-
-
-def read_folder(path: Path, size: int | None = None, classes: tuple[str, ...] | None = None) -> Arrays:
-    """Read the ImageFolder layout: train/<class>/*.jpg beside val/ or test/. `classes` fixes the label order.
-
-    Images are turned upright (EXIF) and to RGB and, with `size`, shrunk on the shorter side and cropped in the middle.
-    Without `size` all must be equal squares. Files that are not images by their suffix are passed over; one that
-    cannot be decoded is named in the DataError.
-
-    Groups: a file `groups.csv` beside train/, with the columns path and group, e.g. ``train/cat/17.jpg,night``. Paths
-    are relative to the folder, groups are any text; each image that is read must be listed once, in any order.
-    """
-    held_out = next((path / p for p in ("val", "test") if (path / p).is_dir()), None)
-    if not (path / "train").is_dir() or held_out is None:
-        raise DataError(
-            f"no data: looked for {path / 'train'} and {path / 'val'} (or test); each holds one folder a class"
-        )
-    names = classes or tuple(sorted(d.name for d in (path / "train").iterdir() if d.is_dir()))
-    arrays: Arrays = {"classes": np.array(names)}
-    group_of = _read_group_table(path / "groups.csv") if (path / "groups.csv").is_file() else None
-    if group_of is not None:
-        arrays["group_names"] = np.array(sorted(set(group_of.values())))
-    for part, folder in (("train", path / "train"), ("test", held_out)):
-        files = [(f, i) for i, c in enumerate(names) for f in sorted((folder / c).glob("*"))
-                 if f.suffix.lower() in IMAGE_SUFFIXES]  # fmt: skip
-        if not files:
-            raise DataError(
-                f"{folder}: no image of the classes {', '.join(names[:3])}, ... ({', '.join(sorted(IMAGE_SUFFIXES))})"
-            )
-        arrays[f"{part}_images"] = _read_images([f for f, _ in files], size)
-        arrays[f"{part}_labels"] = np.array([i for _, i in files])
-        if group_of is not None:
-            paths = [f.relative_to(path).as_posix() for f, _ in files]
-            if unlisted := [name for name in paths if name not in group_of]:
-                raise DataError(f"{path / 'groups.csv'}: {unlisted[0]} is not listed; each image needs a group")
-            arrays[f"{part}_groups"] = np.searchsorted(arrays["group_names"], [group_of[name] for name in paths])
-    return arrays
-
-
-def _read_group_table(file: Path) -> dict[str, str]:
-    """The group of each path listed in a CSV file with the columns path and group."""
-    try:
-        with open(file, newline="", encoding="utf-8-sig") as lines:  # spreadsheets put a byte order mark first
-            rows = list(csv.DictReader(lines))
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: cannot be read as CSV ({error})") from error
-    found: dict[str, str] = {}
-    for number, row in enumerate(rows, start=2):
-        path, group = (row.get("path") or "").strip(), (row.get("group") or "").strip()
-        if not path or not group:
-            raise DataError(f"{file}: line {number} lacks a path or a group; the first line is path,group")
-        if path in found:
-            raise DataError(f"{file}: {path} is listed twice")
-        found[path] = group
-    return found
-
-
-def _read_images(files: list[Path], size: int | None) -> NDArray[np.uint8]:
-    first = _read_image(files[0], size)
-    images = np.empty((len(files), *first.shape), np.uint8)
-    for i, file in enumerate(files):
-        image = _read_image(file, size)
-        if image.shape != first.shape or image.shape[0] != image.shape[1]:
-            raise DataError(f"{file}: not a square of the size of the first image; give a size to resize and crop")
-        images[i] = image
-    return images
-
-
-def _read_image(file: Path, size: int | None) -> NDArray[np.uint8]:
-    from PIL import Image, ImageOps
-
-    try:
-        with Image.open(file) as image:
-            image.load()
-            rgb = ImageOps.exif_transpose(image).convert("RGB")
-    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError ... for damaged files
-        raise DataError(f"{file}: cannot be read as an image ({error})") from error
-    if size is not None:
-        rgb = ImageOps.fit(rgb, (size, size), Image.Resampling.BILINEAR)
-    return np.asarray(rgb)
+# --- ImageNet -------------------------------------------------------------------------------------------------
 
 
 def _imagenet(name: str, root: Path, size: int | None) -> Arrays:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from ..base import SettingError, check_settings, derive_seed, generator, setting
@@ -20,6 +21,8 @@ from ..models import training as recipes
 from ..models.training import Look, Training
 from .best_step import Audit, checkpoints, held_out
 from .metrics import Metrics, TestBench
+
+SLACK = 1e-3  # beyond [0, 1] that interpolation in float32 may leave
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +76,30 @@ def check_fit(data: DataSet, settings: EvaluateSettings, whole: bool = False) ->
         raise SettingError("eval_honest_groups", True, f"for at least {data.n_classes} tested images, one a class")
     if settings.eval_audit and whole:
         raise SettingError("eval_audit", settings.eval_audit, "0 where no training image is left for validation")
+
+
+def check_images(images: Tensor, labels: Tensor, data: DataSet, pixels: bool = True) -> None:
+    """Raise SettingError unless a set is what `data` needs: shape, labels and, with `pixels`, values.
+
+    images: (N, C, H, W), uint8 or floats in [0, 1], never normalised: that is done here, and twice would be wrong.
+    labels: int64 (N,) in [0, n_classes), or float (N, n_classes), one distribution a row.
+    """
+    if images.shape[1:] != data.shape or not len(images):
+        raise SettingError("images", f"shape {tuple(images.shape)}", f"(N, {', '.join(map(str, data.shape))})")
+    if len(labels) != len(images):
+        raise SettingError("labels", len(labels), f"one for each of {len(images)} images")
+    if labels.is_floating_point():
+        if labels.shape[1:] != (data.n_classes,) or not torch.allclose(labels.sum(1), torch.ones(()).to(labels)):
+            shape = tuple(labels.shape)
+            raise SettingError("labels", f"floats {shape}", f"integers, or (N, {data.n_classes}) with rows of sum 1")
+    elif labels.ndim != 1 or labels.min() < 0 or labels.max() >= data.n_classes:
+        raise SettingError("labels", f"{int(labels.min())}..{int(labels.max())}", f"0..{data.n_classes - 1}, (N,)")
+    if pixels and images.dtype != torch.uint8:
+        low, high = (float(end) for end in images.aminmax())
+        if not (images.is_floating_point() and low >= -SLACK and high <= 1 + SLACK):
+            kind = str(images.dtype).removeprefix("torch.")
+            seen = f"{kind} from {low:.3g} to {high:.3g}"
+            raise SettingError("images", seen, "uint8, or floats in [0, 1]; they are normalised here, not before")
 
 
 def train(

@@ -20,7 +20,16 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..base import SettingError, allowed_values, digest, repository_root, setting, write_atomic
+from ..base import (
+    SettingError,
+    allowed_values,
+    check_device,
+    check_setting,
+    digest,
+    repository_root,
+    setting,
+    write_atomic,
+)
 from ..data import dataset as datasets
 from ..data.dataset import DataSet
 from ..distillation import settings
@@ -124,6 +133,9 @@ class Experiment(DistillSettings, EvaluateSettings):
         names = {f.name for f in dataclasses.fields(cls)}
         if unknown := sorted(set(chosen) - names):
             raise SettingError("field", unknown[0], f"a field of Experiment: {', '.join(sorted(names))}")
+        for field in dataclasses.fields(cls):  # before the presets count with them
+            if field.name in chosen:
+                check_setting(field, chosen[field.name])
         return cls(**(presets.numbers(scale, chosen) | chosen), scale=scale)
 
 
@@ -151,6 +163,7 @@ def run(
     same record. `group` names the folder under runs/ (default <dataset>_<scale>). Everything that can be refused is
     refused before any work: SettingError, DataError, StoreError.
     """
+    check_device(device)
     if (found := store.find(experiment.key)) is not None:
         return found
     group = plain_name(group or f"{experiment.dataset.split(':')[0]}_{experiment.scale}")

@@ -90,6 +90,8 @@ class Store:
     """
 
     def __init__(self, root: str | Path | None = None) -> None:
+        if root == "":
+            raise SettingError("store", root, "a folder; leave it out for the default")
         self.root = Path(root or os.environ.get("RDD_STORE") or repository_root() / "data").expanduser()
 
     def find(self, key: str) -> Record | None:

@@ -1,0 +1,217 @@
+"""Image folders: train/<class>/* beside val/ or test/, read so that nothing is dropped or invented without a word.
+
+Hidden files are skipped, a file that is no image is counted and said in one line, and what contradicts itself (two held
+out parts, a class in one part only, a pipe among the images) is an error that names it.
+"""
+
+from __future__ import annotations
+
+import csv
+import logging
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..base import DataError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+Arrays = dict[str, NDArray[Any]]
+IMAGE_SUFFIXES = {".jpeg", ".jpg", ".png", ".bmp", ".webp"}
+LEFT_BY_SYSTEMS = {"thumbs.db", "desktop.ini", "__macosx"}  # beside names that begin with a dot
+DEEP = ("I", "I;16", "I;16L", "I;16B", "I;16N")  # Pillow's greyscale modes of more than eight bits
+
+log = logging.getLogger(__name__)
+
+
+def read_folder(path: Path, size: int | None = None, classes: tuple[str, ...] | None = None) -> Arrays:
+    """Read the ImageFolder layout: train/<class>/*.jpg beside val/ or test/. `classes` fixes the label order.
+
+    Images may lie one level deeper, as in ``train/<class>/images/*.jpg``. They are turned upright (EXIF) and to RGB
+    and, with `size`, shrunk on the shorter side and cropped in the middle. Without `size` all must be equal squares.
+    Greyscale of 16 bits is scaled to 8. Hidden files and folders are skipped; other files that are no images by their
+    suffix are counted and said in one line of the log. Raises DataError, with the name of the file or folder, where one
+    cannot be decoded, is no plain file or leads in a circle; where a class has images in one part only; and where both
+    val/ and test/ are there (with `classes`, as ImageNet has them, val/ is taken).
+
+    Groups: a file `groups.csv` beside train/, with the columns path and group, e.g. ``train/cat/17.jpg,night``. Paths
+    are relative to the folder, groups are any text; each image that is read must be listed once, in any order.
+    """
+    parts = {"train": path / "train", "test": _held_out(path, named=classes is not None)}
+    left: Counter[str] = Counter()
+    names = classes or _class_names(parts, left)
+    arrays: Arrays = {"classes": np.array(names)}
+    group_of = _read_group_table(path / "groups.csv") if (path / "groups.csv").is_file() else None
+    if group_of is not None:
+        arrays["group_names"] = np.array(sorted(set(group_of.values())))
+    for part, folder in parts.items():
+        files, labels = _labelled_files(folder, names, left)
+        arrays[f"{part}_images"] = _read_images(files, size)
+        arrays[f"{part}_labels"] = np.array(labels)
+        if group_of is not None:
+            paths = [f.relative_to(path).as_posix() for f in files]
+            if unlisted := [name for name in paths if name not in group_of]:
+                raise DataError(f"{path / 'groups.csv'}: {unlisted[0]} is not listed; each image needs a group")
+            arrays[f"{part}_groups"] = np.searchsorted(arrays["group_names"], [group_of[name] for name in paths])
+    if left:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(left.items()))
+        log.warning("%s: %d entries were not taken (%s)", path.name, left.total(), kinds)
+    return arrays
+
+
+def hidden(path: Path) -> bool:
+    """Whether a file or folder is one that systems and editors leave behind, like .ipynb_checkpoints or Thumbs.db."""
+    return path.name.startswith(".") or path.name.lower() in LEFT_BY_SYSTEMS
+
+
+def image_files(folder: Path, left: Counter[str] | None = None) -> list[Path]:
+    """The images of one class, in a fixed order: those in `folder`, then those in the folders in it.
+
+    What is not taken is counted by its kind in `left`. Raises DataError for what is neither a file nor a folder.
+    """
+    left = Counter() if left is None else left
+    found: list[Path] = []
+    inner: list[Path] = []
+    for entry in _entries(folder):
+        if entry.is_dir():
+            inner.append(entry)
+        elif _is_image(entry, left):
+            found.append(entry)
+    for deeper in inner:
+        for entry in _entries(deeper):
+            if entry.is_dir():
+                left["folder"] += 1
+            elif _is_image(entry, left):
+                found.append(entry)
+    return found
+
+
+def _is_image(file: Path, left: Counter[str]) -> bool:
+    if file.suffix.lower() in IMAGE_SUFFIXES:
+        return True
+    left[file.suffix.lower() or "file without suffix"] += 1
+    return False
+
+
+def _entries(folder: Path) -> Iterator[Path]:
+    """What is in a folder and not hidden, sorted; DataError for pipes, devices, broken links and links in a circle."""
+    for entry in sorted(folder.iterdir()):
+        if hidden(entry):
+            continue
+        if entry.is_dir():
+            if entry.is_symlink() and folder.resolve().is_relative_to(entry.resolve()):
+                raise DataError(f"{entry}: is a link to a folder that holds it; images are not sought in a circle")
+        elif not entry.is_file():
+            raise DataError(f"{entry}: is neither a plain file nor a folder (a pipe, a device, or a link to nowhere)")
+        yield entry
+
+
+def _held_out(path: Path, named: bool) -> Path:
+    """The folder of the test part. ImageNet's own test/ has no labels, so a named subset of it is tested on val/."""
+    there = [path / name for name in ("val", "test") if (path / name).is_dir()]
+    if not (path / "train").is_dir() or not there:
+        raise DataError(
+            f"no data: looked for {path / 'train'} and {path / 'val'} (or test); each holds one folder a class"
+        )
+    if len(there) > 1 and not named:
+        raise DataError(f"{path}: holds both val and test; keep the one to test on, and move the other away")
+    return there[0]
+
+
+def _class_names(parts: dict[str, Path], left: Counter[str]) -> tuple[str, ...]:
+    """The classes, sorted. Raises DataError for a class that has a folder in one part only."""
+    found: dict[str, set[str]] = {}
+    for part, folder in parts.items():
+        entries = list(_entries(folder))
+        found[part] = {entry.name for entry in entries if entry.is_dir()}
+        for file in (entry for entry in entries if not entry.is_dir()):
+            left[file.suffix.lower() or "file without suffix"] += 1
+    for part, other in (("train", "test"), ("test", "train")):
+        if alone := sorted(found[part] - found[other]):
+            raise DataError(f"{parts[part] / alone[0]}: this class has no folder in {parts[other].name}/")
+    if not found["train"]:
+        raise DataError(f"{parts['train']}: holds no folder; each class needs one")
+    return tuple(sorted(found["train"]))
+
+
+def _labelled_files(folder: Path, names: tuple[str, ...], left: Counter[str]) -> tuple[list[Path], list[int]]:
+    """All images of a part, class after class, and their labels; DataError for a class without images."""
+    files: list[Path] = []
+    labels: list[int] = []
+    for label, name in enumerate(names):
+        if not (folder / name).is_dir():
+            raise DataError(f"{folder}: no folder {name!r}; each class needs one")
+        own = image_files(folder / name, left)
+        if not own:
+            kinds = ", ".join(sorted(IMAGE_SUFFIXES))
+            raise DataError(f"{folder / name}: no image of this class ({kinds}, there or one folder deeper)")
+        files += own
+        labels += [label] * len(own)
+    return files, labels
+
+
+def _read_group_table(file: Path) -> dict[str, str]:
+    """The group of each path listed in a CSV file with the columns path and group."""
+    try:
+        with open(file, newline="", encoding="utf-8-sig") as lines:  # spreadsheets put a byte order mark first
+            rows = list(csv.DictReader(lines))
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise DataError(f"{file}: cannot be read as CSV ({error})") from error
+    found: dict[str, str] = {}
+    for number, row in enumerate(rows, start=2):
+        path, group = (row.get("path") or "").strip(), (row.get("group") or "").strip()
+        if not path or not group:
+            raise DataError(f"{file}: line {number} lacks a path or a group; the first line is path,group")
+        if path in found:
+            raise DataError(f"{file}: {path} is listed twice")
+        found[path] = group
+    return found
+
+
+# --- images -----------------------------------------------------------------------------------------------
+
+
+def _read_images(files: list[Path], size: int | None) -> NDArray[np.uint8]:
+    first = read_image(files[0], size)
+    images = np.empty((len(files), *first.shape), np.uint8)
+    for i, file in enumerate(files):
+        image = read_image(file, size)
+        if image.shape != first.shape or image.shape[0] != image.shape[1]:
+            raise DataError(f"{file}: not a square of the size of the first image; give a size to resize and crop")
+        images[i] = image
+    return images
+
+
+def read_image(file: Path, size: int | None = None) -> NDArray[np.uint8]:
+    """One image, upright and RGB: uint8 (H, W, 3); with `size` shrunk on the shorter side and cropped in the middle.
+
+    Raises DataError, with the file's name, for one that cannot be decoded or whose values have no known range.
+    """
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(file) as image:
+            image.load()
+            rgb = _rgb(ImageOps.exif_transpose(image), image.format)
+    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError ... for damaged files
+        raise DataError(f"{file}: cannot be read as an image ({error})") from error
+    if size is not None:
+        rgb = ImageOps.fit(rgb, (size, size), Image.Resampling.BILINEAR)
+    return np.asarray(rgb)
+
+
+def _rgb(image: Image.Image, kind: str | None) -> Image.Image:
+    """An image as 8 bits a channel. Pillow's own conversion clips deep greyscale to black and white: it is scaled."""
+    from PIL import Image
+
+    if image.mode == "F" or (image.mode == "I" and kind != "PNG"):  # a PNG's deep greyscale has 16 bits, always
+        raise ValueError(f"values of mode {image.mode} have no known range; save it with 8 or 16 bits a channel")
+    if image.mode not in DEEP:
+        return image.convert("RGB")
+    levels = np.asarray(image).astype(np.float64)
+    return Image.fromarray((levels / 257).round().astype(np.uint8)).convert("RGB")  # 65535 / 255 = 257
