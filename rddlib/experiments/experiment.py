@@ -13,7 +13,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -61,11 +61,19 @@ class Experiment(DistillSettings, EvaluateSettings):
     size: int | None = setting(None, "resize images to this many pixels a side", low=4)
     train_limit: int | None = setting(None, "use this many training images, the same number of each class", low=1)
     test_limit: int | None = setting(None, "use this many test images, the same number of each class", low=1)
+    set_sha256: str | None = setting(
+        None,
+        "content of a set that was distilled elsewhere, where method is foreign; `rddlib evaluate FILE` fills it in",
+    )
     scale: str = setting("paper", "which preset the settings came from", choices=SCALES)
 
     def __post_init__(self) -> None:
         DistillSettings.__post_init__(self)
         EvaluateSettings.__post_init__(self)
+        if (self.method == "foreign") != (self.set_sha256 is not None):
+            raise SettingError(
+                "set_sha256", self.set_sha256, "filled in by `rddlib evaluate FILE`, for foreign sets only"
+            )
 
     @property
     def key(self) -> str:
@@ -94,7 +102,7 @@ class Experiment(DistillSettings, EvaluateSettings):
         if self.method in settings.LOOPED:
             return of_kip | fixed | self._idle_in_loop()
         used = {"method", "seed"} | ({"ipc"} if self.method != "full" else set())
-        used |= {"factor"} if self.method == "mix" else set()
+        used |= {"factor"} if self.method in ("mix", "foreign") else set()
         used |= of_kip if self.method == "kip" else set()
         return {f.name for f in dataclasses.fields(DistillSettings)} - used | fixed
 
@@ -156,17 +164,21 @@ def run(
     download: bool = False,
     group: str | None = None,
     progress: Progress | None = None,
+    given: SmallSet | None = None,
 ) -> Record:
     """The record of an experiment: the stored one if there is one, else made now and kept in `store`.
 
     A run that was killed goes on from its checkpoint. A second process that asks for the same key waits and gets the
-    same record. `group` names the folder under runs/ (default <dataset>_<scale>). Everything that can be refused is
+    same record. `group` names the folder under runs/ (default <dataset>_<scale>). `given` is the set that is judged
+    where the method is foreign (`foreign.judge`). Everything that can be refused is
     refused before any work: SettingError, DataError, StoreError.
     """
     check_device(device)
     if (found := store.find(experiment.key)) is not None:
         return found
     group = plain_name(group or f"{experiment.dataset.split(':')[0]}_{experiment.scale}")
+    if (given is None) == (experiment.method == "foreign"):
+        raise SettingError("method", experiment.method, "foreign where, and only where, a set from elsewhere is judged")
     store.check_writable()
     data = load_data(experiment, device, data_root, download)
     settings.check_fit(data, experiment)
@@ -178,7 +190,7 @@ def run(
     with store.lock(experiment.key):
         if (found := store.find(experiment.key)) is not None:
             return found
-        record = _make(experiment, data, store, progress or (lambda *_: None))
+        record = _make(experiment, data, store, progress or (lambda *_: None), given)
         store.add(record, group)
         store.finish(experiment.key)
     return record
@@ -221,10 +233,16 @@ def load_data(
     return datasets.load(e.dataset, root, device, e.size, e.train_limit, e.test_limit, download, held_out)
 
 
-def _make(experiment: Experiment, data: DataSet, store: Store, progress: Progress) -> Record:
+def _make(
+    experiment: Experiment, data: DataSet, store: Store, progress: Progress, given: SmallSet | None = None
+) -> Record:
     e, on_gpu = experiment, data.train_images.is_cuda
     clock, origin = Clock(store.work(e.key) / "clock.json"), provenance.of_now(on_gpu)
-    small = sets.distilled(data, e, e.set_key, store, progress) if e.set_key else sets.drawn(data, e)
+    if given is not None:
+        device = data.train_images.device
+        small = replace(given, images=given.images.to(device), labels=given.labels.to(device))
+    else:
+        small = sets.distilled(data, e, e.set_key, store, progress) if e.set_key else sets.drawn(data, e)
     with clock.part("evaluate"):
         metrics = _judge(e, data, small, store, clock, progress)
     if e.method == "kip" and small.made is not None:
@@ -250,7 +268,7 @@ def _judge(
         progress("evaluate", len(rows), experiment.eval_seeds, {"accuracy": rows[-1]["accuracy"]})
 
     folders = (repository_root() / "data" / "groups", store.root / "groups")  # the committed ones come first
-    factor = experiment.factor if experiment.method == "mix" else 1
+    factor = experiment.factor if experiment.method in ("mix", "foreign") else 1
     if small.made is not None:
         factor = small.made.factor  # that of the set: KIP's is 1, whatever the setting says
     return evaluate.evaluate(small.images, small.labels, data, experiment, experiment.seed, folders, done, note, factor)
