@@ -116,7 +116,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         print(f"{row[0]:<24} " + " ".join(f"{cell:>14}" for cell in row[1:]))
     for name, interval in nulls(records["this set"].metrics).items():
         print(f"{name} from chance alone, with groups of these sizes: {interval}")
-    print(f"record {experiment.key}")
+    print(f"record {records['this set'].key}")
 
 
 def _export(options: argparse.Namespace) -> None:
