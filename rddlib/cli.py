@@ -259,10 +259,13 @@ def describe(settings: dict[str, Any]) -> str:
 
 
 def summary(record: Record) -> str:
-    """One line: key, what was run, mean accuracy over evaluation seeds, seconds."""
-    accuracy = record.metrics["accuracy"]
-    return (f"{record.key}  {describe(record.experiment)}  accuracy {sum(accuracy) / len(accuracy):.2f} % "
-            f"({len(accuracy)} trainings)  {sum(record.seconds.values()):.0f} s")  # fmt: skip
+    """One line: key, what was run, mean accuracy over evaluation seeds, worst named group if any, seconds."""
+    accuracy, worst = record.metrics["accuracy"], record.metrics.get("known_min")
+    of_groups = f", worst group {sum(worst) / len(worst):.2f} %" if worst else ""
+    return (
+        f"{record.key}  {describe(record.experiment)}  accuracy {sum(accuracy) / len(accuracy):.2f} %{of_groups} "
+        f"({len(accuracy)} trainings)  {sum(record.seconds.values()):.0f} s"
+    )
 
 
 class Bars:
@@ -281,7 +284,8 @@ class Bars:
     def show(self, part: str, done: int, of: int, figures: dict[str, float]) -> None:
         """Move the bar of `part` to `done` of `of`."""
         if part not in self.bars:
-            self.bars[part] = tqdm(total=of, desc=part, unit="step", initial=done - 1)
+            # None: a pipe or a file gets no bar
+            self.bars[part] = tqdm(total=of, desc=part, unit="step", initial=done - 1, disable=None)
         self.bars[part].update(done - self.bars[part].n)
         self.bars[part].set_postfix({k: f"{v:.3g}" for k, v in figures.items()})
 

@@ -141,7 +141,7 @@ def _long(known: dict[str, Any]) -> dict[str, Any]:
             found |= {"eval_cutmix": 0.0, "eval_augment": "color_crop_cutout_scale_rotate"}
     if method == "idc" and name.startswith("imagenet"):
         ten_epochs = 10 * math.ceil(IMAGES_OF_TEN_CLASSES / 256)
-        found |= {"metric": "l1", "lr_image": 3e-3 * ipc / 10, "outer_steps": 500, "net_steps": 2,
+        found |= {"metric": "l1", "lr_image": round(3e-4 * ipc, 6), "outer_steps": 500, "net_steps": 2,
                   "net_start_steps": ten_epochs}  # fmt: skip
     if method == "dc":
         found |= {"start": "noise"}
