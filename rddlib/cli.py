@@ -1,4 +1,4 @@
-"""Command line: ``python -m rddlib run | show | list | grid | status | merge | prior``."""
+"""Command line: ``python -m rddlib run | show | list | grid | status | merge | prior | data | evaluate | export``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from typing import Any
 from tqdm import tqdm
 
 from . import __version__
+from . import commands as own_sets
 from .base import SettingError, allowed_values, check_device
+from .commands import reader
 from .data import dataset, looks
 from .data.sources import DataError
 from .distillation.glad.generator import GeneratorSettings
@@ -67,7 +69,7 @@ def parser() -> argparse.ArgumentParser:
     for name, meaning, default, allowed in fields():
         if name != "scale":
             option = f"--{name.replace('_', '-')}"
-            one.add_argument(option, type=_reader(name), metavar="VALUE", default=argparse.SUPPRESS,
+            one.add_argument(option, type=reader(name), metavar="VALUE", default=argparse.SUPPRESS,
                              help=f"{meaning}; {allowed}; paper scale: {default}".replace("%", "%%"))  # fmt: skip
     one.add_argument("--group", help="folder of the record under runs/ (default DATASET_SCALE)")
 
@@ -79,6 +81,7 @@ def parser() -> argparse.ArgumentParser:
     listing.add_argument("--group", default="*", help="only the records of this folder under runs/")
     many, status = _grid_parser(commands), _status_parser(commands)
     merging, prior = _merge_parser(commands), _prior_parser(commands)
+    own_sets.add(commands)
     for command in (one, many, prior):
         command.add_argument("--device", default="cpu", help="cpu, cuda, mps (default cpu); not part of the key")
         command.add_argument("--data-root", metavar="DIR", help="where data lies (default $RDD_DATA, else data/cache)")
@@ -123,33 +126,13 @@ def _prior_parser(commands: Any) -> argparse.ArgumentParser:
     prior.add_argument("--out", metavar="DIR", help="where it is kept (default priors/ of the store)")
     prior.add_argument("--replace", action="store_true", help="let go the one that is kept there under this name")
     for f in dataclasses.fields(GeneratorSettings):
-        prior.add_argument(f"--{f.name.replace('_', '-')}", type=_reader(f.name, GeneratorSettings), metavar="VALUE",
+        prior.add_argument(f"--{f.name.replace('_', '-')}", type=reader(f.name, GeneratorSettings), metavar="VALUE",
                            default=argparse.SUPPRESS, help=f"{f.metadata['meaning']}; {allowed_values(f)}; default "
                            f"{f.default}" + " (false for digits and svhn)" * (f.name == "flip"))  # fmt: skip
     for name, default in list(priors.JUDGE.items())[1:]:
         prior.add_argument(f"--score-{name}", type=int, metavar="N", default=default,
                            help=f"{name} of the classifier that scores (default {default})")  # fmt: skip
     return prior
-
-
-def _reader(name: str, settings: type = Experiment) -> Any:
-    """A function from the option's text to the field's type; what it cannot read it leaves to the field's check."""
-    kinds = str(next(f.type for f in dataclasses.fields(settings) if f.name == name)).split(" | ")
-
-    def read(text: str) -> Any:
-        if "bool" in kinds:
-            return {"true": True, "false": False}.get(text.lower(), text)
-        if "None" in kinds and "str" not in kinds and text.lower() == "none":
-            return None
-        for kind, convert in (("int", int), ("float", float)):
-            if kind in kinds:
-                try:
-                    return convert(text)
-                except ValueError:
-                    return text
-        return text
-
-    return read
 
 
 def _run(options: argparse.Namespace) -> None:

@@ -16,7 +16,7 @@ LIBRARY = Path(__file__).resolve().parent.parent / "rddlib"
 # whole files), `risk` and `stats`, which everybody may use; `cli` stands above all.
 FLOOR = ("base", "risk", "stats")
 ROOMS = ("theory", "data", "models", "distillation", "evaluation", "experiments", "analysis")
-ENTRY_POINTS = ("__init__", "__main__", "cli", "api")
+ENTRY_POINTS = ("__init__", "__main__", "cli", "commands", "api")
 THIRD_PARTY = {"torch", "numpy", "scipy", "pandas", "sklearn", "matplotlib", "mpl_toolkits", "PIL", "tqdm"}
 THIRD_PARTY |= {"safetensors"}
 THIRD_PARTY |= {"cycler"}  # a part of Matplotlib under its own name

@@ -20,7 +20,7 @@ from ..data.dataset import data_root
 from ..data.looks import base_name
 from ..data.sources import DataError
 from ..experiments import grid
-from ..experiments.experiment import MODES, Experiment, gather, run
+from ..experiments.experiment import MODES, Experiment, gather, identified, run
 from ..experiments.grid import Job, Ledger, Tally
 from ..experiments.records import Record, Store, StoreError
 from ..stats import Interval, mean_interval, minimum_null, paired_difference
@@ -232,7 +232,7 @@ def _chosen(name: str, scale: str, dataset: str) -> list[Job]:
     carried: dict[str, Job] = {}
     for job in (j for j in model if j.experiment.dataset == model[0].experiment.dataset):
         kept = {n: getattr(job.experiment, n) for n in KEPT} | small
-        own_job = Job(Experiment.preset(scale, dataset=other, **kept), job.value, job.arms, job.why)
+        own_job = Job(identified(Experiment.preset(scale, dataset=other, **kept)), job.value, job.arms, job.why)
         carried.setdefault(own_job.key, own_job)
     return list(carried.values())
 

@@ -42,6 +42,8 @@ def use_style() -> None:
 
 def arm(experiment: dict[str, Any]) -> str:
     """The name of an arm of a comparison, e.g. 'idc upper' or 'random images'."""
+    if experiment["method"] == "foreign":
+        return f"set {experiment['set_sha256'][:8]}"
     if experiment["method"] in ARM_NAMES:
         return ARM_NAMES[experiment["method"]]
     alone = experiment["risk"] == "control" and experiment["method"] in ("dc", "dsa", "dm", "kip")

@@ -170,7 +170,7 @@ def load(
             parts[f"{part}_groups"] = torch.from_numpy(arrays[f"{part}_groups"].astype(np.int64)[keep])
     mean, std = _statistics(name, parts["train_images"])
     found = DataSet(
-        name, mean=mean, std=std, source=source, sha256=content_hash(parts), **parts,
+        sources.label(name), mean=mean, std=std, source=source, sha256=content_hash(parts), **parts,
         classes=tuple(str(c) for c in arrays["classes"]), group_names=tuple(str(g) for g in arrays["group_names"]),
     ).to(device)  # fmt: skip
     return found if held_out is None else found.validation(held_out)

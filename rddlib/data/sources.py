@@ -107,9 +107,32 @@ def _hint(name: str, root: Path) -> str:
     return ""
 
 
+def own_path(name: str) -> Path | None:
+    """Where the user's own data lie, for a name like npz:PATH or folder:PATH; None for every other name."""
+    kind, _, path = name.partition(":")
+    return Path(path).expanduser() if kind in ("npz", "folder") and path else None
+
+
+def label(name: str) -> str:
+    """A data set's name as records and files bear it: of a path its last part alone, as in ``npz:pets.npz``."""
+    path = own_path(name)
+    return name if path is None else f"{name.partition(':')[0]}:{path_label(path)}"
+
+
+def stamp(path: Path) -> tuple[tuple[str, int, int], ...]:
+    """Names, sizes and times of the files at `path`, for telling cheaply that nothing has changed; () if none."""
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    found = []
+    for file in files:
+        if file.is_file():
+            about = file.stat()
+            found.append((str(file), about.st_size, about.st_mtime_ns))
+    return tuple(found)
+
+
 def path_label(path: Path) -> str:
     """How a source is named in records: the last part of its path, never the machine's folders."""
-    return path.name
+    return path.name if path.name not in ("", "..") else path.resolve().name
 
 
 def stratified(labels: NDArray[Any], share: float, rng: np.random.Generator) -> NDArray[np.bool_]:

@@ -54,7 +54,7 @@ PARTS = {
 }  # fmt: skip
 LOOPED = tuple(PARTS)  # distilled by the loop
 DISTILLED = (*LOOPED, "kip")
-METHODS = (*DISTILLED, "mix", "random", "first_n", "full")
+METHODS = (*DISTILLED, "mix", "random", "first_n", "full", "foreign")
 OVERRIDES = ("objective", "metric", "net_data", "image_step", "coordinates", "augment_rule", "prior")
 
 
@@ -65,7 +65,7 @@ class DistillSettings(KipSettings):
     method: str = setting(
         "idc",
         "how the set is made: distilled (idc, dc, dsa, dm, glad, kip), the start of idc, drawn images, the first of "
-        "each class, or all data",
+        "each class, all data, or elsewhere (foreign, see `rddlib evaluate`)",
         choices=METHODS,
     )
     risk: str = setting("control", "loss of the network step; control is cross-entropy alone", choices=RISKS)
@@ -243,7 +243,7 @@ def check_fit(data: DataSet, settings: DistillSettings) -> None:
     """Refuse settings that the data cannot serve, before any work."""
     smallest = int(data.train_labels.bincount(minlength=data.n_classes).min())
     tiles = settings.factor**2 if settings.method in (*LOOPED, "mix") else 1
-    if settings.method != "full" and (needed := settings.ipc * tiles) > smallest:
+    if settings.method not in ("full", "foreign") and (needed := settings.ipc * tiles) > smallest:
         raise SettingError(
             "ipc", settings.ipc, f"what a class can start from: {needed} real images are more than {smallest}"
         )

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import atexit
 import dataclasses
+import functools
 import json
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,10 @@ from ..base import (
     write_atomic,
 )
 from ..data import dataset as datasets
+from ..data import sources
 from ..data.dataset import DataSet
+from ..data.looks import base_name
+from ..data.sources import DataError
 from ..distillation import settings
 from ..distillation.kip import inducing_points
 from ..distillation.kip.inducing_points import KipSettings
@@ -61,11 +65,25 @@ class Experiment(DistillSettings, EvaluateSettings):
     size: int | None = setting(None, "resize images to this many pixels a side", low=4)
     train_limit: int | None = setting(None, "use this many training images, the same number of each class", low=1)
     test_limit: int | None = setting(None, "use this many test images, the same number of each class", low=1)
+    dataset_sha256: str | None = setting(
+        None,
+        "content of the user's own data (folder:PATH, npz:PATH), in the key instead of the path; a run fills it in",
+    )
+    set_sha256: str | None = setting(
+        None,
+        "content of a set that was distilled elsewhere, where method is foreign; `rddlib evaluate FILE` fills it in",
+    )
     scale: str = setting("paper", "which preset the settings came from", choices=SCALES)
 
     def __post_init__(self) -> None:
         DistillSettings.__post_init__(self)
         EvaluateSettings.__post_init__(self)
+        if self.dataset_sha256 is not None and sources.own_path(self.dataset) is None:
+            raise SettingError("dataset_sha256", self.dataset_sha256, "None for data sets that have a name")
+        if (self.method == "foreign") != (self.set_sha256 is not None):
+            raise SettingError(
+                "set_sha256", self.set_sha256, "filled in by `rddlib evaluate FILE`, for foreign sets only"
+            )
 
     @property
     def key(self) -> str:
@@ -77,12 +95,17 @@ class Experiment(DistillSettings, EvaluateSettings):
         """16 hex digits that name the distilled set, "" if there is none; other evaluations of it share it."""
         if self.method not in settings.DISTILLED:
             return ""
-        names = {f.name for f in dataclasses.fields(DistillSettings)} | {"dataset", "size", "train_limit"}
+        names = {f.name for f in dataclasses.fields(DistillSettings)} | {
+            "dataset",
+            "dataset_sha256",
+            "size",
+            "train_limit",
+        }
         matter = {name: value for name, value in self._matter().items() if name in names}
         return digest("set", json.dumps([matter, self.eval_part == "validation"], sort_keys=True))[:16]
 
     def _matter(self) -> dict[str, Any]:
-        idle = self.idle()
+        idle = self.idle() | ({"dataset"} if self.dataset_sha256 is not None else set())
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in idle}
         defaults = {f.name: f.default for f in dataclasses.fields(self)}
         return {name: value for name, value in values.items() if value != defaults[name]}
@@ -94,7 +117,7 @@ class Experiment(DistillSettings, EvaluateSettings):
         if self.method in settings.LOOPED:
             return of_kip | fixed | self._idle_in_loop()
         used = {"method", "seed"} | ({"ipc"} if self.method != "full" else set())
-        used |= {"factor"} if self.method == "mix" else set()
+        used |= {"factor"} if self.method in ("mix", "foreign") else set()
         used |= of_kip if self.method == "kip" else set()
         return {f.name for f in dataclasses.fields(DistillSettings)} - used | fixed
 
@@ -156,19 +179,29 @@ def run(
     download: bool = False,
     group: str | None = None,
     progress: Progress | None = None,
+    given: SmallSet | None = None,
 ) -> Record:
     """The record of an experiment: the stored one if there is one, else made now and kept in `store`.
 
     A run that was killed goes on from its checkpoint. A second process that asks for the same key waits and gets the
-    same record. `group` names the folder under runs/ (default <dataset>_<scale>). Everything that can be refused is
+    same record. `group` names the folder under runs/ (default <dataset>_<scale>). `given` is the set that is judged
+    where the method is foreign (`foreign.judge`). Everything that can be refused is
     refused before any work: SettingError, DataError, StoreError.
     """
     check_device(device)
+    data: DataSet | None = None
+    if experiment.dataset_sha256 is None and sources.own_path(experiment.dataset) is not None:
+        data = load_data(experiment, device, data_root, download)
+        experiment = replace(experiment, dataset_sha256=data.sha256)
     if (found := store.find(experiment.key)) is not None:
+        _check_same_data(found, experiment, data_root)
         return found
     group = plain_name(group or f"{experiment.dataset.split(':')[0]}_{experiment.scale}")
+    if (given is None) == (experiment.method == "foreign"):
+        raise SettingError("method", experiment.method, "foreign where, and only where, a set from elsewhere is judged")
     store.check_writable()
-    data = load_data(experiment, device, data_root, download)
+    if data is None:
+        data = load_data(experiment, device, data_root, download)
     settings.check_fit(data, experiment)
     if experiment.method == "kip":
         inducing_points.check_fit(data, experiment)
@@ -178,7 +211,7 @@ def run(
     with store.lock(experiment.key):
         if (found := store.find(experiment.key)) is not None:
             return found
-        record = _make(experiment, data, store, progress or (lambda *_: None))
+        record = _make(experiment, data, store, progress or (lambda *_: None), given)
         store.add(record, group)
         store.finish(experiment.key)
     return record
@@ -197,6 +230,7 @@ def gather(
     store = store or Store(_vanishing_folder() if mode == "live" else None)
     if mode != "load":
         return [run(e, store) for e in tqdm(experiments, desc="runs", disable=not progress)], store
+    experiments = [identified(e) for e in experiments]
     found = {e.key: store.find(e.key) for e in experiments}
     if absent := [key for key, record in found.items() if record is None]:
         raise StoreError(
@@ -218,19 +252,84 @@ def load_data(
     """The data an experiment asks for; with eval_part "validation" the test part is a tenth of the training part."""
     e = experiment
     held_out = 0.1 if e.eval_part == "validation" else None
-    return datasets.load(e.dataset, root, device, e.size, e.train_limit, e.test_limit, download, held_out)
+    data = datasets.load(e.dataset, root, device, e.size, e.train_limit, e.test_limit, download, held_out)
+    if e.dataset_sha256 not in (None, data.sha256):
+        here, planned = data.sha256[:12], e.dataset_sha256[:12]
+        raise DataError(f"{sources.label(e.dataset)}: these data have changed (sha256 {here}, not {planned})")
+    return data
 
 
-def _make(experiment: Experiment, data: DataSet, store: Store, progress: Progress) -> Record:
+# --- data known by their content --------------------------------------------------------------------------
+
+
+def identified(experiment: Experiment) -> Experiment:
+    """The experiment as `run` keeps it: the user's own data known by their content; unchanged where they are not here.
+
+    The data are read, once as long as no file of them changes. Sets that have a name keep their keys.
+    """
+    path = sources.own_path(experiment.dataset)
+    if path is None or experiment.dataset_sha256 is not None:
+        return experiment
+    try:
+        content = _content(_asked(experiment), sources.stamp(path))[0]
+    except DataError:
+        return experiment
+    return replace(experiment, dataset_sha256=content)
+
+
+def _asked(experiment: Experiment, root: str | Path | None = None) -> tuple[Any, ...]:
+    """What decides which images an experiment uses."""
+    e = experiment
+    return (e.dataset, str(datasets.data_root(root)), e.size, e.train_limit, e.test_limit, e.eval_part)
+
+
+@functools.lru_cache(maxsize=64)
+def _content(asked: tuple[Any, ...], _: tuple[Any, ...]) -> tuple[str, ...]:
+    """Hashes of the data as they are used and, where a part is held out, of the whole they were taken from."""
+    dataset, root, size, train_limit, test_limit, part = asked
+    data = datasets.load(dataset, root, "cpu", size, train_limit, test_limit)
+    return (data.validation(0.1).sha256, data.sha256) if part == "validation" else (data.sha256,)
+
+
+def _check_same_data(record: Record, experiment: Experiment, root: str | Path | None) -> None:
+    """Raise StoreError where a record found by its settings was made from other data than lie here under that name.
+
+    Nothing is said where no data are here (records are read without), and nothing of digits, which are embedded. Early
+    records of held-out parts carry the hash of the whole.
+    """
+    name = experiment.dataset
+    if base_name(name) == "digits" or experiment.dataset_sha256 is not None:
+        return
+    folder = datasets.data_root(root)
+    packs = [folder / f"{base_name(name)}{side}.npz" for side in ("", "128")]  # Imagenette's is called imagenette128
+    try:
+        here = _content(_asked(experiment, root), tuple(sources.stamp(pack) for pack in packs))
+    except (DataError, SettingError):
+        return
+    if record.data_sha256 not in here:
+        raise StoreError(
+            f"{record.key}: this record was made from other data called {name!r} (sha256 {record.data_sha256[:12]}) "
+            f"than lie here now ({here[0][:12]}). Give the data another name, or name another store"
+        )
+
+
+def _make(
+    experiment: Experiment, data: DataSet, store: Store, progress: Progress, given: SmallSet | None = None
+) -> Record:
     e, on_gpu = experiment, data.train_images.is_cuda
     clock, origin = Clock(store.work(e.key) / "clock.json"), provenance.of_now(on_gpu)
-    small = sets.distilled(data, e, e.set_key, store, progress) if e.set_key else sets.drawn(data, e)
+    if given is not None:
+        device = data.train_images.device
+        small = replace(given, images=given.images.to(device), labels=given.labels.to(device))
+    else:
+        small = sets.distilled(data, e, e.set_key, store, progress) if e.set_key else sets.drawn(data, e)
     with clock.part("evaluate"):
         metrics = _judge(e, data, small, store, clock, progress)
     if e.method == "kip" and small.made is not None:
         metrics["kernel_accuracy"] = [inducing_points.kernel_accuracy(small.made, data, e)]
+    told = dataclasses.asdict(e) | {"dataset": sources.label(e.dataset)}  # no folders of this machine
     return Record(
-        key=e.key, experiment=dataclasses.asdict(e), metrics=metrics, history=small.history, set_key=e.set_key,
+        key=e.key, experiment=told, metrics=metrics, history=small.history, set_key=e.set_key,
         seconds={"distill": small.wall, **clock.rounded("wall")}, data_sha256=data.sha256,
         cpu_seconds={"distill": small.cpu, **clock.rounded("cpu")}, created=datetime.now(UTC).strftime("%Y-%m-%d"),
         peak_memory_mb=provenance.peak_memory_mb(on_gpu), **origin,
@@ -250,7 +349,7 @@ def _judge(
         progress("evaluate", len(rows), experiment.eval_seeds, {"accuracy": rows[-1]["accuracy"]})
 
     folders = (repository_root() / "data" / "groups", store.root / "groups")  # the committed ones come first
-    factor = experiment.factor if experiment.method == "mix" else 1
+    factor = experiment.factor if experiment.method in ("mix", "foreign") else 1
     if small.made is not None:
         factor = small.made.factor  # that of the set: KIP's is 1, whatever the setting says
     return evaluate.evaluate(small.images, small.labels, data, experiment, experiment.seed, folders, done, note, factor)

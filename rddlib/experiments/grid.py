@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ..base import SettingError, repository_root
-from .experiment import Experiment
+from .experiment import Experiment, identified
 from .presets import SCALES
 from .records import Record, Store, StoreError
 from .validate import read_record
@@ -92,7 +92,8 @@ def jobs(grids: Iterable[str | Path], scale: str) -> list[Job]:
     if scale not in SCALES:
         raise SettingError("scale", scale, f"one of {', '.join(SCALES)}")
     merged: dict[str, Job] = {}
-    for job in itertools.chain.from_iterable(read(locate(g), scale) for g in grids):
+    for planned in itertools.chain.from_iterable(read(locate(g), scale) for g in grids):
+        job = dataclasses.replace(planned, experiment=identified(planned.experiment))
         first = merged.get(key := job.key, job)
         arms = tuple(dict.fromkeys(first.arms + job.arms))
         merged[key] = dataclasses.replace(first, value=max(first.value, job.value), arms=arms)

@@ -121,7 +121,7 @@ def _published_updates(known: dict[str, Any]) -> int:
     GLaD: 1,000 epochs of batches of 256, 300 without augmentation (DC).
     """
     method, recipe = known.get("method", "idc"), known.get("eval_recipe", "idc")
-    tiles = known.get("factor", 2) ** 2 if method in ("idc", "mix") else 1
+    tiles = known.get("factor", 2) ** 2 if method in ("idc", "mix", "foreign") else 1
     decoded: int = known.get("ipc", 10) * tiles
     epochs = 1000
     if recipe == "idc" and known["dataset"].startswith("imagenet"):

@@ -1,0 +1,86 @@
+"""A data set at a glance: how many images each class has, what can be distilled from them, and a sheet of samples."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..base import write_atomic
+from .dataset import DataSet
+
+MARGIN = 2  # white pixels around each image of a sheet
+LEAST_SIDE = 32  # smaller images are enlarged on a sheet, each pixel to a square
+FACTORS = (1, 2, 3)  # tiles a side of a stored image
+
+
+def lines(data: DataSet) -> list[str]:
+    """What there is to know before distilling: classes, sizes, groups, the smallest class, the most images a class."""
+    channels, height, width = data.shape
+    colours = "grey" if channels == 1 else "RGB"
+    counts = {part: labels.bincount(minlength=data.n_classes).tolist() for part, labels in _labels(data).items()}
+    found = [
+        f"{data.name}: {data.n_classes} classes, {height} x {width} pixels, {colours} ({data.source})",
+        f"{'class':<24} {'train':>7} {'test':>7}",
+    ]
+    for name, train, test in zip(data.classes, counts["train"], counts["test"], strict=True):
+        found.append(f"{name:<24} {train:>7} {test:>7}")
+    found.append(f"{'all':<24} {len(data.train_labels):>7} {len(data.test_labels):>7}")
+    found += _group_lines(data)
+    least = min(counts["train"])
+    most = ", ".join(f"{least // factor**2} at factor {factor}" for factor in FACTORS)
+    smallest = data.classes[counts["train"].index(least)]
+    found.append(f"smallest class: {smallest!r} with {least} training images; largest ipc: {most}")
+    if untested := [name for name, n in zip(data.classes, counts["test"], strict=True) if n == 0]:
+        found.append(f"without test images: {', '.join(untested)}")
+    found.append(f"sha256 {data.sha256}")
+    return found
+
+
+def _labels(data: DataSet) -> dict[str, Tensor]:
+    return {"train": data.train_labels, "test": data.test_labels}
+
+
+def _group_lines(data: DataSet) -> list[str]:
+    """Sizes of the known groups in each part; a part without groups has none."""
+    if not data.group_names:
+        return []
+    found = [f"{'group':<24} {'train':>7} {'test':>7}"]
+    parts = [
+        [0] * len(data.group_names) if groups is None else groups.bincount(minlength=len(data.group_names)).tolist()
+        for groups in (data.train_groups, data.test_groups)
+    ]
+    for name, train, test in zip(data.group_names, *parts, strict=True):
+        found.append(f"{name:<24} {train:>7} {test:>7}")
+    return found
+
+
+def samples(data: DataSet, columns: int = 10) -> Tensor:
+    """The first training images of each class: uint8 (n_classes, columns, C, H, W), white where a class has fewer."""
+    found = torch.full((data.n_classes, columns, *data.shape), 255, dtype=torch.uint8)
+    for label in range(data.n_classes):
+        own = data.train_images[data.train_labels == label][:columns].cpu()
+        found[label, : len(own)] = own
+    return found
+
+
+def sheet(images: Tensor, path: str | Path) -> Path:
+    """Write a table of images, uint8 (rows, columns, C, H, W) with C 1 or 3, as one PNG; whole or not at all."""
+    from PIL import Image
+
+    rows, columns, channels, height, width = images.shape
+    scale = max(1, LEAST_SIDE // height)
+    big = images.repeat_interleave(scale, 3).repeat_interleave(scale, 4)
+    tall, wide = height * scale + MARGIN, width * scale + MARGIN
+    canvas = np.full((rows * tall + MARGIN, columns * wide + MARGIN, channels), 255, np.uint8)
+    for row in range(rows):
+        for column in range(columns):
+            top, left = MARGIN + row * tall, MARGIN + column * wide
+            cell = big[row, column].permute(1, 2, 0).cpu().numpy()
+            canvas[top : top + height * scale, left : left + width * scale] = cell
+    buffer = io.BytesIO()
+    Image.fromarray(canvas.squeeze(2) if channels == 1 else canvas).save(buffer, "PNG")
+    return write_atomic(path, buffer.getvalue())

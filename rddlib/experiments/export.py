@@ -1,0 +1,83 @@
+"""A distilled set in the forms that other tools read: class folders of PNGs, one picture, or a pair of tensors."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..base import SettingError, write_atomic
+from ..data.summary import sheet
+from ..distillation import synthetic
+from ..distillation.synthetic import SyntheticSet
+from .records import Store, StoreError
+
+
+def stored_set(store: Store, key: str) -> SyntheticSet:
+    """The distilled set of the record whose key begins with `key`. Raises StoreError where there is none."""
+    record = store.match(key)
+    path = store.distilled(record.set_key or record.key)
+    if not path.is_file():
+        method = record.experiment["method"]
+        why = "is not here" if record.set_key else f"was never kept: its method is {method}, which distils nothing"
+        raise StoreError(f"{record.key}: the set of this record {why}")
+    return synthetic.read(path)
+
+
+def images_of(found: SyntheticSet, stored: bool = False) -> tuple[Tensor, Tensor]:
+    """Images (N, C, H, W) in [0, 1] and labels (N,), class by class: as one trains on them, or as `stored`."""
+    return (found.images, found.labels) if stored else found.decoded()
+
+
+def as_png(found: SyntheticSet, folder: str | Path, stored: bool = False) -> int:
+    """Write FOLDER/<number of the class>/<number>.png; the number of images. Refuses a folder that holds anything.
+
+    Tiles that were enlarged in decoding are rounded to 8 bits. `foreign.read` reads the folder back.
+    """
+    from PIL import Image
+
+    folder = Path(folder).expanduser()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise SettingError("png", folder.name, "a folder that is new or empty")
+    images, labels = images_of(found, stored)
+    numbers = [0] * (int(labels.max()) + 1)
+    for image, label in zip(_eight_bits(images), labels.tolist(), strict=True):
+        pixels = image.permute(1, 2, 0).numpy()
+        buffer = io.BytesIO()
+        Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels).save(buffer, "PNG")
+        write_atomic(folder / str(label) / f"{numbers[label]:04d}.png", buffer.getvalue())
+        numbers[label] += 1
+    return len(images)
+
+
+def as_grid(found: SyntheticSet, file: str | Path, stored: bool = False) -> int:
+    """Write all images as one PNG, a row a class; the number of images."""
+    images, labels = images_of(found, stored)
+    n_classes = int(labels.max()) + 1
+    sheet(_eight_bits(images).unflatten(0, (n_classes, -1)), _new(file, "grid"))
+    return len(images)
+
+
+def as_tensors(found: SyntheticSet, file: str | Path, stored: bool = False) -> int:
+    """Write [images, labels] with torch.save: float32 (N, C, H, W) in [0, 1] and int64 (N,); the number of images.
+
+    ``images, labels = torch.load(FILE, weights_only=True)`` reads it. It is the layout of IDC's data.pt.
+    """
+    images, labels = images_of(found, stored)
+    buffer = io.BytesIO()
+    torch.save([images.clone(), labels.clone()], buffer)
+    write_atomic(_new(file, "pt"), buffer.getvalue())
+    return len(images)
+
+
+def _new(file: str | Path, option: str) -> Path:
+    file = Path(file).expanduser()
+    if file.exists():
+        raise SettingError(option, file.name, "a file that is not there yet")
+    return file
+
+
+def _eight_bits(images: Tensor) -> Tensor:
+    return (images * 255).round().clamp(0, 255).to(torch.uint8)
