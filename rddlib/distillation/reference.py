@@ -25,7 +25,13 @@ from .settings import DistillSettings
 from .synthetic import SyntheticSet
 
 
-def outer_step(data: DataSet, s: DistillSettings, S: Tensor, velocity: Tensor, outer: int = 0) -> tuple[Tensor, Tensor]:
+def outer_step(
+    data: DataSet,
+    s: DistillSettings,
+    S: Tensor,
+    velocity: Tensor,
+    outer: int = 0,
+) -> tuple[Tensor, Tensor]:
     """S and its momentum after one outer step: a new network, then
     `inner_steps` times a step of the images and training of the network.
 
@@ -47,7 +53,14 @@ def outer_step(data: DataSet, s: DistillSettings, S: Tensor, velocity: Tensor, o
 class Step:
     """The moving parts of one outer step."""
 
-    def __init__(self, data: DataSet, s: DistillSettings, S: Tensor, v: Tensor, outer: int) -> None:
+    def __init__(
+        self,
+        data: DataSet,
+        s: DistillSettings,
+        S: Tensor,
+        v: Tensor,
+        outer: int,
+    ) -> None:
         self.data, self.s, self.parts = data, s, s.parts()
         self.S, self.velocity = S, v
         self.draw = {n: generator(s.seed, "outer", outer, n) for n in STREAMS}
@@ -70,10 +83,10 @@ class Step:
             self.rate *= torch.tensor(data.std).to(S).view(-1, 1, 1) ** 2
         self.centres = self.choose_centres()
 
-    # --- the images: matching --------------------------------------------------
+    # --- the images: matching ----------------------------------------------
 
     def move_images(self) -> None:
-        """One step of each class's images down the distance to its real batch."""
+        """One step of each class's images down the distance to a real batch."""
         before, gradients = self.S, torch.zeros_like(self.S)
         for k in range(self.data.n_classes):
             gradients[k] = self.matching_gradient(k, before)
@@ -86,7 +99,7 @@ class Step:
             self.S = self.S - self.rate * self.velocity
 
     def matching_gradient(self, k: int, before: Tensor) -> Tensor:
-        """Gradient, at the images of class k, of the distance to a real batch."""
+        """Gradient, at class k's images, of the distance to a real batch."""
         s, data = self.s, self.data
         members = (data.train_labels == k).nonzero().flatten()
         order = torch.randperm(len(members), generator=self.draw["real"])
@@ -112,7 +125,12 @@ class Step:
             gradient = gradient / gradient.square().mean().sqrt()
         return gradient
 
-    def statistic(self, x: Tensor, y: Tensor, c: Tensor | None = None) -> list[Tensor]:
+    def statistic(
+        self,
+        x: Tensor,
+        y: Tensor,
+        c: Tensor | None = None,
+    ) -> list[Tensor]:
         """What is matched: the loss's gradient, or (DM) a mean feature."""
         if self.parts.objective == "mean":
             return [self.theta.embed(x).mean(0)]  # type: ignore[operator]
@@ -120,7 +138,7 @@ class Step:
         loss = F_.mean()
         if c is not None:
             loss = self.robust(F_, c) / (1 + self.s.average + self.s.worst)
-        axes = 2 if self.parts.metric == "dc" else 4  # all matrices; convolutions
+        axes = 2 if self.parts.metric == "dc" else 4  # matrices; convolutions
         matched = [p for p in self.theta.parameters() if p.ndim >= axes]
         return list(torch.autograd.grad(loss, matched, create_graph=True))
 
@@ -140,10 +158,10 @@ class Step:
                 total = total + (1 - (a * b).sum(1) / norms).sum()
         return total
 
-    # --- the network: where the paper's term stands ----------------------------
+    # --- the network: where the paper's term stands ------------------------
 
     def train_network(self) -> None:
-        """One update of theta on augmented images, with the term where it is on."""
+        """One update of theta on augmented images, with the term if it is on."""
         s = self.s
         x, y = self.network_batch()
         stream, rule = self.draw["net augment"], self.parts.augment_rule
@@ -164,7 +182,7 @@ class Step:
         self.sgd.step()
 
     def network_batch(self) -> tuple[Tensor, Tensor]:
-        """Real images (IDC), or the synthetic ones as they are now (DC, DSA)."""
+        """Real images (IDC), or the synthetic ones as they now are (DC, DSA)."""
         data, stream = self.data, self.draw["net batch"]
         if self.parts.net_data == "real":
             n = len(data.train_labels)
