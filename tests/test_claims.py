@@ -359,6 +359,14 @@ def test_contrasts_take_signs_weights_and_two_metrics(tmp_path: Path) -> None:
     assert verdicts.judge([row], made, Named(3))[0].verdict == "no runs"
 
 
+def test_the_worst_group_is_the_smallest_of_the_means_over_trainings() -> None:
+    groups = [[40.0, 30.0, None], [20.0, 50.0, None]]
+    record = unmade({}, {"cluster_min": [30.0, 20.0], "cluster_accuracy": groups, "accuracy": [45.0, 45.0]})
+    assert claims.value(record, "cluster_min", {}) == 30.0  # of 30, 40 and a group without images
+    assert claims.value(record, "cluster_min-accuracy", {}) == -15.0
+    assert claims.value(unmade({}, {"cluster_min": [30.0, 20.0]}), "cluster_min", {}) == 25.0
+
+
 def test_a_row_that_refers_to_others_counts_their_comparisons(tmp_path: Path) -> None:
     proof = {"rule": "proof", "test": "contradicted tests/test_a.py::test_b", "margin": "", "why": "see there"}
     rows = claims.read(written(
