@@ -11,6 +11,7 @@ weights_only, arrays without pickle.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .. import files
 from ..base import DataError, SettingError, digest
 from ..data import folders
 from ..data.dataset import DataSet
@@ -131,9 +133,9 @@ def _folder(path: Path, data: DataSet) -> _Raw:
 def _npz(path: Path) -> _Raw:
     """Our own file, known by its entries ipc and factor, or images and labels alone."""
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as pack:
-            names = set(pack.files)
-            arrays = {name: pack[name] for name in ("images", "labels") if name in names}
+        pack = files.arrays(files.read_plain(path, sys.maxsize))
+        names = set(pack)
+        arrays = {name: pack[name] for name in ("images", "labels") if name in names}
     except Exception as error:  # a damaged zip raises many kinds; all mean the same to the reader
         raise DataError(f"{path}: cannot be read as an .npz of plain arrays ({error})") from error
     if len(arrays) < 2:

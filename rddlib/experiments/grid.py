@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import math
 import statistics
 import tomllib
 from collections.abc import Collection, Iterable, Sequence
@@ -28,6 +29,7 @@ from .validate import read_record
 STATES = ("done", "stale", "missing", "failed")
 TOP_KEYS = ("title", "common", "scale", "arm")
 ARM_KEYS = ("name", "why", "value", "scales", "scale")
+MOST_RUNS = 10_000  # of one arm
 FIELDS = tuple(f.name for f in dataclasses.fields(Experiment) if f.name != "scale")
 
 # What makes two runs cost the same, from "all of this" to "the scale alone": the first that any record meets is used.
@@ -104,7 +106,7 @@ def read(path: Path, scale: str) -> list[Job]:
     """The jobs of one file at a scale, in the file's order, duplicates included."""
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise SettingError("grid", str(path), f"a file in TOML; this one cannot be read ({error})") from error
     _only(raw, TOP_KEYS, f"{path}")
     arms = raw.get("arm")
@@ -148,6 +150,8 @@ def _crossed(settings: dict[str, Any], where: str) -> list[dict[str, Any]]:
     for name, values in lists.items():
         if not values or any(isinstance(v, list | dict) for v in values):
             raise SettingError(f"{where}: {name}", settings[name], "a value or a list of at least one value")
+    if (count := math.prod(map(len, lists.values()))) > MOST_RUNS:
+        raise SettingError(f"{where}: lists", f"{count} runs", f"lists whose product is at most {MOST_RUNS}")
     return [dict(zip(lists, combined, strict=True)) for combined in itertools.product(*lists.values())]
 
 

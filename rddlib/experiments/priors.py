@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from .. import files
 from ..base import SettingError, digest, write_atomic
 from ..data.dataset import DataSet
 from ..distillation.glad import training
@@ -62,7 +63,7 @@ def _make(
 ) -> dict[str, Any]:
     """Train, keep, score, keep: it is kept before it is scored, for scoring may be cut short."""
     on_gpu, history = data.train_images.is_cuda, list[dict[str, float]]()
-    clock = Clock(work / "clock.json")
+    clock = Clock(work / "clock.json", digest(work.name, str(provenance.RESULTS)))
     about: dict[str, Any] = {
         "device": provenance.describe_device(on_gpu), "versions": provenance.versions(), "commit": provenance.commit(),
         "results": provenance.RESULTS,
@@ -106,7 +107,7 @@ def _kept(folder: Path, data: DataSet, settings: GeneratorSettings, replace: boo
     if replace or not file.is_file():
         return None
     try:
-        record = dict(json.loads(file.read_text()))
+        record = files.from_json(files.read_plain(file))
         same = (record["settings"], record["data_sha256"]) == (asdict(settings), data.sha256)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StoreError(f"{file}: damaged record ({error}). It is left as it is; --replace lets it go") from error
