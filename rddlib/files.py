@@ -52,7 +52,7 @@ def read_plain(path: str | Path, most: int = LARGEST, follow: bool = True) -> by
             raise ValueError("it is not a plain file")
         if found.st_size > most:
             raise ValueError(f"it is too large ({found.st_size} bytes)")
-        return file.read(most)
+        return file.read(found.st_size)
 
 
 # --- JSON -------------------------------------------------------------------------------------------------
@@ -148,10 +148,12 @@ def state_json(path: str | Path, of: str) -> dict[str, Any] | None:
     if not Path(path).exists():
         return None
     try:
-        content = from_json(read_plain(path))
+        raw = read_plain(path)
+        content = from_json(raw)
     except (OSError, ValueError) as error:
         raise damaged(path, error) from error
-    return content if _same(path, content.get("of"), of) else None
+    found = content.get("of") if b'"checksum": ' in raw else None
+    return content if _same(path, found, of) else None
 
 
 def damaged(path: str | Path, error: Exception) -> DataError:

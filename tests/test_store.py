@@ -43,9 +43,8 @@ def test_a_record_comes_back_as_it_was(tmp_path: Path) -> None:
     store = Store(tmp_path)
     file = store.add(RECORD, "toys")
     assert file == tmp_path / "runs" / "toys" / f"{RECORD.key}.json"
-    assert store.find(RECORD.key) == store.match(RECORD.key[:4]) == RECORD and store.records() == store.records("toys") == [
-        RECORD
-    ]
+    assert store.find(RECORD.key) == store.match(RECORD.key[:4]) == RECORD
+    assert store.records() == store.records("toys") == [RECORD]
     assert store.find("f" * 16) is None and store.records("other") == []
     assert file.read_text() == RECORD.to_json() and json.loads(file.read_text())["metrics"] == {"accuracy": [50.0]}
 

@@ -28,8 +28,8 @@ class SyntheticSet:
     """Distilled images (n_classes * ipc, C, H, W) in [0, 1], class by class, and how they are decoded.
 
     `factor` f: each stored image holds f x f tiles, each enlarged to full size: f**2 training images from one.
-    `targets` (n_classes * ipc, n_classes) float: learned labels, where the method has them (KIP). `prior_sha256`: hash of
-    the generator whose codes were optimised (GLaD), "" without one.
+    `targets` (n_classes * ipc, n_classes) float: learned labels, where the method has them (KIP). `prior_sha256`: hash
+    of the generator whose codes were optimised (GLaD), "" without one.
     """
 
     images: Tensor

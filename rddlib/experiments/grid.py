@@ -20,6 +20,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from .. import files
 from ..base import SettingError, repository_root
 from .experiment import Experiment, identified
 from .presets import SCALES
@@ -244,7 +245,7 @@ def failure_file(store: Store, key: str) -> Path:
 def failure(store: Store, key: str) -> str:
     """The error of a key's last run, '' if it did not fail."""
     try:
-        return str(json.loads(failure_file(store, key).read_text())["error"])
+        return str(json.loads(files.read_plain(failure_file(store, key)))["error"])
     except FileNotFoundError:
         return ""
     except (OSError, ValueError, KeyError, TypeError):

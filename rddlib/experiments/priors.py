@@ -20,7 +20,7 @@ from ..distillation.glad import training
 from ..distillation.glad.generator import Generator, GeneratorSettings
 from . import provenance
 from .provenance import Clock
-from .records import Store, StoreError, plain_name
+from .records import PROBE, Store, StoreError, plain_name
 from .sets import Progress
 
 JUDGE = {"seed": 0, "steps": 1000, "width": 64}  # the classifier that scores, where nothing else is asked for
@@ -127,7 +127,7 @@ def _difference(record: dict[str, Any], data: DataSet, settings: GeneratorSettin
 
 def _check_writable(folder: Path) -> None:
     try:
-        write_atomic(folder / ".probe", "").unlink()
+        write_atomic(folder / ".probe", bytes(PROBE)).unlink()
     except OSError as error:
         raise StoreError(f"{folder}: a generator cannot be written there ({error}). Name another with --out") from error
 

@@ -105,7 +105,7 @@ def _number(value: object, low: float = -math.inf, high: float = math.inf) -> bo
 
 
 def _all_finite(value: object) -> bool:
-    """Whether a metric consists of finite numbers, texts (hashes) and lists of them, None for a group without images."""
+    """Whether a metric consists of finite numbers, texts (hashes) and lists of them; an empty group has None."""
     if isinstance(value, list):
         return all(item is None or _all_finite(item) for item in value)
     return isinstance(value, str) or _number(value)

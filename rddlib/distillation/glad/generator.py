@@ -205,12 +205,14 @@ def save(path: str | Path, net: Generator, data: DataSet) -> Path:
     tensors = {name: tensor.detach().cpu().contiguous().half() for name, tensor in net.state_dict().items()}
     about = {"dataset": data.name, "data_sha256": data.sha256, "shape": list(net.shape), "n_classes": net.c_dim,
              "settings": asdict(net.settings)}  # fmt: skip
-    told = json.dumps(about, sort_keys=True)
-    return write_atomic(path, to_bytes(tensors, {"rddlib": told, "checksum": _checksum(told, tensors)}))
+    about["checksum"] = _checksum(about, tensors)
+    return write_atomic(path, to_bytes(tensors, {"rddlib": json.dumps(about, sort_keys=True)}))
 
 
-def _checksum(about: str, tensors: dict[str, Tensor]) -> str:
-    return digest(about, *(part for name in sorted(tensors) for part in (name, tensors[name])))
+def _checksum(about: dict[str, Any], tensors: dict[str, Tensor]) -> str:
+    """SHA-256 of the head and of the names and values of all tensors."""
+    parts = (part for name in sorted(tensors) for part in (name, tensors[name]))
+    return digest(json.dumps(about, sort_keys=True), *parts)
 
 
 def read(path: str | Path, data: DataSet | None = None, same_data: bool = True) -> Generator:
@@ -221,11 +223,11 @@ def read(path: str | Path, data: DataSet | None = None, same_data: bool = True) 
     """
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            head = file.metadata()
+            about = json.loads(file.metadata()["rddlib"])
             kept = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
-        if head.get("checksum", _checksum(head["rddlib"], kept)) != _checksum(head["rddlib"], kept):
+        checksum = about.pop("checksum", None)
+        if checksum not in (None, _checksum(about, kept)):
             raise ValueError("its checksum does not fit its content")
-        about = json.loads(head["rddlib"])
         tensors = {name: tensor.float() for name, tensor in kept.items()}
         with torch.device("meta"):
             net = Generator(GeneratorSettings(**about["settings"]), tuple(about["shape"]), about["n_classes"])

@@ -14,7 +14,9 @@ image to norm one before whitening; that cannot be undone, so it is not done her
 from __future__ import annotations
 
 import copy
+import dataclasses
 import io
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -278,7 +280,8 @@ def storage(
 
 def origin(data: DataSet, settings: KipSettings) -> str:
     """64 hex digits of all that a checkpoint depends on: data, settings, and the results version."""
-    own = {name: getattr(settings, name) for name in ("ipc", "seed", *(f.name for f in fields(KipSettings)))}
+    names = ["ipc", "seed", *(field.name for field in dataclasses.fields(KipSettings))]
+    own = {name: getattr(settings, name) for name in names}
     return digest(json.dumps([RESULTS, data.sha256, own], sort_keys=True))
 
 
