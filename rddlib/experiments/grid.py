@@ -31,6 +31,7 @@ STATES = ("done", "stale", "missing", "failed")
 TOP_KEYS = ("title", "common", "scale", "arm")
 ARM_KEYS = ("name", "why", "value", "scales", "scale")
 MOST_RUNS = 10_000  # of one arm
+LONGEST_LINE = 2_000  # the parser's time grows with the square of the dots in a name, its memory too
 FIELDS = tuple(f.name for f in dataclasses.fields(Experiment) if f.name != "scale")
 
 # What makes two runs cost the same, from "all of this" to "the scale alone": the first that any record meets is used.
@@ -106,7 +107,10 @@ def jobs(grids: Iterable[str | Path], scale: str) -> list[Job]:
 def read(path: Path, scale: str) -> list[Job]:
     """The jobs of one file at a scale, in the file's order, duplicates included."""
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        if max(map(len, text.splitlines()), default=0) > LONGEST_LINE:
+            raise ValueError(f"a line of more than {LONGEST_LINE} characters")
+        raw = tomllib.loads(text)
     except (OSError, ValueError, RecursionError) as error:
         raise SettingError("grid", str(path), f"a file in TOML; this one cannot be read ({error})") from error
     _only(raw, TOP_KEYS, f"{path}")
