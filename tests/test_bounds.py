@@ -42,7 +42,7 @@ OPTIONS = [f"--{name.replace('_', '-')}={value}" for name, value in SETTINGS.ite
 # --- bounds -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("reader", [sources.read_npz, synthetic.read, synthetic.about, "foreign"])
+@pytest.mark.parametrize("reader", [sources.read_npz, synthetic.read, synthetic.about, "foreign", "tensors"])
 def test_archives_of_zeros_are_refused_before_they_are_unpacked(
     reader: Callable[[Path], Any] | str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -50,8 +50,10 @@ def test_archives_of_zeros_are_refused_before_they_are_unpacked(
     monkeypatch.setattr(files, "UNPACKED", 2**20)
     file, digits = tmp_path / "zeros.npz", dataset.load("digits", train_limit=50, test_limit=20)
     np.savez_compressed(file, images=np.zeros(2**23, np.uint8), labels=np.zeros(10))
+    if reader == "tensors":  # the archive of torch.save, packed again by somebody who means harm
+        file = file.rename(tmp_path / "zeros.pt")
     monkeypatch.setattr(np.lib.format, "read_array", lambda *_, **__: pytest.fail("was unpacked"))
-    with pytest.raises(DataError, match=r"zeros\.npz: .*too large when unpacked"):
+    with pytest.raises(DataError, match=r"zeros\.(npz|pt): .*too large when unpacked"):
         foreign.read(file, digits) if isinstance(reader, str) else reader(file)
 
 

@@ -398,7 +398,7 @@ def test_the_probe_of_a_store_writes_bytes(tmp_path: Path, monkeypatch: pytest.M
         monkeypatch.setattr(module, "write_atomic", write)
     Store(tmp_path).check_writable()
     priors._check_writable(tmp_path / "priors")
-    assert sizes == [2**20, 2**20] and not [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert sizes == [records.PROBE, records.PROBE] and not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 if __name__ == "__main__":

@@ -219,6 +219,11 @@ def with_setting(name: str, value: object) -> dict[str, bytes]:
     return changed("experiment", dataclasses.asdict(BASE) | {name: value})
 
 
+def without_setting(name: str) -> dict[str, bytes]:
+    """A setting that has its default may be absent and the key is the same; what names a run may not."""
+    return changed("experiment", {n: v for n, v in dataclasses.asdict(BASE).items() if n != name})
+
+
 @pytest.mark.parametrize(
     ("files_there", "words"),
     [
@@ -226,6 +231,7 @@ def with_setting(name: str, value: object) -> dict[str, bytes]:
         (with_setting("seed", 5), "settings have key"),
         (with_setting("alpha", 7.0), "alpha = 7.0"),
         (with_setting("surprise", 1), "surprise"),
+        (without_setting("method"), "settings do not say method"),
         (with_setting("ipc", [2]), "ipc"),
         (with_setting("dataset", "<script>"), "experiment holds a text that is not plain"),
         (changed("surprise", 1), "surprise"),

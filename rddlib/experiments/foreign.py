@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import sys
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -165,6 +166,9 @@ def _load(path: Path) -> Any:
         (_Unread, f"numpy.{name}") for name in ("dtype", "core.multiarray.scalar", "_core.multiarray.scalar")
     ]
     try:
+        if zipfile.is_zipfile(path):
+            with open(path, "rb") as archive:
+                files.check_unpacked(archive)
         with torch.serialization.safe_globals(unread):
             return torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:  # torch.load raises many kinds for a damaged file

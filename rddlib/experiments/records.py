@@ -84,7 +84,7 @@ def _read(path: Path) -> Record:
     return read_record(path)
 
 
-PROBE = 2**20  # bytes: about what a run leaves
+PROBE = 2**14  # bytes: more than a record takes, and several blocks of any disk
 
 
 class Store:

@@ -24,6 +24,7 @@ from .records import Record, StoreError
 LARGEST = {".json": 16 * 2**20, ".npz": files.LARGEST}  # bytes of a file, and of what a set holds when unpacked
 PLAIN = re.compile(r"[\w +,.:;/\\()=@#%-]{0,200}")  # no markup of HTML or Markdown, no control characters
 KINDS: dict[str, Any] = {"str": str, "int": int, "float": (int, float), "dict": dict, "list": list}
+NAMED = ("dataset", "method", "risk", "ipc", "factor", "seed", "scale", "eval_network")  # what any list of runs shows
 FAULTS = (ValueError, TypeError, KeyError, OverflowError, RecursionError, SettingError)
 
 
@@ -48,6 +49,8 @@ def check_record(raw: bytes, path: Path) -> Record:
         record = Record(**files.from_json(raw))
         _check_types(record)
         _check_numbers(record)
+        if absent := [name for name in NAMED if name not in record.experiment]:
+            raise ValueError(f"its settings do not say {absent[0]}")
         experiment = Experiment(**record.experiment)
     except FAULTS as error:
         raise StoreError(
