@@ -60,6 +60,7 @@ def read_plain(path: str | Path, most: int = LARGEST, follow: bool = True) -> by
 
 def to_json(content: dict[str, Any]) -> str:
     """JSON text with sorted keys, one line a field, `checksum` among them."""
+    content = json.loads(json.dumps(content))  # as it will be read: keys are texts then
     sealed = content | {"checksum": _checksum(content)}
     lines = [f" {json.dumps(k)}: {json.dumps(v, sort_keys=True)}" for k, v in sorted(sealed.items())]
     return "{\n" + ",\n".join(lines) + "\n}\n"

@@ -39,7 +39,7 @@ from rddlib.distillation.kip.kernels import Space
 from rddlib.distillation.loop import State
 from rddlib.distillation.synthetic import SyntheticSet
 from rddlib.evaluation import groups
-from rddlib.experiments import export, priors, records
+from rddlib.experiments import export, priors, provenance, records
 from rddlib.experiments.experiment import Experiment, run
 from rddlib.experiments.merge import merge
 from rddlib.experiments.provenance import Clock
@@ -178,6 +178,12 @@ def test_other_readers_pass_over_the_seal_and_entries_are_what_they_were(tmp_pat
         files.sealed(kinds["set"][0].read_bytes())
 
 
+def test_json_comes_back_whatever_its_keys_and_numbers() -> None:
+    content = {"b": {2: 1.5, 10: -0.0}, "a": [float("inf"), 1e300, None, "ä"], "c": {}}
+    assert files.from_json(files.to_json(content).encode()) == json.loads(json.dumps(content))
+    assert files.from_json(b'{"old": 1}') == {"old": 1}
+
+
 def test_files_from_before_there_were_checksums_are_read() -> None:
     """Those that are committed, by their bytes; the writer of today adds a checksum to what it reads there."""
     for path in (*sorted(ROOT.glob("data/distilled/*.npz"))[:5], *sorted(ROOT.glob("data/groups/*.npz"))[:2]):
@@ -286,6 +292,21 @@ def test_half_a_run_on_other_data_never_enters_a_record(
     assert record.metrics != run(e, Store(tmp_path / "other"), data_root=one).metrics
     assert "begins anew" in caplog.text
     assert sum(record.seconds.values()) < 60 and not list(store.root.glob("work/*/*"))
+
+
+def test_half_an_evaluation_by_other_code_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    e, trainings = tiny(method="random"), list[int]()
+
+    def stop(part: str, done: int, *_: Any) -> None:
+        trainings.append(done)
+        if len(trainings) == 1:
+            raise Stop
+
+    with pytest.raises(Stop):
+        run(e, Store(tmp_path), progress=stop)
+    monkeypatch.setattr(provenance, "RESULTS", base.RESULTS + 1)
+    run(e, Store(tmp_path), progress=stop)
+    assert e.eval_seeds == 2 and trainings == [1, 1, 2]
 
 
 # --- full disks -------------------------------------------------------------------------------------------
