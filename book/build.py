@@ -22,7 +22,17 @@ ROOT = Path(__file__).resolve().parent.parent
 QUICKSTART = Path("notebooks/00_quickstart.ipynb")
 TOP_FILES = ("_config.yml", "_toc.yml")
 PRINTED = ("rddlib/distillation/reference.py",)  # code that a page shows
-SCRIPTS = ("build.py", "equations.py", "performance.py", "verdicts.py", "costs.py")  # no pages
+SCRIPTS = (
+    "build.py",
+    "equations.py",
+    "performance.py",
+    "verdicts.py",
+    "costs.py",
+    "classroom.py",
+    "print_pdf.py",
+    "drawings.py",
+    "lessons",
+)  # no pages
 CELL, KEY = re.compile(r"(?<=<td>)[^<]*(?=</td>)"), re.compile(r"\b[0-9a-f]{8}(?:[0-9a-f]{8})?\b")
 ASSIGNED = re.compile(r"^(\w+) = (.*)$", re.MULTILINE)
 FRAGMENT = re.compile(r"^<!-- generated: (\w+) -->$", re.MULTILINE)
