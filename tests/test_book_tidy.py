@@ -64,3 +64,15 @@ def test_long_names_in_cells_break_after_a_joint_only() -> None:
     assert book_tidy.breakable(cell) == (
         '<td><span class="pre">test_<wbr>released_<wbr>gradient</span> <span class="pre">short_name</span></td>'
     )
+
+
+def test_a_page_says_how_it_is_run_and_what_there_is_to_download(tmp_path: Path) -> None:
+    here = book_tidy.offer(tmp_path, "notebooks/01_x", "")
+    assert '../_sources/notebooks/01_x.ipynb" download' in here and "make env" in here and "Colab" not in here
+    there = book_tidy.offer(tmp_path, "notebooks/01_x", "https://example.org/a/b")
+    assert "git clone --depth 1 https://example.org/a/b project" in there
+    assert book_tidy.offer(tmp_path, "book/index", "") == book_tidy.offer(tmp_path, "book/theory", "") == ""
+    (tmp_path / "book.pdf").write_bytes(bytes(2_000_000))
+    assert '../_static/book.pdf" download>The whole book as one PDF</a> (2 MB)' in book_tidy.offer(
+        tmp_path, "book/index", ""
+    )

@@ -4,13 +4,16 @@
 * the theme starts without a colour mode (an error on the console) instead of following the reader's system;
 * bibliographies carry the role "list" around items that are none for a screen reader;
 * intervals and counts in the cells of tables break in the middle where a column is narrow, and long names nowhere;
+* a page does not say how it is run, or that there is a PDF;
 * a table of pandas has a second header row for the name of its index, a column that only counts rows, and numbers
   that are not aligned.
 """
 
 from __future__ import annotations
 
+import html
 import re
+from pathlib import Path
 from typing import Any
 
 UNUSED_SCRIPTS = ("thebe", "require.min.js", "@jupyter-widgets")
@@ -20,6 +23,10 @@ FRAME = re.compile(r'<table border="1" class="dataframe">.*?</table>', re.DOTALL
 ROW = re.compile(r"<tr[^>]*>.*?</tr>", re.DOTALL)
 FIELD = re.compile(r"<(t[hd])(?=[ >])([^>]*)>(.*?)</t[hd]>", re.DOTALL)
 NUMBER = re.compile(r"[-+\N{MINUS SIGN}]?[\d.,]+( ?%)?(\s*\[[^]]*\])?|\d+ of \d+|-|")
+OFFERS = {
+    "book/index": ("book.pdf", "The whole book as one PDF"),
+    "book/teaching": ("class.zip", "Notebooks and slides for a class"),
+}
 COLUMN = 688  # pixels that a page 1280 pixels wide has for its text
 LONG_NAME = re.compile(r"(?<=[\w)])([_/.])(?=\w)")
 CODE_IN_CELL = re.compile(r'(?<=<span class="pre">)[^<\s]{16,}(?=</span>)')
@@ -105,6 +112,27 @@ def breakable(body: str) -> str:
     return re.sub(r"<td[^>]*>.*?</td>", cell, body, flags=re.DOTALL)
 
 
+def offer(folder: Path, pagename: str, address: str) -> str:
+    """A line below a page's title: what can be downloaded there, or how the page is run. '' for most pages.
+
+    folder: what lies beside the pages (`book/_static`); address: that of the repository, '' if it is not known.
+    """
+    name, words = OFFERS.get(pagename, ("", ""))
+    if name and (folder / name).is_file():
+        size = (folder / name).stat().st_size / 1e6
+        return f'<p class="offer"><a href="../_static/{name}" download>{words}</a> ({size:.0f} MB)</p>'
+    if not pagename.startswith("notebooks/"):
+        return ""
+    notebook = f'<a href="../_sources/{pagename}.ipynb" download>Download this notebook</a>'
+    if not address:
+        return f'<p class="offer">{notebook}. It needs the library: <code>make env</code> in the project\'s folder.</p>'
+    commands = f"!git clone --depth 1 {address} project\n!pip install -q -e project\n%cd project/notebooks"
+    return (
+        f'<p class="offer">{notebook}, or use the rocket above. On Colab, run this in a first cell:</p>'
+        f'<pre class="offer">{html.escape(commands)}</pre>'
+    )
+
+
 def tidy(app: Any, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:
     """Change what is handed to the template of one page."""
     context["default_mode"] = "auto"
@@ -112,6 +140,10 @@ def tidy(app: Any, pagename: str, templatename: str, context: dict[str, Any], do
     if "citation-list" in (body := context.get("body") or ""):
         for role in ROLES:
             body = body.replace(role, "")
+        context["body"] = body
+    folder = Path(app.srcdir) / "book" / "_static"
+    if added := offer(folder, pagename, getattr(app.config, "html_theme_options", {}).get("repository_url", "")):
+        body = body.replace("</h1>", f"</h1>\n{added}", 1)
         context["body"] = body
     if "<td" in body:
         body = FRAME.sub(frame, body)
