@@ -53,6 +53,8 @@ def test_the_best_rate_is_chosen_over_both_seeds_and_an_end_is_said() -> None:
     assert found.loc["upper, 10 groups"].tolist() == [0.005, 43, 4, False]
     inside = [run(v, lr_image=rate, seed=100) for rate, v in ((0.02, 45), (0.05, 48), (0.15, 44))]
     assert mechanism.chosen_rates(mechanism.rates(tidy(inside))).loc["control"].tolist() == [0.05, 48, 3, True]
+    equal = [run(v, lr_image=rate, seed=100) for rate, v in ((0.005, 48), (0.02, 48), (0.05, 44))]
+    assert mechanism.chosen_rates(mechanism.rates(tidy(equal))).loc["control"].tolist() == [0.02, 48, 3, True]
 
 
 def test_a_network_near_chance_is_not_one_that_learns() -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from ..experiments.experiment import Experiment
@@ -65,7 +66,8 @@ def chosen_rates(trials: pd.DataFrame) -> pd.DataFrame:
     """The rate of each arm: the largest mean accuracy among the rates that all of an arm's seeds have tried.
 
     `trials` as from `rates`. Columns: lr_image, value (mean accuracy), trials (rates tried), inside (whether the best
-    is neither the smallest nor the largest of them; at an end the grid has to be extended).
+    is neither the smallest nor the largest of them; at an end the grid has to be extended). Of rates with the same mean
+    one that lies inside is taken: equal neighbours have the best between them.
     """
     rows = {}
     for name, own in trials.groupby("arm"):
@@ -73,11 +75,12 @@ def chosen_rates(trials: pd.DataFrame) -> pd.DataFrame:
         if table.empty:
             continue
         means = table.mean(axis=1)
-        best = float(means.index[int(means.argmax())])
+        best = means.index[np.isclose(means, means.max(), atol=1e-9)]
+        inside = [rate for rate in best if means.index.min() < rate < means.index.max()]
         rows[name] = {
-            "lr_image": best,
+            "lr_image": float(inside[0] if inside else best[0]),
             "value": float(means.max()),
             "trials": len(means),
-            "inside": bool(means.index.min() < best < means.index.max()),
+            "inside": bool(inside),
         }
     return pd.DataFrame.from_dict(rows, orient="index", columns=["lr_image", "value", "trials", "inside"])
