@@ -199,3 +199,15 @@ def test_the_page_for_teachers_lists_every_exercise_once() -> None:
              if cell["cell_type"] == "markdown" for name in label.findall("".join(cell["source"]))]  # fmt: skip
     table = (ROOT / "book" / "teaching.md").read_text().split("## All exercises")[1].split("## Longer work")[0]
     assert sorted(re.findall(r"<([\w-]+)>`", table)) == sorted(there)
+
+
+def test_pages_and_the_page_for_teachers_agree_on_difficulty_and_minutes() -> None:
+    start = re.compile(r"```\{exercise(?:-start)?\}[^\n]*\n:label: (\S+)\n(?:```\n)?\*(\w+), (\d+) minutes\.\*")
+    on_pages = [found for path in NOTEBOOKS for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]
+                for found in start.findall("".join(cell["source"]))]  # fmt: skip
+    text = (ROOT / "book" / "teaching.md").read_text(encoding="utf-8")
+    listed = re.findall(r"<([\w-]+)>` \| (easy|medium|hard) \| (\d+) \|", text)
+    told = {label: (difficulty.lower(), minutes) for label, difficulty, minutes in on_pages}
+    # The exercise of "A fair test" is on a page that is being rewritten.
+    assert {label: (d, m) for label, d, m in listed if label in told or label != "fair-rate"} == told
+    assert len(listed) > 70

@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import html
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -142,7 +143,7 @@ def tidy(app: Any, pagename: str, templatename: str, context: dict[str, Any], do
             body = body.replace(role, "")
         context["body"] = body
     folder = Path(app.srcdir) / "book" / "_static"
-    if added := offer(folder, pagename, getattr(app.config, "html_theme_options", {}).get("repository_url", "")):
+    if added := offer(folder, pagename, os.environ.get("REPOSITORY_URL", "").rstrip("/")):
         body = body.replace("</h1>", f"</h1>\n{added}", 1)
         context["body"] = body
     if "<td" in body:

@@ -203,12 +203,13 @@ class Page:
         return found
 
     def missing(self) -> str:
-        """One sentence: how many runs are there of those planned."""
+        """How many runs are there of those planned, and why some could not be made."""
         done, of = len(self.records), len(self.jobs)
         if not of:
             return "No run of this page is planned at this scale."
         left = "All" if done == of else f"{done} of the"
-        return f"{left} {of} runs of this page are here" + ("." if done == of else "; the others are not run yet.")
+        said = f"{left} {of} runs of this page are here" + ("." if done == of else "; the others are not run yet.")
+        return said + "".join(f" Refused: {why}." for why in sorted(set(self.refused.values())))
 
 
 _NAMES = tuple(f.name for f in fields(Experiment))

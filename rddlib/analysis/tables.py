@@ -6,12 +6,13 @@ Every word about a result is made here from records, so that it changes with the
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
 from ..base import repository_root
@@ -265,6 +266,14 @@ def between(page: Page, lines: Sequence[Line], columns: Sequence[Column]) -> str
 
 
 # --- figures ----------------------------------------------------------------------------------------------
+
+
+def forest_figure(found: Iterable[Gap], label: str) -> None:
+    """Show a forest of the comparisons that have been run, as tall as they are many."""
+    run = [gap for gap in found if gap.ours is not None]
+    _, axes = plt.subplots(figsize=(7.4, 1.5 + 0.33 * max(len(run), 1)))
+    forest(axes, run, label)
+    plt.show()
 
 
 def forest(axes: Axes, found: Sequence[Gap], label: str = "difference (points)") -> None:
