@@ -208,6 +208,5 @@ def test_pages_and_the_page_for_teachers_agree_on_difficulty_and_minutes() -> No
     text = (ROOT / "book" / "teaching.md").read_text(encoding="utf-8")
     listed = re.findall(r"<([\w-]+)>` \| (easy|medium|hard) \| (\d+) \|", text)
     told = {label: (difficulty.lower(), minutes) for label, difficulty, minutes in on_pages}
-    # The exercise of "A fair test" is on a page that is being rewritten.
-    assert {label: (d, m) for label, d, m in listed if label in told or label != "fair-rate"} == told
+    assert {label: (d, m) for label, d, m in listed} == told
     assert len(listed) > 70
