@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -30,8 +30,7 @@ def distill(data: DataSet, scale: str = "smoke", **settings: Any) -> SyntheticSe
     SettingError for a setting that is unknown, out of range, or does not fit the data. For runs that are recorded and
     can be stopped and resumed use `run`.
     """
-    shaping = {f.name for f in fields(DistillSettings)}
-    if unknown := sorted(set(settings) - shaping):
+    if unknown := sorted(set(settings) - set(DistillSettings.declared())):
         raise SettingError(unknown[0], settings[unknown[0]], "a setting of the distillation")
     chosen = Experiment.preset(scale, **({"dataset": data.name} | settings))
     if chosen.method not in METHODS[:6]:

@@ -7,14 +7,15 @@ gradients to the images. Images are float, normalised, (N, C, H, W).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..base import SettingError, sent
+from ..base import SettingError, caught, sent
 
 # Strengths as published (IDC misc/augment.py).
 SCALE, ROTATE, CROP, CUTOUT = 1.2, 15.0, 0.125, 0.5
@@ -78,7 +79,15 @@ def operations(strategy: str) -> tuple[str, ...]:
     return names
 
 
-RULES = ("idc", "one")
+def misfits(settings: object, *names: str) -> Iterator[SettingError]:
+    """Each of the named settings that is no strategy."""
+    for name in names:
+        for error in caught(operations, getattr(settings, name)):
+            yield SettingError(name, error.value, error.allowed)
+
+
+Rule = Literal["idc", "one"]
+RULES = get_args(Rule)
 
 
 def draw(strategy: str, n: int, size: int, generator: torch.Generator, rule: str = "idc") -> Draw:

@@ -10,14 +10,14 @@ import io
 import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..base import SettingError, write_atomic
+from ..base import SettingError, digest, write_atomic
 from ..data.dataset import DataSet
 from ..data.sources import DataError
 from . import clusters
@@ -45,6 +45,12 @@ class SyntheticSet:
         """The same set on another device."""
         targets = None if self.targets is None else self.targets.to(device)
         return replace(self, images=self.images.to(device), targets=targets)
+
+    @property
+    def sha256(self) -> str:
+        """Content of the set as it is stored, in 256 levels."""
+        pixels = (self.images.detach().cpu() * 255).round().clamp(0, 255).to(torch.uint8)
+        return digest(f"{self.ipc} {self.factor}", pixels)
 
     def of_class(self, c: int) -> Tensor:
         """The stored images of class `c`: (ipc, C, H, W); a view."""
@@ -80,7 +86,8 @@ def encode(tiles: Tensor, factor: int) -> Tensor:
     return small.permute(0, 3, 1, 4, 2, 5).reshape(-1, c, th * factor, tw * factor)[:, :, :h, :w].contiguous()
 
 
-CHOICES = ("random", "greedy")
+Choice = Literal["random", "greedy"]
+CHOICES = get_args(Choice)
 
 
 def choose_centres(synthetic: SyntheticSet, most: int, how: str, generator: torch.Generator) -> Tensor:

@@ -50,8 +50,18 @@ def drawn(data: DataSet, settings: DistillSettings) -> SmallSet:
     return SmallSet(data.train_images[index], data.train_labels[index])
 
 
-def distilled(data: DataSet, settings: DistillSettings, key: str, store: Store, progress: Progress) -> SmallSet:
-    """The distilled set of `key`: the stored one if today's code made it, else made now, resuming where it was."""
+def distilled(
+    data: DataSet,
+    settings: DistillSettings,
+    key: str,
+    store: Store,
+    progress: Progress,
+    begun: SyntheticSet | None = None,
+) -> SmallSet:
+    """The distilled set of `key`: the stored one if today's code made it, else made now, resuming where it was.
+
+    `begun`: the set that it begins from, where the settings name one.
+    """
     with store.lock(key):
         if (found := _stored(store, key, data)) is not None:
             return found
@@ -66,7 +76,7 @@ def distilled(data: DataSet, settings: DistillSettings, key: str, store: Store, 
             progress("distill", done, steps, entry)
 
         with clock.part("distill"):
-            made, history = distill.distill(data, settings, store.work(key) / "state.pt", every, note)
+            made, history = distill.distill(data, settings, store.work(key) / "state.pt", every, note, begun)
         price = {kind: clock.rounded(kind)["distill"] for kind in ("wall", "cpu")}
         synthetic.save(
             store.distilled(key), synthetic.quantised(made), key=key, dataset=data.name, history=json.dumps(history),

@@ -11,7 +11,7 @@ import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +24,8 @@ from . import generator
 from .generator import Generator
 
 Codes = dict[str, Tensor]
-STARTS = ("latent", "mean", "project")
+Start = Literal["latent", "mean", "project"]
+STARTS = get_args(Start)
 CLIP = 10.0  # bound of the feature map at the start, as in GLaD
 MEAN_OF = 1000  # latents averaged by start "mean", as in GLaD
 
