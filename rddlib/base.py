@@ -86,12 +86,12 @@ class Settings:
         def __init__(self: Settings, **values: Any) -> None:
             misfits: list[SettingError] = []
             try:
-                validate(self, **{name: plain(value) for name, value in values.items()})  # type: ignore[call-arg]
+                validate(self, **{name: plain(value) for name, value in values.items()})
             except pydantic.ValidationError as error:
                 misfits = [cls.misfit(str(line["loc"][0]), line["input"]) for line in error.errors()]
             refuse(misfits or self.misfits())
 
-        cls.__init__ = __init__  # type: ignore[assignment]
+        cls.__init__ = __init__  # type: ignore[method-assign, assignment]
 
     def misfits(self) -> Iterator[SettingError]:
         """Settings that are right each for itself and do not go together."""
@@ -165,8 +165,8 @@ def allowed_values(field: FieldInfo) -> str:
     bounds = [
         f"{word} {getattr(m, name):g}" for m in field.metadata for name, word in limits.items() if hasattr(m, name)
     ]
-    words = []
-    for kind in _kinds(field):
+    words = [m for m in field.metadata if isinstance(m, str)]  # of a type that says itself what it takes
+    for kind in () if words else _kinds(field):
         if get_origin(kind) is Literal:
             words.append(f"one of {', '.join(map(str, get_args(kind)))}")
         elif kind in (int, float) and bounds:

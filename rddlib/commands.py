@@ -49,11 +49,13 @@ DataRoot = Annotated[
 Download = Annotated[bool, Parameter(group=ELSEWHERE, help="let torchvision download CIFAR-10 or SVHN")]
 
 
-def takes(settings: type[Settings], names: Sequence[str], first: Sequence[str] = ()) -> Callable[..., Any]:
+def takes(
+    settings: type[Settings], names: Sequence[str], first: Sequence[str] = (), defaults: bool = True
+) -> Callable[..., Any]:
     """Give a command one option a setting; it gets those that were named, as texts, in **settings.
 
     Those of `first` stand among the command's own options in its help, the others in groups, by the class that
-    declares them.
+    declares them. `defaults`: whether the help shows what a setting is where it is not named.
     """
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -63,8 +65,8 @@ def takes(settings: type[Settings], names: Sequence[str], first: Sequence[str] =
             return command(*words, **{name: value for name, value in options.items() if name not in unnamed})
 
         own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.kind != p.VAR_KEYWORD]
-        leading = [_option(settings, name, None) for name in first]
-        others = [_option(settings, name, _group(settings, name)) for name in names if name not in first]
+        leading = [_option(settings, name, defaults) for name in first]
+        others = [_option(settings, name, defaults, _group(settings, name)) for name in names if name not in first]
         together = sorted([*leading, *own, *others], key=lambda option: option.kind)
         named.__signature__ = inspect.Signature(together)  # type: ignore[attr-defined]
         return named
@@ -72,13 +74,17 @@ def takes(settings: type[Settings], names: Sequence[str], first: Sequence[str] =
     return decorate
 
 
-def _option(settings: type[Settings], name: str, group: Group | None) -> inspect.Parameter:
+def _option(settings: type[Settings], name: str, shown: bool, group: Group | None = None) -> inspect.Parameter:
     """The option of one setting: a text whose help is the setting's meaning, what it may be, and its default."""
     field = settings.declared()[name]
+
+    def default() -> Any:
+        return _defaults(tuple(cli.words))[name] if settings is Experiment else field.default
+
     about = Parameter(
         help=f"{field.description}; {allowed_values(field)}".removesuffix("; a text"),
         metavar="VALUE",
-        show_default=lambda _: _defaults(settings, tuple(cli.words)).get(name, field.default),  # type: ignore[arg-type]
+        show_default=(lambda _: default()) if shown else False,
     )
     kind: Any = Annotated[str | None, about]
     if group is not None:
@@ -93,15 +99,14 @@ def _group(settings: type[Settings], name: str) -> Group:
 
 
 @functools.lru_cache(maxsize=1)
-def _defaults(settings: Any, words: tuple[str, ...]) -> dict[str, Any]:
-    """The values that settings have where only these words are said: those of the chosen scale, data and method."""
+def _defaults(words: tuple[str, ...]) -> dict[str, Any]:
+    """The settings of an experiment where these words are said: those of the chosen scale, data and method."""
     said: dict[str, str] = {}
     for word, following in zip(words, (*words[1:], ""), strict=True):
         name, _, value = word.removeprefix("--").partition("=")
-        if name.replace("-", "_") in settings.declared():
-            said[name.replace("-", "_")] = value or following
-    if settings is not Experiment:
-        return {}
+        name = name.replace("-", "_")
+        if name in Experiment.declared():
+            said[name] = value or following
     try:
         return vars(Experiment.preset(**Experiment.checked(said, texts=True)))
     except SettingError:
@@ -202,27 +207,15 @@ def show(key: str, /, *, store: StoreDir = None) -> None:
 COLUMNS = ("dataset", "method", "risk", "ipc", "factor", "scale", "seed")
 
 
-def list_(
-    *,
-    group: str = "*",
-    dataset: str | None = None,
-    method: str | None = None,
-    risk: str | None = None,
-    ipc: str | None = None,
-    scale: str | None = None,
-    seed: str | None = None,
-    csv: bool = False,
-    store: StoreDir = None,
-) -> int:
-    """The records, one a line, sorted by their settings.
+@takes(Experiment, COLUMNS, first=COLUMNS, defaults=False)
+def list_(*, group: str = "*", csv: bool = False, store: StoreDir = None, **settings: str) -> int:
+    """The records, one a line, sorted by their settings; of those with the settings that are named.
 
     Args:
         group: only those of this folder under runs/
-        dataset: only those of this data set; so too method, risk, ipc, scale and seed
         csv: comma-separated, for a spreadsheet or pandas
     """
-    named = {"dataset": dataset, "method": method, "risk": risk, "ipc": ipc, "scale": scale, "seed": seed}
-    wanted = Experiment.checked({name: text for name, text in named.items() if text is not None}, texts=True)
+    wanted = Experiment.checked(settings, texts=True)
     rows: list[list[Any]] = []
     faults: list[StoreError] = []
     for path in Store(store).files(group):

@@ -7,15 +7,16 @@ gradients to the images. Images are float, normalised, (N, C, H, W).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import torch
 import torch.nn.functional as F
+from pydantic import AfterValidator
 from torch import Tensor
 
-from ..base import SettingError, caught, sent
+from ..base import SettingError, sent
 
 # Strengths as published (IDC misc/augment.py).
 SCALE, ROTATE, CROP, CUTOUT = 1.2, 15.0, 0.125, 0.5
@@ -79,13 +80,12 @@ def operations(strategy: str) -> tuple[str, ...]:
     return names
 
 
-def misfits(settings: object, *names: str) -> Iterator[SettingError]:
-    """Each of the named settings that is no strategy."""
-    for name in names:
-        for error in caught(operations, getattr(settings, name)):
-            yield SettingError(name, error.value, error.allowed)
+def _strategy(text: str) -> str:
+    operations(text)
+    return text
 
 
+Strategy = Annotated[str, AfterValidator(_strategy), f"'none' or names of {', '.join(OPERATIONS)} joined by _"]
 Rule = Literal["idc", "one"]
 RULES = get_args(Rule)
 

@@ -173,8 +173,8 @@ class DistillSettings(RiskSettings, KipSettings):
     net_steps: int = setting(8, "network updates after each image step", low=0)
     net_batch: int = setting(256, "images in one network update (the paper's 256)", low=1)
     lr_net: float = setting(0.01, "learning rate of the network", above=0)
-    match_augment: str = setting("color_crop_cutout", "augmentation shared by real and synthetic images")
-    net_augment: str = setting("color_crop", "augmentation of the network step")
+    match_augment: augment.Strategy = setting("color_crop_cutout", "augmentation shared by real and synthetic images")
+    net_augment: augment.Strategy = setting("color_crop", "augmentation of the network step")
     cutmix: float = setting(0.5, "probability of CutMix in the network step", low=0, high=1)
     precision: networks.Precision = setting(
         "float32", "arithmetic of the loop's networks; bfloat16: products alone, images and weights stay float32"
@@ -184,9 +184,8 @@ class DistillSettings(RiskSettings, KipSettings):
     )
 
     def misfits(self) -> Iterator[SettingError]:
-        """Strategies that are none, and settings that do not go together."""
+        """Settings that do not go together."""
         yield from super().misfits()
-        yield from augment.misfits(self, "match_augment", "net_augment")
         if self.method in LOOPED and self.where == "matching" and self.parts().objective != "gradient":
             yield SettingError("where", self.where, "'network' where feature means are matched: they have no loss")
         if self.method not in LOOPED and self.start_sha256 is not None:

@@ -38,7 +38,7 @@ class EvaluateSettings(Settings):
     eval_scale_steps: bool = setting(False, "as published: more updates where a set decodes to more batches a pass")
     eval_batch: int = setting(64, "images in one update", low=1)
     eval_lr: float = setting(0.01, "highest learning rate; the recipe says how it moves", above=0)
-    eval_augment: str = setting(
+    eval_augment: augment.Strategy = setting(
         "color_crop_flip_scale_rotate", "augmentation in training; no flip where digits are read"
     )
     eval_cutmix: float = setting(0.5, "probability of CutMix in training", low=0, high=1)
@@ -56,9 +56,8 @@ class EvaluateSettings(Settings):
     )
 
     def misfits(self) -> Iterator[SettingError]:
-        """A strategy that is none, and more audits than steps."""
+        """More audits than steps."""
         yield from super().misfits()
-        yield from augment.misfits(self, "eval_augment")
         if self.eval_audit > self.eval_steps:
             yield SettingError("eval_audit", self.eval_audit, f"at most eval_steps, {self.eval_steps}")
 
