@@ -36,9 +36,11 @@ from .experiments.records import Record, Store, StoreError
 from .experiments.validate import read_record
 from .experiments.workers import Scheduler, Where
 
-EVERYBODY = ("scale", "dataset", "method", "risk", "alpha", "ipc", "factor", "seed")  # first in the help of `run`
-FILLED_IN = ("dataset_sha256", "set_sha256", "start_sha256")  # by commands and runs, not by hand
-JUDGED = ("scale", "dataset", "size", "train_limit", "test_limit", "seed")  # and what begins with eval_
+# Settings that everybody needs come first in a help; those that commands and runs fill in are no options.
+EVERYBODY = ("scale", "dataset", "method", "risk", "alpha", "ipc", "factor", "seed")
+BY_HAND = [name for name in Experiment.declared() if not name.endswith("_sha256")]
+COLUMNS = ("dataset", "method", "risk", "ipc", "factor", "scale", "seed")  # of a list of records
+JUDGED = ("scale", "dataset", "size", "train_limit", "test_limit", "seed")  # what `evaluate` takes beside eval_*
 
 ELSEWHERE = Group("Where from, where to", sort_key=1)
 StoreDir = Annotated[str | None, Parameter(help="where records are kept (default: $RDD_STORE, else data/)")]
@@ -49,53 +51,45 @@ DataRoot = Annotated[
 Download = Annotated[bool, Parameter(group=ELSEWHERE, help="let torchvision download CIFAR-10 or SVHN")]
 
 
-def takes(
-    settings: type[Settings], names: Sequence[str], first: Sequence[str] = (), defaults: bool = True
-) -> Callable[..., Any]:
+def takes(settings: type[Settings], names: Sequence[str], defaults: bool = True) -> Callable[..., Any]:
     """Give a command one option a setting; it gets those that were named, as texts, in **settings.
 
-    Those of `first` stand among the command's own options in its help, the others in groups, by the class that
-    declares them. `defaults`: whether the help shows what a setting is where it is not named.
+    `defaults`: whether the help shows what a setting is where it is not named.
     """
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(command)
         def named(*words: Any, **options: Any) -> Any:
-            unnamed = {name for name in names if options.get(name) is None}
-            return command(*words, **{name: value for name, value in options.items() if name not in unnamed})
+            return command(*words, **{name: v for name, v in options.items() if name not in names or v is not None})
 
         own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.kind != p.VAR_KEYWORD]
-        leading = [_option(settings, name, defaults) for name in first]
-        others = [_option(settings, name, defaults, _group(settings, name)) for name in names if name not in first]
-        together = sorted([*leading, *own, *others], key=lambda option: option.kind)
-        named.__signature__ = inspect.Signature(together)  # type: ignore[attr-defined]
+        both = [*(_option(settings, name, defaults) for name in names), *own]
+        both.sort(key=lambda option: option.kind)  # those by position first
+        named.__signature__ = inspect.Signature(both)  # type: ignore[attr-defined]
         return named
 
     return decorate
 
 
-def _option(settings: type[Settings], name: str, shown: bool, group: Group | None = None) -> inspect.Parameter:
-    """The option of one setting: a text whose help is the setting's meaning, what it may be, and its default."""
-    field = settings.declared()[name]
+def _option(settings: type[Settings], name: str, shown: bool) -> inspect.Parameter:
+    """The option of one setting: a text, whose help is the setting's meaning, what it may be, and its default.
 
-    def default() -> Any:
+    Its group in the help is the title of the class that declares it.
+    """
+    field = settings.declared()[name]
+    owner = next(cls for cls in settings.__mro__ if name in vars(cls).get("__annotations__", {}))
+
+    def default(_: object) -> Any:
         return _defaults(tuple(cli.words))[name] if settings is Experiment else field.default
 
     about = Parameter(
         help=f"{field.description}; {allowed_values(field)}".removesuffix("; a text"),
         metavar="VALUE",
-        show_default=(lambda _: default()) if shown else False,
+        group="Parameters" if name in EVERYBODY else Group(getattr(owner, "title", "Settings"), sort_key=2),
+        show_default=default if shown else False,
     )
-    kind: Any = Annotated[str | None, about]
-    if group is not None:
-        kind = Annotated[kind, Parameter(group=group)]
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
-
-
-def _group(settings: type[Settings], name: str) -> Group:
-    """The group of a setting in the help: the title of the class that declares it."""
-    owner = next(cls for cls in settings.__mro__ if name in vars(cls).get("__annotations__", {}))
-    return Group(getattr(owner, "title", "Settings"), sort_key=2)
+    kind = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(name, kind, default=None, annotation=Annotated[str | None, about])
 
 
 @functools.lru_cache(maxsize=1)
@@ -116,7 +110,7 @@ def _defaults(words: tuple[str, ...]) -> dict[str, Any]:
 # --- one experiment, its record ---------------------------------------------------------------------------
 
 
-@takes(Experiment, [name for name in Experiment.declared() if name not in FILLED_IN], EVERYBODY)
+@takes(Experiment, [*EVERYBODY, *(name for name in BY_HAND if name not in EVERYBODY)])
 def run(
     *,
     device: Device = "cpu",
@@ -204,10 +198,7 @@ def show(key: str, /, *, store: StoreDir = None) -> None:
     print(Store(store).match(key).to_json(), end="")
 
 
-COLUMNS = ("dataset", "method", "risk", "ipc", "factor", "scale", "seed")
-
-
-@takes(Experiment, COLUMNS, first=COLUMNS, defaults=False)
+@takes(Experiment, COLUMNS, defaults=False)
 def list_(*, group: str = "*", csv: bool = False, store: StoreDir = None, **settings: str) -> int:
     """The records, one a line, sorted by their settings; of those with the settings that are named.
 
@@ -425,7 +416,7 @@ def data(name: str, /, *, size: int | None = None, picture: str | None = None, d
         print(f"samples: {summary.sheet(summary.samples(held), Path(picture).expanduser())}")
 
 
-@takes(Experiment, [*JUDGED, *(name for name in Experiment.declared() if name.startswith("eval_"))], JUDGED)
+@takes(Experiment, [*JUDGED, *(name for name in BY_HAND if name.startswith("eval_"))])
 def evaluate(
     file: str,
     /,

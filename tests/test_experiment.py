@@ -291,7 +291,7 @@ def test_help_names_every_field(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["run", "--help"]) == 0
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
     for name, field in Experiment.declared().items():
-        by_hand = name not in commands.FILLED_IN
+        by_hand = name in commands.BY_HAND
         assert (f"--{name.replace('_', '-')} VALUE {field.description}" in text) == by_hand
 
 
