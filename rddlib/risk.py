@@ -220,7 +220,7 @@ def robust_loss(losses: Tensor, groups: Tensor, n_groups: int, term: RiskTerm) -
     looked at and the cost is that of the mean. With ``differentiable=False`` the term is a constant: the
     gradient is exactly that of the mean. Errors as `group_cvar`.
     """
-    mean = _checked(losses, term.alpha, term.tail).mean()
+    mean = _floats(losses).mean()
     loss = mean if term.gradient_scale == 1 else mean + (term.gradient_scale - 1) * (mean - mean.detach())
     if term.average == 0 and term.worst == 0:
         return loss
@@ -254,12 +254,18 @@ def released_step(batch: int, every: int = 3) -> bool:
 def _checked(losses: Tensor, alpha: float, tail: str, groups: Tensor | None = None, n_groups: int = 1) -> Tensor:
     """The losses, at least float32, after the checks that cost no look at the data."""
     RiskTerm.checked({"alpha": alpha, "tail": tail})
-    if losses.dim() != 1 or not losses.is_floating_point() or not 0 < len(losses) < 2**31:
-        raise SettingError("losses", (losses.dtype, tuple(losses.shape)), "floats of shape (n,), 1 <= n < 2^31")
+    losses = _floats(losses)
     if groups is not None and (groups.dtype != torch.int64 or groups.shape != losses.shape):
         raise SettingError("groups", (groups.dtype, tuple(groups.shape)), "int64, shaped as the losses")
     if isinstance(n_groups, bool) or not isinstance(n_groups, int) or n_groups < 1:
         raise SettingError("n_groups", n_groups, "an int of at least 1")
+    return losses
+
+
+def _floats(losses: Tensor) -> Tensor:
+    """The losses, at least float32; SettingError unless they are floats of shape (n,)."""
+    if losses.dim() != 1 or not losses.is_floating_point() or not 0 < len(losses) < 2**31:
+        raise SettingError("losses", (losses.dtype, tuple(losses.shape)), "floats of shape (n,), 1 <= n < 2^31")
     return losses.float() if losses.dtype in (torch.float16, torch.bfloat16) else losses
 
 
