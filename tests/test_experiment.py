@@ -141,7 +141,7 @@ def test_a_run_leaves_a_record_and_its_set(tmp_path: Path) -> None:
     assert not store.work(e.key).exists()
 
 
-@pytest.mark.parametrize("method", ["random", "first_n", "mix", "full"])
+@pytest.mark.parametrize("method", ["random", "first_n", "herding", "mix", "full"])
 def test_real_images_are_never_kept(tmp_path: Path, method: str) -> None:
     store = Store(tmp_path)
     run(tiny(method=method), store)

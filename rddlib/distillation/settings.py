@@ -51,7 +51,7 @@ PARTS = {
 }  # fmt: skip
 LOOPED = tuple(PARTS)  # distilled by the loop
 DISTILLED = (*LOOPED, "kip")
-Method = Literal["idc", "dc", "dsa", "dm", "glad", "kip", "mix", "random", "first_n", "full", "foreign"]
+Method = Literal["idc", "dc", "dsa", "dm", "glad", "kip", "mix", "random", "first_n", "herding", "full", "foreign"]
 METHODS = get_args(Method)
 OVERRIDES = ("objective", "metric", "net_data", "image_step", "coordinates", "augment_rule", "prior")
 
@@ -115,8 +115,9 @@ class DistillSettings(RiskSettings, KipSettings):
 
     method: Method = setting(
         "idc",
-        "how the set is made: distilled (idc, dc, dsa, dm, glad, kip), the start of idc, drawn images, the first of "
-        "each class, all data, or elsewhere (foreign, see `rddlib evaluate`)",
+        "how the set is made: distilled (idc, dc, dsa, dm, glad, kip), the start of idc (mix), drawn images, the first "
+        "of each class, those whose mean is nearest to the class's (herding), all data, or elsewhere (foreign, see "
+        "`rddlib evaluate`)",
     )
     factor: Literal[1, 2, 3] = setting(2, "tiles a side in one stored image (multi-formation)")
     network: networks.Network = setting("convnet", "network that is trained and matched")

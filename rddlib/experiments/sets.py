@@ -45,8 +45,11 @@ def drawn(data: DataSet, settings: DistillSettings) -> SmallSet:
     if s.method == "mix":
         begun = synthetic.quantised(synthetic.start(data, s.ipc, s.factor, generator(s.seed, "start")))
         return SmallSet(*begun.decoded())
-    stream = generator(s.seed, "draw") if s.method == "random" else None
-    index = synthetic.draw_real(data, s.ipc, stream).to(data.train_images.device)
+    if s.method == "herding":
+        index = synthetic.herded(data, s.ipc)
+    else:
+        index = synthetic.draw_real(data, s.ipc, generator(s.seed, "draw") if s.method == "random" else None)
+    index = index.to(data.train_images.device)
     return SmallSet(data.train_images[index], data.train_labels[index])
 
 
