@@ -24,6 +24,7 @@ TOP_FILES = ("_config.yml", "_toc.yml")
 PRINTED = ("rddlib/distillation/reference.py",)  # code that a page shows
 SCRIPTS = ("build.py", "equations.py", "performance.py", "verdicts.py", "costs.py")  # no pages
 CELL, KEY = re.compile(r"(?<=<td>)[^<]*(?=</td>)"), re.compile(r"\b[0-9a-f]{8}(?:[0-9a-f]{8})?\b")
+ASSIGNED = re.compile(r"^(\w+) = (.*)$", re.MULTILINE)
 FRAGMENT = re.compile(r"^<!-- generated: (\w+) -->$", re.MULTILINE)
 
 
@@ -56,10 +57,22 @@ def fresh(stamp: Path, key: str, product: Path) -> bool:
 
 
 def without_stamps(notebook: dict) -> dict:
-    """The notebook without papermill's paths and clock times, which say nothing about its content."""
+    """The notebook without what papermill adds: paths, clock times, and the cell of parameters that it injects.
+
+    The values of that cell take the place of those in the page's own cell of parameters, whose comments stay.
+    """
     for part in [notebook, *notebook["cells"]]:
         part["metadata"].pop("papermill", None)
         part["metadata"].pop("execution", None)
+    by_tag = {tag: cell for cell in notebook["cells"] for tag in cell["metadata"].get("tags", ())}
+    injected = by_tag.get("injected-parameters")
+    if injected is not None:
+        source = "".join(by_tag["parameters"]["source"])
+        for name, value in ASSIGNED.findall("".join(injected["source"])):
+            line = re.compile(rf"^{name} = .*?(?=  #|$)", re.MULTILINE)
+            source = line.sub(lambda _, text=f"{name} = {value}": text, source)
+        by_tag["parameters"]["source"] = source
+        notebook["cells"].remove(injected)
     return notebook
 
 

@@ -1,8 +1,9 @@
 """Make what the pages on verdicts show: `python book/verdicts.py --into FOLDER`, called by book/build.py.
 
-Writes fragments that book/build.py puts in the place of `<!-- generated: NAME -->` on the pages (tally, verdicts, cost,
-records), the forest plot, and stale.json, which says what each page's runs have against them. Everything comes from
-data/claims.csv, data/grids and the records; nothing is written by hand and nothing is kept in the repository.
+Writes fragments that book/build.py puts in the place of `<!-- generated: NAME -->` on the pages (summary, effects,
+short_loop, verdicts, cost, records), their two figures, and stale.json, which says what each page's runs have against
+them. Everything comes from data/claims.csv, data/grids and the records; nothing is written by hand or kept in the
+repository.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import dataclasses
 import html
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,28 +25,77 @@ sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).
 import costs  # noqa: E402
 import matplotlib as mpl  # noqa: E402
 
-from rddlib.analysis import claims, report, verdicts  # noqa: E402
+from rddlib.analysis import claims, report, rules, verdicts  # noqa: E402
 from rddlib.analysis.verdicts import Finding, Verdict  # noqa: E402
 from rddlib.base import repository_root, write_atomic  # noqa: E402
 from rddlib.experiments.experiment import Experiment  # noqa: E402
 from rddlib.experiments.grid import Ledger, duration  # noqa: E402
 from rddlib.experiments.records import Record, Store  # noqa: E402
-from rddlib.stats import Interval, mean_interval, minimum_null  # noqa: E402
+from rddlib.stats import Interval, minimum_null  # noqa: E402
 
-GRIDS = ("table1", "table2", "table3", "table4", "table5", "figure4")
-TABLES = {"1": "Table 1", "2": "Table 2", "3": "Table 3", "4": "Table 4", "5": "Table 5", "figures": "Figures",
-          "text": "Text"}  # fmt: skip
+GRIDS = ("table1", "table2", "table3", "table4", "table5", "figure4", "gate")
+TABLES = {
+    "1": "Table 1",
+    "2": "Table 2",
+    "3": "Table 3",
+    "4": "Table 4",
+    "5": "Table 5",
+    "figures": "Figures",
+    "text": "Text",
+}
 READINGS = {"upper": "upper tail", "lower": "lower tail", "-": "not about the tail"}
+SUPPORTS = {"no": "the paper's own numbers do not say so", "yes": "", "-": ""}
 # Where in the paper -> the page that shows the runs, by the beginning of its name; the first that is there.
-PAGES = (("Figure 2", "40_"), ("Figure 3", "41_"), ("Figure 4", "42_"), ("Table 1", "30_"), ("Table 2", "31_"),
-         ("Table 3", "32_"), ("Table 4", "33_"), ("Table 5", "34_"), ("4.2", "30_"), ("4.3", "31_"), ("4.4", "32_"),
-         ("4.5", "33_"), ("4.6", "34_"), ("Section 3", "theory"))  # fmt: skip
-SAME_BENCH = ("dataset", "scale", "size", "test_limit", "eval_network", "eval_width", "eval_depth", "eval_recipe",
-              "eval_part")  # fmt: skip
-NAMES = {"cluster_min": "cluster-min", "invert": "inversion", "coverage": "coverage (relative)"}
-SAID = {"not": "not replicated"}
-REASONS = ("undecided", "some runs missing", "no runs", "no test")  # why a claim is not tested
-MARKS = {"holds": ("#0072B2", "o"), "fails": ("#D55E00", "X"), "undecided": ("#666666", "|")}
+PAGES = (
+    ("Figure 2", "40_"),
+    ("Figure 3", "41_"),
+    ("Figure 4", "42_"),
+    ("Table 1", "30_"),
+    ("Table 2", "31_"),
+    ("Table 3", "32_"),
+    ("Table 4", "33_"),
+    ("Table 5", "34_"),
+    ("4.2", "30_"),
+    ("4.3", "31_"),
+    ("4.4", "32_"),
+    ("4.5", "33_"),
+    ("4.6", "34_"),
+    ("Algorithm", "04_"),
+    ("Section 3", "theory"),
+    ("Proof", "theory"),
+    ("released code", "errata"),
+)
+# What two runs have to share for one to be the floor or the ceiling of the other.
+SAME_BENCH = (
+    "dataset",
+    "scale",
+    "size",
+    "test_limit",
+    "eval_network",
+    "eval_width",
+    "eval_depth",
+    "eval_recipe",
+    "eval_part",
+)
+NAMES = {"cluster_min": "worst group", "invert": "inversion", "coverage": "coverage (relative)"}
+# Groups of verdicts as the summary has them, and the mark of each verdict in the figures.
+COLUMNS = {
+    "supported": (rules.SUPPORTED,),
+    "no difference": (rules.NO_DIFFERENCE,),
+    "contradicted": (rules.CONTRADICTED,),
+    "undecided": (rules.UNDECIDED,),
+    "cannot be judged": (rules.MECHANISM_OFF, rules.NO_ROOM),
+    "no runs": (rules.NO_RUNS, rules.NEEDS),
+}
+MARKS = {
+    rules.SUPPORTED: ("#0072B2", "o"),
+    rules.NO_DIFFERENCE: ("#009E73", "s"),
+    rules.CONTRADICTED: ("#D55E00", "X"),
+    rules.UNDECIDED: ("#666666", "|"),
+    rules.MECHANISM_OFF: ("#999999", "|"),
+    rules.NO_ROOM: ("#999999", "|"),
+}
+DECIDED = (rules.SUPPORTED, rules.NO_DIFFERENCE, rules.CONTRADICTED)
 
 
 def words(metric: str) -> str:
@@ -107,91 +158,68 @@ def null(finding: Finding, records: dict[str, Record]) -> str:
 def number(finding: Finding) -> str:
     """Our number in one line: both sides where there are two, the difference, its interval, and the seeds."""
     if finding.difference is None:
-        return finding.note
+        return finding.why
     sides = " − ".join(minus(f"{m:.1f}") for m in finding.means) + ": " if len(finding.means) == 2 else ""
     return f"{sides}{shown(finding.difference)}, n = {finding.difference.n}"
 
 
 def detail(finding: Finding, records: dict[str, Record], several: bool) -> str:
     """All that is known about one comparison, as text."""
-    said = [f"{words(finding.comparison.metric)}: {number(finding)}", finding.state]
+    said = [f"{words(finding.comparison.metric)}: {number(finding)}", finding.verdict, finding.why]
     if finding.difference is not None:
         said.append(minus(f"standardised difference {finding.effect:.1f}") if np.isfinite(finding.effect) else "")
-        said.append("equal within one point" if finding.equal else "not shown to be equal within one point")
         said += [floor_and_ceiling(finding, records), null(finding, records)] if several else []
     return "; ".join(filter(None, said))
-
-
-def by_falling(finding: Finding, records: dict[str, Record]) -> str:
-    """What to read beside a drop that is smaller because the standard accuracy fell; '' for any other comparison."""
-    test, _, standard = finding.comparison.metric.partition("-")
-    if not standard or finding.state != "holds":
-        return ""
-    signed = [(weight, keys) for (weight, _), keys in zip(finding.comparison.terms, finding.keys, strict=True)]
-    gain = {m: sum(w * np.array([np.mean(records[k].metrics[m]) for k in keys]) for w, keys in signed)
-            for m in (test, standard)}  # fmt: skip
-    own = mean_interval(gain[test])
-    if own.low > 0 or -gain[standard].mean() <= max(own.mean, 0):  # it rose, or rose by more than the other fell
-        return ""
-    return (f"holds because {words(standard)} fell ({minus(f'{gain[standard].mean():+.1f}')}), not because accuracy "
-            f"under the test rose ({shown(own)})")  # fmt: skip
 
 
 # --- the table --------------------------------------------------------------------------------------------
 
 
-def reason(v: Verdict) -> str:
-    """Why a claim was not tested, in a word or two."""
-    if v.verdict != "not tested":
-        return ""
-    undecided, some, none, untestable = REASONS
-    if v.claim.rule == "none":
-        return untestable
-    runs = [f.difference is not None for f in v.findings]
-    return undecided if all(runs) else some if any(runs) else none
+def order(v: Verdict) -> int:
+    """Decided claims first, in the order of the rule; else the order of the paper."""
+    return rules.VERDICTS.index(v.verdict)
 
 
-def order(v: Verdict) -> tuple[int, int]:
-    """Decided claims first, then those not tested, the nearest to a verdict first; else the order of the paper."""
-    return verdicts.VERDICTS.index(v.verdict), REASONS.index(reason(v)) if reason(v) else 0
-
-
-def row(v: Verdict, ledger: Ledger, root: Path) -> str:
-    """One claim as a row of the table."""
+def row(v: Verdict, ledger: Ledger, root: Path, p: tuple[float, float] | None = None) -> str:
+    """One claim as a row of the table; `p` is corrected within its family, by Holm and by Benjamini and Hochberg."""
     c, keys = v.claim, v.keys()
     records = [ledger.records[k] for k in keys]
     scales = sorted({f.scale for f in v.findings if f.scale})
     stale = [k for k in keys if ledger.state(k) == "stale"]
     e = html.escape
     notes = [f"tested with the {READINGS[c.reading]}"] if c.reading != "-" else []
-    notes += [c.stand_in] if c.stand_in else []
+    notes += [SUPPORTS[c.supports], c.stand_in]
     notes += [f"{c.seen} of the seeds were there when the threshold was fixed"] if c.seen else []
     notes += [f"stale: {len(stale)} of {len(keys)} records were made by other code"] if stale else []
-    single = number(v.findings[0]) if len(v.findings) == 1 else v.why
-    details = "".join(
-        f"<li>{e(detail(f, ledger.records, len(v.findings) > 1))}</li>" for f in v.findings if f.difference is not None
-    )
+    single = number(v.findings[0]) if len(v.findings) == 1 else v.why if v.findings else "-"
+    with_runs = [f for f in v.findings if f.difference is not None]
+    details = "".join(f"<li>{e(detail(f, ledger.records, len(v.findings) > 1))}</li>" for f in with_runs)
     page = link(c, root)
     jump = f'<br><a href="{page}">page</a>' if page else ""
-    links = "".join(f'<li><a href="records.html#record-{k}">{e(report.arm(r.experiment))}, IPC {r.experiment["ipc"]}, '
-                    f'seed {r.experiment["seed"]}</a></li>' for k, r in zip(keys, records, strict=True))  # fmt: skip
+    links = "".join(
+        f'<li><a href="records.html#record-{k}">{e(report.arm(r.experiment))}, IPC {r.experiment["ipc"]}, '
+        f"seed {r.experiment['seed']}</a></li>"
+        for k, r in zip(keys, records, strict=True)
+    )
     more = f"<details><summary>{len(keys)} records</summary><ul>{links}</ul></details>" if keys else ""
     body = f"<details><summary>numbers</summary><ul>{details}</ul></details>" if details else ""
     beside = ""
-    if len(v.findings) == 1 and v.findings[0].difference is not None:
-        known = (floor_and_ceiling(v.findings[0], ledger.records), null(v.findings[0], ledger.records),
-                 by_falling(v.findings[0], ledger.records))  # fmt: skip
+    if len(with_runs) == len(v.findings) == 1:
+        known = [floor_and_ceiling(with_runs[0], ledger.records), null(with_runs[0], ledger.records)]
+        known += [f"p {p[0]:.3f} (Holm), {p[1]:.3f} (Benjamini and Hochberg) in its family"] if p else []
         beside = f'<span class="note">{e("; ".join(filter(None, known)))}</span>'
-    price = f"{', '.join(scales)}; {duration(costs.seconds(records))}" if scales else (
-        f"planned: {', '.join(c.scales)}" if c.scales else "-")  # fmt: skip
+    planned = f"planned: {', '.join(c.scales)}" if c.scales else "-"
+    price = f"{', '.join(scales)}; {duration(costs.seconds(records))}" if scales else planned
+    why = "" if v.why == single else v.why
     return (
-        f'<tr id="claim-{e(c.id)}" data-table="{c.table}" data-verdict="{v.verdict}" data-reading="{c.reading}">'
+        f'<tr id="claim-{e(c.id)}" data-table="{c.table}" data-family="{c.family}" data-verdict="{v.verdict}" '
+        f'data-reading="{c.reading}">'
         f'<th scope="row"><span class="where">{e(c.place)}</span> {e(c.claim)}'
-        f'<span class="note">{e("; ".join(notes))}</span></th>'
+        f'<span class="note">{e("; ".join(filter(None, notes)))}</span></th>'
         f'<td data-label="Paper">{e(minus(c.paper))}{"" if c.gain is None else e(minus(f" = {c.gain:+.1f}"))}</td>'
         f'<td data-label="Here">{e(single)}{beside}{body}</td>'
-        f'<td data-label="Verdict"><strong class="verdict">{SAID.get(v.verdict, v.verdict)}</strong>'
-        f'<span class="note">{reason(v)}</span></td>'
+        f'<td data-label="Verdict"><strong class="verdict">{v.verdict}</strong>'
+        f'<span class="note">{e(why)}</span></td>'
         f'<td data-label="Scale, cost, runs">{e(price)}{jump}{more}</td></tr>'
     )
 
@@ -204,13 +232,20 @@ def options(name: str, label: str, values: Iterable[tuple[str, str]]) -> str:
 
 def table(found: Sequence[Verdict], ledger: Ledger, root: Path) -> str:
     """The filters, which the script shows, and the table; without the script the table is whole."""
-    filters = [options("table", "Part of the paper", TABLES.items()),
-               options("verdict", "Verdict", ((v, SAID.get(v, v)) for v in verdicts.VERDICTS)),
-               options("reading", "Risk term", READINGS.items())]  # fmt: skip
+    filters = [
+        options("table", "Part of the paper", TABLES.items()),
+        options("family", "Family", ((f, f) for f in claims.FAMILIES)),
+        options("verdict", "Verdict", ((v, v) for v in rules.VERDICTS)),
+        options("reading", "Risk term", READINGS.items()),
+    ]
     head = "".join(f'<th scope="col">{h}</th>' for h in ("Claim", "Paper", "Here", "Verdict", "Scale, cost, runs"))
-    parts = [[v for v in sorted(found, key=order) if (v.verdict == "not tested") is last] for last in (False, True)]
+    adjusted = verdicts.corrected(found)
+    ordered = sorted(found, key=order)
+    parts = [[v for v in ordered if (v.verdict in DECIDED) is first] for first in (True, False)]
     bodies = "".join(
-        "<tbody>\n" + "\n".join(row(v, ledger, root) for v in part) + "\n</tbody>" for part in parts if part
+        "<tbody>\n" + "\n".join(row(v, ledger, root, adjusted.get(v.claim.id)) for v in part) + "\n</tbody>"
+        for part in parts
+        if part
     )
     return f"""```{{raw}} html
 <link rel="stylesheet" href="../_static/verdicts.css">
@@ -222,42 +257,28 @@ def table(found: Sequence[Verdict], ledger: Ledger, root: Path) -> str:
 """
 
 
-# --- the front page ---------------------------------------------------------------------------------------
+# --- summary and figures ----------------------------------------------------------------------------------
 
 
-def tally(found: Sequence[Verdict], ledger: Ledger) -> str:
-    """One line on all claims, and the figure."""
+def summary(found: Sequence[Verdict]) -> str:
+    """One row a family of claims: how many have each verdict."""
     counts = verdicts.tally(found)
-    tested = [f for f in own_findings(found) if f.difference is not None]
-    scales = ", ".join(sorted({f.scale for f in tested})) or "none"
-    keys = {k for v in found for k in v.keys()}  # noqa: SIM118 (a method)
-    stale = sum(ledger.state(k) == "stale" for k in keys)
-    line = (f"Of {len(found)} claims, **{counts['replicated']} are replicated, {counts['partly']} partly, "
-            f"{counts['not']} are not, and {counts['not tested']} are not tested** ({counts['undecided']} of these "
-            f"because the intervals leave it open, the others for want of runs or a measure). Scales so far: {scales}. "
-            "[Each claim with its numbers](verdicts.md).")  # fmt: skip
-    falling = sum(v.verdict == "replicated" and any(by_falling(f, ledger.records) for f in v.findings) for v in found)
-    if falling:
-        line += (f" Of those replicated, {falling} say that a drop from the standard test gets "
-                 "smaller, and it does because accuracy on the standard test fell.")  # fmt: skip
-    line += f" {stale} of the records behind them were made by code that has changed since." if stale else ""
-    states = {s: sum(f.state == s for f in tested) for s in MARKS}
-    if not tested:
-        return line + "\n"
-    alt = (f"Forest plot of {len(tested)} differences in percentage points with 95 % intervals, by table of the paper: "
-           f"{states['holds']} lie above zero, {states['fails']} exclude a gain as large as the margin, "
-           f"{states['undecided']} are undecided. Open diamonds: the paper's differences.")  # fmt: skip
-    return f"""{line}
+    lines = ["| claims on | " + " | ".join(COLUMNS) + " |", "|---" + "|--:" * len(COLUMNS) + "|"]
+    for family, own in sorted(counts.items(), key=lambda item: claims.FAMILIES.index(item[0])):
+        cells = [sum(own[name] for name in names) for names in COLUMNS.values()]
+        lines.append(f"| {family} | " + " | ".join(str(c) if c else "" for c in cells) + " |")
+    return "\n".join(lines) + "\n"
 
-```{{figure}} forest.png
-:name: forest
-:alt: {alt}
 
-Every comparison that has runs: the difference with its 95 % interval over distillation seeds. Blue disc: above zero.
-Orange cross: a gain as large as the margin is excluded. Grey bar: undecided. Open diamond: what the paper prints.
-The axis is linear between -2 and 2. About one comparison in forty would be blue without any effect.
-```
-"""
+def effects(found: Sequence[Verdict]) -> list[Finding]:
+    """Comparisons of the term with control that its mechanism allows to be judged, in the order of the ledger."""
+    own = (f for f in own_findings(found) if f.difference is not None and f.comparison.claim.reading != "-")
+    return [f for f in own if f.verdict in (*DECIDED, rules.UNDECIDED) and not f.why.startswith("gate not run")]
+
+
+def short_loop(found: Sequence[Verdict]) -> list[Finding]:
+    """Comparisons with runs in which the term could not act."""
+    return [f for f in own_findings(found) if f.verdict == rules.MECHANISM_OFF]
 
 
 def own_findings(found: Sequence[Verdict]) -> list[Finding]:
@@ -265,39 +286,91 @@ def own_findings(found: Sequence[Verdict]) -> list[Finding]:
     return list({f.comparison: f for v in found for f in v.findings}.values())
 
 
-def forest(found: Sequence[Verdict], path: Path) -> None:
-    """The forest plot: one thin line a comparison, grouped by part of the paper, sorted within."""
+def picture(findings: Sequence[Finding]) -> str:
+    """The figure of the term's effects with its caption; a sentence where there is nothing to show."""
+    if not findings:
+        return "No comparison of the term with control has been run yet in which the term can act.\n"
+    alt = "; ".join(f"{label(f)} {shown(f.difference)}" for f in findings if f.difference is not None)
+    return f"""```{{figure}} effects.png
+:name: effects
+:alt: What the risk term changes, in percentage points with 95 % intervals: {alt}.
+
+What the risk term changes: each row is one comparison with control, paired by distillation seed, with its 95 %
+interval.
+Blue disc: supported. Green square: no difference. Orange cross: contradicted. Grey bar: undecided. Open diamond: what
+the paper prints. Runs in which the term could not act are not shown; they have [a page of their own](short_loop.md).
+```
+"""
+
+
+def short_picture(findings: Sequence[Finding]) -> str:
+    """The figure of the short loop: every comparison in which the mechanism was off."""
+    if not findings:
+        return ""
+    above, below = (sum(side(f) == s for f in findings) for s in (1, -1))
+    return f"""```{{figure}} short_loop.png
+:name: short-loop
+:alt: {len(findings)} differences with 95 % intervals by family of claims; {above} lie above zero, {below} below.
+
+The {len(findings)} comparisons of the short loop, by family of claims: difference to control with its 95 % interval.
+Open diamonds are the paper's differences. {above} intervals lie above zero and {below} below. None of them is evidence
+on the term. The axis is linear between −2 and 2.
+```
+"""
+
+
+def side(finding: Finding) -> int:
+    """1 where the interval lies above zero, -1 where it lies below, 0 where it holds zero or there is none."""
+    if finding.difference is None:
+        return 0
+    return int(finding.difference.low > 0) - int(finding.difference.high < 0)
+
+
+def label(finding: Finding) -> str:
+    """'Table 1, CIFAR-10, IPC 10, IDC: accuracy, upper tail'."""
+    claim = finding.comparison.claim
+    return f"{claim.place}: {words(finding.comparison.metric)}, {READINGS[claim.reading]}"
+
+
+def forest(groups: dict[str, list[Finding]], path: Path, named: bool) -> None:
+    """Differences with their intervals, one line a comparison, in groups; `named`: a label for each, else for each
+    group."""
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
     report.use_style()
-    tested = [f for f in own_findings(found) if f.difference is not None]
-    groups = {name: sorted((f for f in tested if f.comparison.claim.table == key), key=lambda f: f.difference.mean)
-              for key, name in TABLES.items()}  # fmt: skip
-    groups = {name: own for name, own in groups.items() if own}
-    figure, axes = plt.subplots(figsize=(6.4, 1.1 + 0.075 * len(tested) + 0.12 * len(groups)), dpi=110)
+    number_of_rows = sum(len(own) for own in groups.values())
+    step = 0.3 if named else 0.075
+    figure, axes = plt.subplots(figsize=(6.4, 1.1 + step * number_of_rows + 0.12 * len(groups)), dpi=110)
     y, ticks = 0.0, []
     for name, own in groups.items():
-        ticks.append((y + (len(own) - 1) / 2, f"{name} ({len(own)})"))
+        if not named:
+            ticks.append((y + (len(own) - 1) / 2, f"{name} ({len(own)})"))
         for f in own:
-            colour, mark = MARKS[f.state]
-            axes.plot([f.difference.low, f.difference.high], [y, y], color=colour, lw=0.9)
-            axes.plot(f.difference.mean, y, mark, color=colour, ms={"o": 3.5, "X": 4.5, "|": 6}[mark])
+            assert f.difference is not None
+            colour, mark = MARKS[f.verdict]
+            axes.plot([f.difference.low, f.difference.high], [y, y], color=colour, lw=1.6 if named else 0.9)
+            axes.plot(f.difference.mean, y, mark, color=colour, ms=7 if named else 4)
             if f.comparison.claim.gain is not None and len(f.comparison.claim.test.split(" ; ")) == 1:
-                axes.plot(f.comparison.claim.gain, y, "D", mfc="none", mec="black", mew=0.6, ms=2.8)
+                size = 6 if named else 2.8
+                axes.plot(f.comparison.claim.gain, y, "D", mfc="none", mec="black", mew=0.8, ms=size)
+            if named:
+                place = f.comparison.claim.place.split(", ", 1)[-1]
+                ticks.append((y, f"{place}\n{words(f.comparison.metric)}, {READINGS[f.comparison.claim.reading]}"))
             y += 1
-        axes.axhline(y, color="#bbbbbb", lw=0.6)
-        y += 2
+        axes.axhline(y - 0.5 if named else y, color="#bbbbbb", lw=0.6)
+        y += 0 if named else 2
     axes.axvline(0, color="black", lw=0.8)
-    axes.set_xscale("symlog", linthresh=2, linscale=1)
-    marks = [-20, -10, -5, -2, -1, 0, 1, 2, 5, 10, 20]
-    axes.set_xticks(marks, [str(m).replace("-", "−") for m in marks])
-    axes.minorticks_off()
-    axes.set_xlim(-40, 40)
+    if not named:
+        axes.set_xscale("symlog", linthresh=2, linscale=1)
+        marks = [-20, -10, -5, -2, -1, 0, 1, 2, 5, 10, 20]
+        axes.set_xticks(marks, [str(m).replace("-", "−") for m in marks])
+        axes.minorticks_off()
+        axes.set_xlim(-40, 40)
     axes.set_yticks([t for t, _ in ticks], [n for _, n in ticks])
-    axes.set_ylim(y - 1, -1)
+    axes.set_ylim(y - 0.5, -0.7)
     axes.grid(axis="y", visible=False)
-    axes.set_xlabel("difference (percentage points)")
+    axes.set_xlabel("difference to control (percentage points)")
     figure.savefig(path, metadata={"Software": None})
     plt.close(figure)
 
@@ -306,18 +379,34 @@ def forest(found: Sequence[Verdict], path: Path) -> None:
 
 
 def make(root: Path, into: Path, store: Store) -> dict[str, Any]:
-    """Write every fragment; returns the tally."""
+    """Write every fragment; returns how many claims have each verdict."""
     into.mkdir(parents=True, exist_ok=True)
     ledger = Ledger(store)
-    found = verdicts.judge(claims.read(root / "data" / "claims.csv"), ledger.records, claims.Plan(GRIDS),
-                           claims.measures(root / "data" / "coverage"))  # fmt: skip
-    fragments = {"tally": tally(found, ledger), "verdicts": table(found, ledger, root), **costs.fragments(root, ledger)}
+    found = verdicts.judge(
+        claims.read(root / "data" / "claims.csv"),
+        ledger.records,
+        claims.Plan(GRIDS),
+        claims.measures(root / "data" / "coverage"),
+    )
+    judged, off = effects(found), short_loop(found)
+    fragments = {
+        "summary": summary(found),
+        "effects": picture(judged),
+        "short_loop": short_picture(off),
+        "verdicts": table(found, ledger, root),
+        **costs.fragments(root, ledger),
+    }
     for name, text in fragments.items():
         write_atomic(into / f"{name}.md", text)
-    if any(f.difference is not None for v in found for f in v.findings):
-        forest(found, into / "forest.png")
+    if judged:
+        forest({"": judged}, into / "effects.png", named=True)
+    if off:
+        by_family = {name: [f for f in off if f.comparison.claim.family == name] for name in claims.FAMILIES}
+        ordered = {n: sorted(own, key=lambda f: f.difference.mean) for n, own in by_family.items() if own}  # type: ignore[union-attr]
+        forest(ordered, into / "short_loop.png", named=False)
     write_atomic(into / "stale.json", json.dumps(costs.stale_pages(root, ledger), indent=1))
-    return verdicts.tally(found)
+    counts = sum(verdicts.tally(found).values(), Counter())
+    return {name: counts[name] for name in rules.VERDICTS}
 
 
 def main() -> int:

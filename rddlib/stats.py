@@ -30,35 +30,20 @@ class Interval:
         return f"{self.mean:.1f} [{self.low:.1f}, {self.high:.1f}]"
 
 
-def two_level_bootstrap(values: ArrayLike, resamples: int = 4000, seed: int = 0) -> NDArray[np.float64]:
-    """Bootstrap means (resamples,) of values (D, E): distillations are drawn again, then evaluations within each.
+def mean_interval(values: ArrayLike, level: float = 0.95) -> Interval:
+    """Mean of values (D, E) or (D,) with Student's interval over distillation seeds, D - 1 degrees of freedom.
 
-    Davison & Hinkley 1997, section 3.8. Cost: resamples x D x E.
-    """
-    table = _table(values)
-    d, e = table.shape
-    rng = numpy_generator(seed, "two-level bootstrap", d, e)
-    rows = rng.integers(d, size=(resamples, d, 1))
-    columns = rng.integers(e, size=(resamples, d, e))
-    means: NDArray[np.float64] = table[rows, columns].mean((1, 2))
-    return means
-
-
-def mean_interval(values: ArrayLike, level: float = 0.95, resamples: int = 4000, seed: int = 0) -> Interval:
-    """Mean of values (D, E) or (D,) with a two-level bootstrap t interval.
-
-    The standard error is the bootstrap's, widened by sqrt(D / (D - 1)) because few seeds understate their spread, and
-    the quantile is Student's with D - 1 degrees of freedom: percentile intervals of three to five seeds cover far
-    less than they say. With one distillation there is no interval (nan).
+    Evaluations are averaged within each seed first: their spread is part of that of the means, so that it counts once.
+    The interval is exact where the means are Gaussian, and wide where seeds are few. With one distillation there is
+    no interval (nan).
     """
     if not 0 < level < 1:
         raise SettingError("level", level, "a value between 0 and 1")
-    table = _table(values)
-    mean, d = float(table.mean()), len(table)
+    means = _table(values).mean(1)
+    mean, d = float(means.mean()), len(means)
     if d == 1:
         return Interval(mean, float("nan"), float("nan"), 1)
-    error = two_level_bootstrap(table, resamples, seed).std() * np.sqrt(d / (d - 1))
-    half = float(stdtrit(d - 1, 0.5 + level / 2) * error)
+    half = float(stdtrit(d - 1, 0.5 + level / 2) * means.std(ddof=1) / np.sqrt(d))
     return Interval(mean, mean - half, mean + half, d)
 
 

@@ -120,6 +120,17 @@ def test_tracked_notebook_stays_and_the_book_shows_the_executed_one(small_book: 
     assert shown["cells"][0]["metadata"]["tags"] == ["parameters"]
 
 
+def test_injected_parameters_take_the_place_of_the_pages_own() -> None:
+    """A page shows one cell of parameters: its comments, the values that ran."""
+    own = {"metadata": {"tags": ["parameters"]}, "source": ["ipc = 1  # images\n", 'mode = "load"\n', "sets = [1, 2]"]}
+    injected = {
+        "metadata": {"tags": ["injected-parameters"]},
+        "source": ["# Parameters\n", 'mode = "live"\n', "sets = [3]\n", "ipc = 5\n"],
+    }
+    shown = build.without_stamps({"metadata": {}, "cells": [own, injected]})
+    assert [cell["source"] for cell in shown["cells"]] == ['ipc = 5  # images\nmode = "live"\nsets = [3]']
+
+
 @pytest.mark.parametrize("step", ["quickstart", "render"])
 def test_failed_step_is_named_and_tried_again(small_book: Path, tools: Tools, step: str) -> None:
     tools.failing = {step}

@@ -51,6 +51,17 @@ def test_each_run_is_compared_with_its_own_control() -> None:
     assert rows["accuracy error"].max() < 1e-12
 
 
+def test_what_is_clear_is_judged_by_the_spread_between_distillations() -> None:
+    """Trainings agree, distillations scatter by 1.5: the spread that is found is theirs; one seed alone has none."""
+    rng = numpy_generator(7, "spread")
+    rows = multiverse.specifications(made("smoke", lambda e: 1.5 * rng.standard_normal(), rng, sd=0.0), ["accuracy"])
+    assert rows["accuracy error"].nunique() == 1 and rows["accuracy error"].iloc[0] == pytest.approx(1.5, rel=0.2)
+    alone = rows[rows["seed"] == 0].assign(**{"accuracy error": np.nan})
+    assert multiverse.clear(alone, "accuracy") == (0, 0)
+    one = multiverse.specifications(made("laptop", lambda e: 9.0, rng), ["accuracy"])
+    assert one["accuracy error"].isna().all() and multiverse.clear(one, "accuracy") == (0, 0)
+
+
 def test_a_record_from_before_a_setting_existed_is_paired_with_a_new_one() -> None:
     new = [Experiment.preset("laptop", dataset="cifar10", ipc=10, risk=risk) for risk in ("control", "upper")]
     control, upper = record(new[0], [50.0, 51.0]), record(new[1], [52.0, 53.0])

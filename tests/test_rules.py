@@ -21,7 +21,7 @@ from rddlib.base import SettingError, numpy_generator, repository_root
 
 ROOT = repository_root()
 RULE = json.loads((ROOT / "data" / "claims_rule.json").read_text())
-DECIDES = {"mechanism", "t_interval", "decide", "_rose", "_place", "one_sided", "holm", "looks"}
+DECIDES = {"mechanism", "t_interval", "decide", "_rose", "_place", "combine", "one_sided", "holm", "looks", "at_looks"}
 NUMBERS = {"LEAST_SEEDS", "ROOM", "GATE", "FALL", "LOOKS"}
 
 ON, OFF, NO_GATE = Mechanism("on", ""), Mechanism("off", "chance"), Mechanism("gate not run", "not measured")
@@ -139,6 +139,47 @@ def test_a_look_that_is_not_complete_is_not_taken() -> None:
     assert rules.looks({"a": strong[:4]}) == {"a": None}
     assert rules.looks({"a": strong, "b": strong[:3]}) == {"a": None, "b": None}
     assert rules.looks({"a": strong}) == {"a": 5}
+
+
+@pytest.mark.parametrize(
+    ("parts", "verdict"),
+    [
+        ("s", "supported"), ("ss", "supported"), ("sc", "contradicted"), ("c", "contradicted"), ("cr", "contradicted"),
+        ("n", "no difference"), ("nn", "no difference"), ("nr", "undecided"), ("sn", "undecided"), ("sr", "undecided"),
+        ("u", "undecided"), ("m", "mechanism off"), ("mr", "mechanism off"), ("mo", "undecided"), ("o", "no room"),
+        ("r", "no runs"), ("", "no runs"), ("g", "needs data or GPU"), ("gr", "no runs"), ("mg", "mechanism off"),
+    ],
+)  # fmt: skip
+def test_comparisons_combine_to_one_verdict_in_any_order(parts: str, verdict: str) -> None:
+    words = dict(zip("sncumogr", rules.VERDICTS, strict=True))
+    assert list(words.values()) == [
+        "supported", "no difference", "contradicted", "undecided", "mechanism off", "no room", "needs data or GPU",
+        "no runs",
+    ]  # fmt: skip
+    assert rules.combine([words[p] for p in parts]) == verdict
+    assert rules.combine([words[p] for p in reversed(parts)]) == verdict
+
+
+def test_planned_looks_decide_what_is_supported_and_what_has_to_wait() -> None:
+    """Clear after five seeds; clear only after ten; seen at .05 but not after the correction; below zero."""
+    strong, weak, none = around(3.0, 0.4), around(0.6, 0.59), around(-2.0, 0.5)
+    five = {"a": strong, "b": weak, "c": none, "d": none}
+    decided = {name: rules.decide(own, 1.0, term=ON) for name, own in five.items()}
+    assert [d.verdict for d in decided.values()] == ["supported", "supported", "contradicted", "contradicted"]
+    first = rules.at_looks(decided, five)
+    assert first["a"].verdict == "supported" and "look of 5" in first["a"].why
+    assert {first[n].verdict for n in "bcd"} == {"undecided"} and "5 of 10" in first["b"].why
+    ten = {"a": strong * 2, "b": [1.6, -0.6] * 5, "c": none * 2, "d": none * 2}
+    decided = {name: rules.decide(own, 1.0, term=ON) for name, own in ten.items()}
+    last = rules.at_looks(decided, ten)
+    assert last["a"].verdict == "supported" and last["c"].verdict == "contradicted"
+    assert last["b"].verdict == decided["b"].verdict == "undecided"
+    seen_once = ten | {"b": [1.5, -0.2] * 5}
+    decided = {name: rules.decide(own, 1.0, term=ON) for name, own in seen_once.items()}
+    held = rules.at_looks(decided, seen_once)["b"]
+    assert decided["b"].verdict == "supported" and held.verdict == "undecided" and "correction" in held.why
+    off = {name: rules.decide(own, 1.0, term=OFF) for name, own in ten.items()}
+    assert {d.verdict for d in rules.at_looks(off, ten).values()} == {"mechanism off"}
 
 
 # --- fixed ------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from ..experiments.records import Record
 OF_THE_TERM = ("risk", "where", "alpha", "average", "worst", "scope", "space", "max_centres", "centre_choice",
                "centres_in_all", "risk_images", "worst_step", "divide_loss")  # fmt: skip
 CHOICES = ("tail", "alpha", "scope", "space", "images a class", "network", "width")
-CLEAR = 2.0  # a gain this many standard errors (of the trainings) from zero is called clear of them
+CLEAR = 2.0  # a gain this many standard deviations between distillations from zero is called clear of them
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class Share:
 def specifications(records: Iterable[Record], tests: Sequence[str] = ("accuracy", "cluster_min")) -> pd.DataFrame:
     """One row a run with the term whose control is there: its choices, its gain on each test, and whether it is clear.
 
-    "<test> error" is the standard error of a gain that the trainings alone leave, sets being as they are. Width is
-    "whole" or "half", by the widest run of the same network.
+    "<test> error" is the standard deviation of a gain between distillation seeds, pooled over the specifications that
+    have several; nan where none has. Width is "whole" or "half", by the widest run of the same network.
     """
     defaults = asdict(Experiment())  # a record made before a setting existed had that setting's default
     records = [replace(r, experiment=defaults | r.experiment) for r in records]
@@ -64,10 +64,12 @@ def specifications(records: Iterable[Record], tests: Sequence[str] = ("accuracy"
         for test in tests:
             a, b = (np.asarray(r.metrics[test], dtype=np.float64) for r in (record, control))
             row[test] = float(a.mean() - b.mean())
-            row[f"{test} error"] = float(np.sqrt(sum(x.var(ddof=1) / len(x) if len(x) > 1 else np.nan for x in (a, b))))
         rows.append(row)
-    extra = [column for test in tests for column in (test, f"{test} error")]
-    return pd.DataFrame(rows, columns=[*CHOICES, "seed", "control", "key", *extra])
+    found = pd.DataFrame(rows, columns=[*CHOICES, "seed", "control", "key", *tests])
+    for test in tests:
+        variances = found.groupby(list(CHOICES))[test].var(ddof=1)
+        found[f"{test} error"] = float(np.sqrt(variances.mean()))
+    return found
 
 
 def _context(settings: dict[str, Any]) -> str:
@@ -99,7 +101,7 @@ def share(found: pd.DataFrame, test: str, level: float = 0.95) -> Share:
 
 
 def clear(found: pd.DataFrame, test: str) -> tuple[int, int]:
-    """How many gains lie above zero, and how many below, by more than twice what the trainings leave open."""
+    """How many gains lie above zero, and how many below, by more than twice what scatters between distillations."""
     ratio = found[test] / found[f"{test} error"]
     return int((ratio > CLEAR).sum()), int((ratio < -CLEAR).sum())
 
@@ -129,8 +131,8 @@ def in_words(found: pd.DataFrame, test: str, name: str) -> str:
     most = importance(found, test)
     gains = found[test]
     words = f"{name}: the term raises it in {share(found, test)} specifications, by {gains.median():+.1f} points at"
-    words += f" the median (from {gains.min():+.1f} to {gains.max():+.1f}). Beyond twice the error that the"
-    words += f" trainings leave, {above} lie above zero and {below} below."
+    words += f" the median (from {gains.min():+.1f} to {gains.max():+.1f}). Beyond twice the spread between"
+    words += f" distillations, {above} lie above zero and {below} below."
     if most.iloc[0] > 0:
         words += f" The choice that moves the gain most is {most.index[0]}, by {most.iloc[0]:.1f} points."
     return words

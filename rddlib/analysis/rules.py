@@ -12,14 +12,15 @@ no difference    the interval lies within the margin on both sides of zero
 undecided        anything else, and a claim about the term whose gate has not been run
 
 An interval within the margin is "no difference" even where it also excludes the paper's gain. A drop from the standard
-test that shrank only because the standard accuracy fell is undecided, not supported.
+test that shrank only because the standard accuracy fell is undecided, not supported. `combine` says what several
+comparisons make of one sentence of the paper; `at_looks` what the planned looks add to the primary comparisons.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 
 import numpy as np
@@ -156,6 +157,24 @@ def _place(interval: Interval, margin: float, gain: float | None) -> tuple[str, 
     return UNDECIDED, "the interval holds zero and more than the margin"
 
 
+def combine(verdicts: Sequence[str]) -> str:
+    """The verdict on a sentence that several comparisons test: it speaks of all of them.
+
+    One contradicted comparison contradicts it; it is supported if all are. Where none is decided that way, it shares
+    the verdict of those that have runs if that is one and the same, and is undecided otherwise.
+    """
+    if CONTRADICTED in verdicts:
+        return CONTRADICTED
+    if verdicts and all(v == SUPPORTED for v in verdicts):
+        return SUPPORTED
+    run = [v for v in verdicts if v not in (NO_RUNS, NEEDS)]
+    if not run:
+        return NEEDS if verdicts and all(v == NEEDS for v in verdicts) else NO_RUNS
+    if len(set(run)) > 1 or run[0] == SUPPORTED or (run[0] == NO_DIFFERENCE and len(run) < len(verdicts)):
+        return UNDECIDED
+    return run[0]
+
+
 # --- more than one look, more than one hypothesis ---------------------------------------------------------
 
 
@@ -202,3 +221,28 @@ def looks(differences: Mapping[str, ArrayLike], plan: Mapping[int, float] | None
             if rejected[name] is None and p <= level:
                 rejected[name] = seeds
     return rejected
+
+
+def at_looks(decisions: Mapping[str, Decision], differences: Mapping[str, ArrayLike]) -> dict[str, Decision]:
+    """The decisions on the primary comparisons after the planned looks (book/fair_test.md).
+
+    decisions: by `decide` from all seeds there are, for the same names as differences, see `looks`. One that is held
+    back by its mechanism, by missing room or by missing runs stays so. Else an effect is supported if and only if its
+    hypothesis is rejected at a look, and anything but support waits for the last look.
+    """
+    rejected = looks(differences)
+    seeds = min((len(np.asarray(own)) for own in differences.values()), default=0)
+    found: dict[str, Decision] = {}
+    for name, decision in decisions.items():
+        found[name] = decision
+        if decision.verdict in (MECHANISM_OFF, NO_ROOM, NO_RUNS, NEEDS) or decision.why.startswith("gate not run"):
+            continue
+        if at := rejected[name]:
+            found[name] = replace(decision, verdict=SUPPORTED, why=f"rejected at the look of {at} seeds (Holm)")
+        elif seeds < max(LOOKS):
+            why = f"not rejected yet; {seeds} of {max(LOOKS)} seeds"
+            found[name] = replace(decision, verdict=UNDECIDED, why=why)
+        elif decision.verdict == SUPPORTED:
+            why = "above zero, but not after the correction for two looks and four hypotheses"
+            found[name] = replace(decision, verdict=UNDECIDED, why=why)
+    return found

@@ -1,45 +1,63 @@
-"""The verdict on each claim of the paper, from the records, by the rules that data/README.md states."""
+"""The verdict on each claim of the paper, from the records, by the rule of `rules`."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
 
+from ..experiments.presets import SIAMESE
 from ..experiments.records import Record
-from ..stats import Interval, effect_size, equivalent, mean_interval
-from .claims import Claim, Comparison, Measures, Plan, comparisons, value
+from ..stats import Interval, effect_size
+from . import rules
+from .claims import PROOF, Claim, Comparison, Measures, Plan, comparisons, value
+from .rules import LEAST_SEEDS, NEEDS, NO_RUNS, Decision, Mechanism
 
-VERDICTS = ("replicated", "partly", "not", "not tested")
-STATES = ("holds", "fails", "undecided", "not run")
-LEAST = 3  # shared distillation seeds without which a comparison has no result
-SAME = 1.0  # points within which two arms are called equal, beside every difference
+# The four hypotheses that are looked at twice, at this scale, and the arms whose difference is the gate of the scale.
+PRIMARY = (
+    "t1-cifar10-10-idc-upper",
+    "t1-cifar10-10-idc-lower",
+    "t2-cifar10-cluster_min-idc-upper",
+    "t2-cifar10-cluster_min-idc-lower",
+)
+GATES = {"cpu": ("gate/control", "gate/untrained")}
+LARGE = ("gpu", "paper")  # scales that need data or a machine that a laptop lacks
 
 
 @dataclass(frozen=True)
 class Finding:
     """What the records say about one comparison.
 
-    `state` is one of STATES; `note` says why there is no number. `means` has the mean of the metric for each term,
-    `keys` the records of each, seeds in order; `equal`: the 90 % interval lies within one point.
+    `verdict` is one of rules.VERDICTS, `why` the reason. `values` are the differences, one a distillation seed; `means`
+    has the mean of the metric for each term, `keys` the records of each, seeds in order.
     """
 
     comparison: Comparison
-    state: str
-    note: str = ""
+    verdict: str
+    why: str
     scale: str = ""
     difference: Interval | None = None
-    effect: float = float("nan")
-    equal: bool = False
+    values: tuple[float, ...] = ()
     means: tuple[float, ...] = ()
     keys: tuple[tuple[str, ...], ...] = ()
+
+    @property
+    def effect(self) -> float:
+        """Mean difference over the standard deviation of the differences (Cohen's d_z), nan without one."""
+        return effect_size(self.values, np.zeros(len(self.values))) if self.values else float("nan")
+
+    @property
+    def p(self) -> float:
+        """One-sided p of "not above zero", nan without runs."""
+        return rules.one_sided(self.values) if len(self.values) > 1 else float("nan")
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """A claim, one of VERDICTS, the reason in words, and the findings behind it."""
+    """A claim, one of rules.VERDICTS, the reason in words, and the findings behind it."""
 
     claim: Claim
     verdict: str
@@ -50,58 +68,10 @@ class Verdict:
         """The records behind the verdict, each once."""
         return list(dict.fromkeys(k for f in self.findings for own in f.keys for k in own))
 
-
-def decide(values: ArrayLike, rule: str, margin: float) -> tuple[str, Interval]:
-    """State and 95 % interval of differences (D,), one a distillation seed, under the rules of data/README.md."""
-    found = mean_interval(np.asarray(values, dtype=np.float64))
-    if found.n < LEAST:
-        return "not run", found
-    if rule == "equal":
-        inside = equivalent(values, np.zeros(found.n), margin)
-        outside = found.low > margin or found.high < -margin
-        return "holds" if inside else "fails" if outside else "undecided", found
-    return "holds" if found.low > 0 else "fails" if found.high < margin else "undecided", found
-
-
-def find(comparison: Comparison, records: Mapping[str, Record], plan: Plan, extra: Measures | None = None) -> Finding:
-    """What the records say about a comparison, at the first of its scales that has enough seeds."""
-    notes: list[tuple[int, str]] = []
-    for scale in comparison.claim.scales:
-        chosen = [plan.select(selector, scale) for _, selector in comparison.terms]
-        planned = sorted(set.intersection(*(set(c) for c in chosen)))
-        table: dict[int, list[float]] = {}
-        for seed in planned:
-            own = [records.get(c[seed]) for c in chosen]
-            values = [None if r is None else value(r, comparison.metric, extra or {}) for r in own]
-            if all(v is not None for v in values):
-                table[seed] = [v for v in values if v is not None]
-        if len(table) >= LEAST:
-            keys = tuple(tuple(c[s] for s in table) for c in chosen)
-            return _found(comparison, scale, np.array(list(table.values())), keys)
-        notes.append((len(table), f"{len(table)} of {len(planned)} seeds at scale {scale}"))
-    best = max(notes, key=lambda n: (n[0], notes.index(n)))  # among equals the cheapest scale, which stands last
-    return Finding(comparison, "not run", ("too few runs: " if best[0] else "not run yet: ") + best[1])
-
-
-def _found(
-    comparison: Comparison, scale: str, table: NDArray[np.float64], keys: tuple[tuple[str, ...], ...]
-) -> Finding:
-    values = table @ np.array([w for w, _ in comparison.terms])  # (D,)
-    claim, zero = comparison.claim, np.zeros(len(table))
-    state, interval = decide(values, claim.rule, claim.margin or SAME)
-    return Finding(comparison, state, "", scale, interval, effect_size(values, zero), equivalent(values, zero, SAME),
-                   tuple(float(m) for m in table.mean(0)), keys)  # fmt: skip
-
-
-def combine(states: Sequence[str]) -> str:
-    """The verdict on a claim from the states of its comparisons."""
-    holding = sum(s == "holds" for s in states)
-    if states and holding == len(states):
-        return "replicated"
-    if 2 * holding >= max(1, len(states)):
-        return "partly"
-    enough = 2 * sum(s != "not run" for s in states) >= len(states)
-    return "not" if enough and "fails" in states else "not tested"
+    @property
+    def p(self) -> float:
+        """One-sided p of the claim: the largest of its comparisons, nan where one has no runs (Berger 1982)."""
+        return float(np.max([f.p for f in self.findings])) if self.findings else float("nan")
 
 
 def judge(
@@ -109,33 +79,165 @@ def judge(
 ) -> list[Verdict]:
     """The verdict on each claim, in order. Comparisons that several claims share are decided once."""
     claims = list(claims)
-    by_id, known = {c.id: c for c in claims}, dict[Comparison, Finding]()
-    return [_judge(c, comparisons(c, by_id), records, plan, extra, known) for c in claims]
+    by_id = {claim.id: claim for claim in claims}
+    tests = {claim.id: comparisons(claim, by_id) for claim in claims}
+    found = {test: find(test, records, plan, extra) for test in dict.fromkeys(t for own in tests.values() for t in own)}
+    found |= _after_looks(found)
+    return [_verdict(claim, tuple(found[test] for test in tests[claim.id])) for claim in claims]
 
 
-def _judge(
-    claim: Claim, tests: list[Comparison], records: Mapping[str, Record], plan: Plan, extra: Measures | None,
-    known: dict[Comparison, Finding],
-) -> Verdict:  # fmt: skip
+def find(comparison: Comparison, records: Mapping[str, Record], plan: Plan, extra: Measures | None = None) -> Finding:
+    """What the records say about a comparison, at the first of its scales that has enough seeds."""
+    seen: list[str] = []
+    for scale in comparison.claim.scales:
+        chosen = [plan.select(selector, scale) for _, selector in comparison.terms]
+        planned = sorted(set.intersection(*(set(c) for c in chosen)))
+        table: dict[int, list[float]] = {}
+        for seed in planned:
+            values = [_value(records.get(c[seed]), comparison.metric, extra) for c in chosen]
+            if None not in values:
+                table[seed] = values  # type: ignore[assignment]
+        if len(table) >= LEAST_SEEDS:
+            terms = [[records[c[seed]] for seed in table] for c in chosen]
+            return _found(comparison, scale, np.array(list(table.values())), terms, _gate(scale, records, plan), extra)
+        seen.append(f"{len(table)} of {len(planned)} seeds at scale {scale}")
+    large = all(scale in LARGE for scale in comparison.claim.scales)
+    return Finding(comparison, NEEDS if large else NO_RUNS, seen[-1])
+
+
+def _value(record: Record | None, metric: str, extra: Measures | None) -> float | None:
+    return None if record is None else value(record, metric, extra or {})
+
+
+def _found(
+    comparison: Comparison,
+    scale: str,
+    table: np.ndarray,
+    terms: Sequence[Sequence[Record]],
+    gate: Sequence[float] | None,
+    extra: Measures | None,
+) -> Finding:
+    """The finding of a comparison whose values (seeds, terms) are there; `terms`: the records of each term."""
+    claim, weights = comparison.claim, np.array([weight for weight, _ in comparison.terms])
+    values = table @ weights
+    acts = claim.reading != "-"
+    decision = rules.decide(
+        values,
+        claim.margin or 1.0,
+        claim.gain if len(claim.test.split(" ; ")) == 1 else None,
+        above_chance=_above_chance(comparison.metric, terms, extra),
+        term=_mechanism(terms, gate) if acts else None,
+        rise=_rise(comparison, weights, terms, extra) if acts else None,
+    )
+    keys = tuple(tuple(record.key for record in own) for own in terms)
+    means = tuple(float(mean) for mean in table.mean(0))
+    return Finding(
+        comparison, decision.verdict, decision.why, scale, decision.interval, tuple(map(float, values)), means, keys
+    )
+
+
+def _above_chance(metric: str, terms: Sequence[Sequence[Record]], extra: Measures | None) -> float:
+    """Points of the best term above chance, on the test of the metric where the terms have least room."""
+    if metric == "coverage":
+        return float("inf")
+    chance = 100 / _classes(terms[0][0])
+    tests = metric.split("-")
+    best = [max(float(np.mean([_value(r, test, extra) for r in own])) for own in terms) for test in tests]
+    return min(best) - chance
+
+
+def _classes(record: Record) -> int:
+    """Number of classes of a record's data; ten where it does not say."""
+    return len(record.metrics.get("class_sizes", ())) or 10
+
+
+def _mechanism(terms: Sequence[Sequence[Record]], gate: Sequence[float] | None) -> Mechanism | None:
+    """What is known of the loop's network: that of the control arms where there are any; None without a loop."""
+    every = [record for own in terms for record in own]
+    control = [record for record in every if record.experiment.get("risk") == "control"]
+    histories = [_history(record) for record in control or every]
+    if not any(histories):
+        return None
+    return rules.mechanism(histories, _classes(every[0]), gate)
+
+
+def _history(record: Record) -> list[dict[str, Any]]:
+    """A record's history; records that are older than the probes divided their sums by one training too many."""
+    steps = record.experiment.get("inner_steps", 1)
+    old = [dict(entry) for entry in record.history if "cross_entropy" in entry]
+    if record.experiment.get("method") in SIAMESE and steps > 1:
+        for entry in old:
+            if "probe_last" not in entry:
+                entry["cross_entropy"] *= steps / (steps - 1)
+    return old
+
+
+def _gate(scale: str, records: Mapping[str, Record], plan: Plan) -> list[float] | None:
+    """Accuracy of control less that of control with an untrained network, one value a seed; None: not run."""
+    if scale not in GATES:
+        return None
+    trained, untrained = (plan.select(selector, scale) for selector in GATES[scale])
+    both = [s for s in trained if trained[s] in records and untrained.get(s) in records]
+    if len(both) < LEAST_SEEDS:
+        return None
+    accuracy = [[value(records[arm[s]], "accuracy", {}) for s in both] for arm in (trained, untrained)]
+    return list(np.subtract(*np.array(accuracy, dtype=np.float64)))
+
+
+def _rise(
+    comparison: Comparison, weights: np.ndarray, terms: Sequence[Sequence[Record]], extra: Measures | None
+) -> np.ndarray | None:
+    """For a drop that is said to get smaller with the term: the differences of the accuracy under the shifted test."""
+    test, _, standard = comparison.metric.partition("-")
+    (_, first), *_ = [term for term in comparison.terms if term[0] > 0]
+    if not standard or len(comparison.terms) != 2 or "risk=control" in first or first.endswith("control"):
+        return None
+    table = np.array([[_value(r, test, extra) for r in own] for own in terms], dtype=np.float64)
+    difference: np.ndarray = weights @ table
+    return difference
+
+
+def _after_looks(found: Mapping[Comparison, Finding]) -> dict[Comparison, Finding]:
+    """The primary comparisons as the planned looks decide them; {} unless all four stand at the scale of the gate."""
+    primary = {c.claim.id: (c, f) for c, f in found.items() if c.claim.id in PRIMARY and f.scale in GATES}
+    if len(primary) < len(PRIMARY):
+        return {}
+    decisions = {name: Decision(f.verdict, f.why, f.difference) for name, (_, f) in primary.items()}
+    after = rules.at_looks(decisions, {name: f.values for name, (_, f) in primary.items()})
+    return {c: replace(f, verdict=after[name].verdict, why=after[name].why) for name, (c, f) in primary.items()}
+
+
+def _verdict(claim: Claim, findings: tuple[Finding, ...]) -> Verdict:
     if claim.rule == "none":
-        return Verdict(claim, "not tested", claim.why)
-    for test in tests:
-        if test not in known:
-            known[test] = find(test, records, plan, extra)
-    findings = tuple(known[t] for t in tests)
-    states = [f.state for f in findings]
-    verdict = combine(states)
-    if len(findings) == 1 and findings[0].note:
-        return Verdict(claim, verdict, findings[0].note, findings)
-    if len(states) == 1:
-        return Verdict(claim, verdict, states[0], findings)
-    counts = ", ".join(f"{name} {states.count(name)}" for name in STATES if name in states)
-    return Verdict(claim, verdict, f"of {len(states)} comparisons: {counts}", findings)
+        return Verdict(claim, NEEDS, claim.why)
+    if proof := PROOF.fullmatch(claim.test):
+        return Verdict(claim, proof[1], claim.why)
+    names = [f.verdict for f in findings]
+    if len(findings) == 1:
+        return Verdict(claim, names[0], findings[0].why, findings)
+    counts = ", ".join(f"{name} {count}" for name, count in Counter(sorted(names, key=rules.VERDICTS.index)).items())
+    return Verdict(claim, rules.combine(names), f"of {len(names)} comparisons: {counts}", findings)
 
 
-def tally(verdicts: Iterable[Verdict]) -> dict[str, int]:
-    """How many claims have each verdict; "undecided" counts those not tested although all their runs are there."""
-    found = list(verdicts)
-    counts = {name: sum(v.verdict == name for v in found) for name in VERDICTS}
-    open_ = [v for v in found if v.verdict == "not tested" and v.findings and all(f.difference for f in v.findings)]
-    return counts | {"undecided": len(open_)}
+def tally(verdicts: Iterable[Verdict]) -> dict[str, Counter[str]]:
+    """How many claims of each family have each verdict, families in the order of the ledger."""
+    found: dict[str, Counter[str]] = {}
+    for verdict in verdicts:
+        found.setdefault(verdict.claim.family, Counter())[verdict.verdict] += 1
+    return found
+
+
+def corrected(verdicts: Iterable[Verdict]) -> dict[str, tuple[float, float]]:
+    """Adjusted one-sided p of each claim with runs, within its family: id -> (Holm, Benjamini and Hochberg).
+
+    Rows that only refer to others, and claims about the term whose mechanism is off, are no tests and do not count.
+    """
+    families: dict[str, dict[str, float]] = {}
+    for v in verdicts:
+        if np.isfinite(v.p) and "@" not in v.claim.test and v.verdict not in (rules.MECHANISM_OFF, rules.NO_ROOM):
+            families.setdefault(v.claim.family, {})[v.claim.id] = v.p
+    found: dict[str, tuple[float, float]] = {}
+    for p in families.values():
+        first, second = rules.holm(p), rules.benjamini_hochberg(p)
+        found |= {name: (first[name], second[name]) for name in p}
+    return found

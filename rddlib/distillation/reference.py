@@ -161,7 +161,7 @@ class Step:
     # --- the network: where the paper's term stands ------------------------
 
     def train_network(self) -> None:
-        """One update of theta on augmented images, with the term if it is on."""
+        """An update of theta on augmented images, with the term if it is on."""
         s = self.s
         x, y = self.network_batch()
         stream, rule = self.draw["net augment"], self.parts.augment_rule
@@ -182,7 +182,7 @@ class Step:
         self.sgd.step()
 
     def network_batch(self) -> tuple[Tensor, Tensor]:
-        """Real images (IDC), or the synthetic ones as they now are (DC, DSA)."""
+        """Real images (IDC) or the synthetic ones as they now are (DC, DSA)."""
         data, stream = self.data, self.draw["net batch"]
         if self.parts.net_data == "real":
             n = len(data.train_labels)
