@@ -215,8 +215,9 @@ def list_(*, group: str = "*", csv: bool = False, store: StoreDir = None, **sett
         except StoreError as error:
             faults.append(error)
             continue
-        if all(record.experiment[name] == value for name, value in wanted.items()):
-            rows.append(_row(record, path.parent.name))
+        own = vars(Experiment(**record.experiment))
+        if all(own[name] == value for name, value in wanted.items()):
+            rows.append([record.key, *(own[name] for name in COLUMNS), *_results(record), path.parent.name])
     rows.sort(key=lambda row: row[1:])
     _print_table([["key", *COLUMNS, "accuracy", "worst group", "trainings", "seconds", "folder"], *rows], csv)
     for fault in faults:
@@ -224,18 +225,11 @@ def list_(*, group: str = "*", csv: bool = False, store: StoreDir = None, **sett
     return 2 if faults else 0
 
 
-def _row(record: Record, folder: str) -> list[Any]:
-    """A record as a line of `list`: means over trainings, in per cent."""
-    accuracy, worst = record.metrics["accuracy"], record.metrics.get("known_min") or []
-    return [
-        record.key,
-        *(record.experiment[name] for name in COLUMNS),
-        f"{sum(accuracy) / len(accuracy):.2f}",
-        f"{sum(worst) / len(worst):.2f}" if worst else "",
-        len(accuracy),
-        round(sum(record.seconds.values())),
-        folder,
-    ]
+def _results(record: Record) -> list[Any]:
+    """Accuracy and worst known group, means in per cent, or "" where there is none; trainings; seconds."""
+    accuracy, worst = record.metrics["accuracy"], record.metrics.get("known_min")
+    means = [f"{sum(values) / len(values):.2f}" if values else "" for values in (accuracy, worst)]
+    return [*means, len(accuracy), round(sum(record.seconds.values()))]
 
 
 def _print_table(rows: Sequence[Sequence[Any]], csv: bool = False) -> None:
@@ -503,12 +497,10 @@ def describe(settings: dict[str, Any]) -> str:
 
 def summary_line(record: Record) -> str:
     """One line: key, what was run, mean accuracy over evaluation seeds, worst named group if any, seconds."""
-    accuracy, worst = record.metrics["accuracy"], record.metrics.get("known_min")
-    of_groups = f", worst group {sum(worst) / len(worst):.2f} %" if worst else ""
-    return (
-        f"{record.key}  {describe(record.experiment)}  accuracy {sum(accuracy) / len(accuracy):.2f} %{of_groups} "
-        f"({len(accuracy)} trainings)  {sum(record.seconds.values()):.0f} s"
-    )
+    accuracy, worst, trainings, seconds = _results(record)
+    of_groups = f", worst group {worst} %" if worst else ""
+    what = describe(record.experiment)
+    return f"{record.key}  {what}  accuracy {accuracy} %{of_groups} ({trainings} trainings)  {seconds} s"
 
 
 class Bars:
