@@ -5,6 +5,7 @@ Nothing here knows about risk or images. It stands first in the layering so that
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import hashlib
@@ -136,7 +137,7 @@ def _validator(cls: Any, name: str, texts: bool) -> Callable[[Any], Any]:
     adapter = pydantic.TypeAdapter[Any](kind, config=pydantic.ConfigDict(allow_inf_nan=False))
     if not texts or str in kinds:
         return functools.partial(adapter.validate_python, strict=True)
-    words: dict[str, Any] = {"none": None} if NoneType in kinds else {}
+    words: dict[str, Any] = {"none": None, "None": None} if NoneType in kinds else {}
     for literal in kinds:
         if get_origin(literal) is Literal:
             words |= {str(choice): choice for choice in get_args(literal)}
@@ -145,10 +146,10 @@ def _validator(cls: Any, name: str, texts: bool) -> Callable[[Any], Any]:
 
 def _number(text: str) -> object:
     """The number that a text is, so that a message shows 1.2 and not '1.2'; other texts as they are."""
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    return text
 
 
 def plain(value: Any) -> Any:

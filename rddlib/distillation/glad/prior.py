@@ -91,10 +91,12 @@ class StylePrior:
     def __post_init__(self) -> None:
         most = len(self.network.synthesis.layer_names) - 1
         if isinstance(self.layer, bool) or not isinstance(self.layer, int) or not 0 <= self.layer <= most:
-            raise SettingError("layer", self.layer, f"an integer from 0 to {most}, where this generator can be cut")
+            raise SettingError(
+                "prior_layer", self.layer, f"an integer from 0 to {most}, where this generator can be cut"
+            )
         starts = STARTS if self.invert is not None else STARTS[:2]
         if self.start not in starts:
-            raise SettingError("start", self.start, f"one of {', '.join(starts)}")
+            raise SettingError("prior_start", self.start, f"one of {', '.join(starts)}")
 
     @torch.no_grad()
     def encode(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> Codes:
