@@ -141,6 +141,11 @@ def test_batch_sizes_follow_small_data(tmp_path: Path, caplog: pytest.LogCapture
     assert caplog.messages == ["folder:pets is small: batch_real = 12, eval_groups = 4, net_batch = 24"]
     assert (record.experiment["batch_real"], record.experiment["net_batch"]) == (12, 24)
     assert gather([e], "load", Store(tmp_path / "store"))[0] == [record] and identified(e).key == record.key
+    data = rddlib.load_dataset(e.dataset)
+    made = rddlib.distill(data, **{name: short[name] for name in ("outer_steps", "inner_steps", "width")})
+    assert torch.equal(synthetic.quantised(made).images, rddlib.load_set(record.key, Store(tmp_path / "store")).images)
+    scores = rddlib.evaluate(made, data, **{name: short[name] for name in short if name.startswith("eval_")})
+    assert len(scores["group_sizes"]) == 4
     by_hand = Experiment.preset("smoke", dataset=e.dataset, **short, batch_real=13, net_batch=25)
     with pytest.raises(SettingError, match="batch_real = 13: allowed is at most 12.*; net_batch = 25"):
         run(by_hand, Store(tmp_path / "store"))

@@ -258,7 +258,7 @@ def fitted(experiment: Experiment, content: Content) -> Experiment:
     Only the scale's own numbers follow the data: what was set by hand stays, and is refused where it does not fit.
     """
     e = experiment
-    if e.scale not in ("smoke", "laptop"):
+    if e.scale not in ("smoke", "laptop") or sources.own_path(e.dataset) is None:
         return e
     usual = presets.numbers(e.scale, {"dataset": e.dataset, "method": e.method})
     most = {
