@@ -2,7 +2,7 @@
 # Works with GNU make 3.81 (macOS) and later. `make help` lists the rest.
 
 .DEFAULT_GOAL := help
-.PHONY: help env book test run grid grid-named bench benchtest serve lint clean distclean
+.PHONY: help env book class pdf test run grid grid-named bench benchtest serve lint clean distclean
 
 VENV := .venv
 CONSTRAINTS ?= constraints.txt
@@ -17,6 +17,9 @@ ENV_STAMP := $(if $(filter command,$(firstword $(origin PY))),,$(VENV)/.made)
 # Notebooks must start the kernel of this environment, not one that the user registered under the same name.
 export JUPYTER_PREFER_ENV_PATH := 1
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
+# Where the project lies, if it does: `make book REPOSITORY_URL=https://...` gives pages buttons to launch and to edit them.
+REPOSITORY_URL ?=
+export REPOSITORY_URL
 # A backend set for scripts (Agg) would leave the notebooks without figures: their kernel shows them inline.
 unexport MPLBACKEND
 
@@ -43,6 +46,12 @@ $(VENV)/.made: pyproject.toml $(wildcard $(CONSTRAINTS))
 
 book: $(ENV_STAMP) ## run the quickstart, build the book: _build/html/index.html
 	@$(PY) book/build.py
+
+class: $(ENV_STAMP) ## notebooks for students and instructors, slides of eight lessons: _build/class.zip
+	@$(PY) book/classroom.py $(ARGS)
+
+pdf: book ## the whole book as one file, printed by Chromium, and linked from its front page: _build/book.pdf
+	@$(PY) book/print_pdf.py $(ARGS) && $(PY) book/build.py
 
 test: $(ENV_STAMP) ## all tests and all notebooks (ARGS="-m 'not browser'" and the like are handed to pytest)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist loadfile --nbval --nbval-cell-timeout=600 \

@@ -21,8 +21,20 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 QUICKSTART = Path("notebooks/00_quickstart.ipynb")
 TOP_FILES = ("_config.yml", "_toc.yml")
+OFFERED = ("book.pdf", "class.zip")  # made by `make pdf` and `make class`, on the site where they are there
+LAUNCH = "  thebe: false\n  binderhub_url: https://mybinder.org\n  colab_url: https://colab.research.google.com\n"
 PRINTED = ("rddlib/distillation/reference.py",)  # code that a page shows
-SCRIPTS = ("build.py", "equations.py", "performance.py", "verdicts.py", "costs.py")  # no pages
+SCRIPTS = (
+    "build.py",
+    "equations.py",
+    "performance.py",
+    "verdicts.py",
+    "costs.py",
+    "classroom.py",
+    "print_pdf.py",
+    "drawings.py",
+    "lessons",
+)  # no pages
 CELL, KEY = re.compile(r"(?<=<td>)[^<]*(?=</td>)"), re.compile(r"\b[0-9a-f]{8}(?:[0-9a-f]{8})?\b")
 ASSIGNED = re.compile(r"^(\w+) = (.*)$", re.MULTILINE)
 FRAGMENT = re.compile(r"^<!-- generated: (\w+) -->$", re.MULTILINE)
@@ -136,6 +148,14 @@ def performance(root: Path, build: Path) -> str:
     return _checked(root, "performance", "no measurements", "up to date", "what differs")
 
 
+def with_repository(config: str, address: str) -> str:
+    """The settings of a book whose repository has an address: launch buttons, "suggest edit" and "open issue"."""
+    settings = config.replace("  thebe: false\n", LAUNCH)
+    for button in ("repository", "issues", "edit_page"):
+        settings = settings.replace(f"  use_{button}_button: false\n", f"  use_{button}_button: true\n")
+    return settings + f"\nrepository:\n  url: {json.dumps(address)}\n  branch: main\n  path_to_book: ''\n"
+
+
 def stage(root: Path, build: Path) -> str:
     """Copy what Sphinx reads to _build/source, with the executed quickstart in the place of the tracked one."""
     source = build / "source"
@@ -152,7 +172,14 @@ def stage(root: Path, build: Path) -> str:
     executed = build / "executed" / QUICKSTART.name
     if executed.exists() and (root / QUICKSTART).exists():
         shutil.copy2(executed, source / QUICKSTART)
-    return "laid out"
+    (source / "book" / "_static").mkdir(exist_ok=True)
+    for name in (n for n in OFFERED if (build / n).is_file()):  # book/_ext/book_tidy.py links what is there
+        shutil.copy2(build / name, source / "book" / "_static" / name)
+    address = os.environ.get("REPOSITORY_URL", "").rstrip("/")
+    if address:
+        config = source / "_config.yml"
+        config.write_text(with_repository(config.read_text(encoding="utf-8"), address), encoding="utf-8")
+    return "laid out" + (f", with buttons for {address}" if address else "")
 
 
 def overlay(executed: Path, notebooks: Path) -> str:

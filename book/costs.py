@@ -85,7 +85,7 @@ def in_load_mode(page: Path) -> bool:
 
 def contents(store: Store) -> dict[str, str]:
     """Key -> a hash of the record's file."""
-    return {p.stem: hashlib.sha256(p.read_bytes()).hexdigest()[:16] for p in store.root.glob("runs/*/*.json")}
+    return {p.stem: hashlib.sha256(p.read_bytes()).hexdigest()[:16] for p in store.files() if p.is_file()}
 
 
 def notes(root: Path) -> dict[str, dict[str, Any]]:
@@ -168,6 +168,11 @@ def fragments(root: Path, ledger: Ledger) -> dict[str, str]:
     }
 
 
+def plain(text: str) -> str:
+    """Text of a record as the cell of a Markdown table: neither markup nor the end of the cell."""
+    return re.sub(r"[`|*\[\]\n]", lambda sign: f"&#{ord(sign[0])};", html.escape(text))
+
+
 def title(page: Path) -> str:
     """The first heading of a notebook, as its readers know it."""
     cells = json.loads(page.read_text(encoding="utf-8"))["cells"]
@@ -195,10 +200,11 @@ def pages_table(root: Path, ledger: Ledger) -> str:
             else "none"
         )
         mark = " (stale)" if page.name in stale else ""
-        devices = sorted({r.device for r in found} | ({own["device"]} if "device" in own else set()))
+        devices = {r.device for r in found} | ({own["device"]} if "device" in own else set())
+        where = plain("; ".join(sorted(devices)) or "-")
         lines.append(
             f"| {page.stem[:2]} [{title(page)}](../notebooks/{page.name}){mark} | {took[0]} | {took[1]} | {runs} | "
-            f"{f'{max(r.peak_memory_mb for r in found):.0f} MB' if found else '-'} | {'; '.join(devices) or '-'} |"
+            f"{f'{max(r.peak_memory_mb for r in found):.0f} MB' if found else '-'} | {where} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -212,8 +218,8 @@ def runs_table(ledger: Ledger) -> str:
             each = [sum(min(w, r.cpu_seconds.get(part, w)) for part, w in r.seconds.items()) for r in own]
             spread = f"{duration(min(each))} to {duration(max(each))}"
             lines.append(
-                f"| `{folder.name}` | {len(own)} | {duration(seconds(own))} | {spread} | "
-                f"{max(r.peak_memory_mb for r in own):.0f} MB | {'; '.join(sorted({r.device for r in own}))} |"
+                f"| `{plain(folder.name)}` | {len(own)} | {duration(seconds(own))} | {spread} | "
+                f"{max(r.peak_memory_mb for r in own):.0f} MB | {plain('; '.join(sorted({r.device for r in own})))} |"
             )
     return "\n".join(lines) + "\n"
 

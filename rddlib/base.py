@@ -22,6 +22,11 @@ import pydantic
 import torch
 from pydantic.fields import FieldInfo
 
+# The version of the numbers that this code gives for fixed settings. Raise it by one whenever an edit changes a result
+# by more than rounding: tests/test_numbers.py pins short runs and fails then. Records and checkpoints carry it; records
+# of another version are called stale, checkpoints are not used.
+RESULTS = 1
+
 
 class SettingError(ValueError):
     """Settings that cannot be used. The message names each of them, its value and what is allowed."""
@@ -46,6 +51,10 @@ def refuse(misfits: Iterable[SettingError]) -> None:
 
 class DataError(RuntimeError):
     """Data that is missing or damaged. The message names the file, what is wrong, and what to do."""
+
+
+class WriteError(DataError, OSError):
+    """A file that could not be written: no space, no right. Nothing of it is left, and an older one is as it was."""
 
 
 class DivergenceError(ArithmeticError):
@@ -263,19 +272,26 @@ def received(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
 
 
 def write_atomic(path: str | Path, content: str | bytes) -> Path:
-    """Write a file whole or not at all: a reader, or a kill at any moment, never sees half of it."""
+    """Write a file whole or not at all: a reader, or a kill at any moment, never sees half of it.
+
+    Raises WriteError, with the file's name and the reason, where it cannot be written.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    name = ""
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         with os.fdopen(handle, "wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(name, 0o644)
         os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
+    except BaseException as error:
+        if name:
+            Path(name).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise WriteError(f"{path}: cannot be written ({error.strerror or error})") from error
         raise
     return path
 

@@ -14,6 +14,7 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -200,6 +201,28 @@ def test_no_sideways_scroll_on_a_phone(visit, name: str) -> None:
         [...document.querySelectorAll('article *')].filter(e => e.getBoundingClientRect().right > window.innerWidth + 1)
         .slice(0, 5).map(e => e.outerHTML.slice(0, 120)).concat(String(document.documentElement.scrollWidth))""")
     assert wide == []
+
+
+@every_page
+def test_no_code_output_or_table_is_wider_than_its_column(seen_page, name: str) -> None:
+    """At 1280 px nothing is cut off or scrolls, folded code included."""
+    page = seen_page(name).page
+    page.evaluate("() => document.querySelectorAll('article details').forEach(d => { d.open = true; })")
+    wide = page.evaluate("""() => {
+        const article = document.querySelector('article'), style = getComputedStyle(article);
+        const right = article.getBoundingClientRect().right - parseFloat(style.paddingRight) + 1;
+        return [...article.querySelectorAll('div.highlight pre, .cell_output pre, table')]
+            .filter(e => e.getBoundingClientRect().right > right || e.scrollWidth > e.clientWidth + 1)
+            .map(e => `${e.tagName}: ${e.textContent.trim().slice(0, 80)}`);
+    }""")
+    assert wide == []
+
+
+def test_a_block_that_is_too_wide_is_noticed(visit) -> None:
+    page = visit("book/scale_out").page
+    page.evaluate("() => { document.querySelector('article div.highlight pre').textContent = 'x'.repeat(300); }")
+    with pytest.raises(AssertionError):
+        test_no_code_output_or_table_is_wider_than_its_column(lambda _: SimpleNamespace(page=page), "")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

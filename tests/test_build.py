@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import script
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -129,6 +130,31 @@ def test_injected_parameters_take_the_place_of_the_pages_own() -> None:
     }
     shown = build.without_stamps({"metadata": {}, "cells": [own, injected]})
     assert [cell["source"] for cell in shown["cells"]] == ['ipc = 5  # images\nmode = "live"\nsets = [3]']
+
+
+def test_the_address_of_the_repository_brings_buttons_and_its_absence_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = (ROOT / "_config.yml").read_text(encoding="utf-8")
+    config = yaml.safe_load(build.with_repository(plain, "https://example.org/a/b"))
+    assert config["repository"] == {"url": "https://example.org/a/b", "branch": "main", "path_to_book": ""}
+    assert {config["html"][f"use_{button}_button"] for button in ("repository", "issues", "edit_page")} == {True}
+    assert config["launch_buttons"]["binderhub_url"] and config["launch_buttons"]["colab_url"]
+    before = yaml.safe_load(plain)
+    assert "repository" not in before and not before["html"]["use_edit_page_button"]
+    assert {key: value for key, value in config.items() if key in ("sphinx", "parse", "title")} == {
+        key: before[key] for key in ("sphinx", "parse", "title")
+    }
+
+
+def test_the_address_comes_from_the_environment(
+    small_book: Path, tools: Tools, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REPOSITORY_URL", "https://example.org/a/b/")
+    (small_book / "_build").mkdir()
+    (small_book / "_build" / "book.pdf").write_bytes(b"%PDF")
+    build.build_book(small_book)
+    assert '"https://example.org/a/b"' in (small_book / "_build/source/_config.yml").read_text()
+    assert (small_book / "_build/source/book/_static/book.pdf").read_bytes() == b"%PDF"
+    assert (small_book / "_config.yml").read_text() == "_config.yml"
 
 
 @pytest.mark.parametrize("step", ["quickstart", "render"])

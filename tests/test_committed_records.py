@@ -12,7 +12,7 @@ import pytest
 from rddlib.distillation import settings
 from rddlib.experiments.experiment import Experiment
 from rddlib.experiments.provenance import SUPERSEDED
-from rddlib.experiments.records import read_record
+from rddlib.experiments.validate import read_record
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORDS = sorted(ROOT.glob("data/runs/*/*.json"))

@@ -105,7 +105,7 @@ def test_resumed_run_equals_the_uninterrupted_one(digits: DataSet, tmp_path: Pat
     whole, history = distill.distill(digits, s)
     with pytest.raises(Stop):
         distill.distill(digits, s, tmp_path / "state.pt", on_step=stop_after(2))
-    assert distill.load_state(tmp_path / "state.pt", begun(digits, s)).outer == 2
+    assert distill.load_state(tmp_path / "state.pt", begun(digits, s), distill.origin(digits, s)).outer == 2
     resumed, again = distill.distill(digits, s, tmp_path / "state.pt")
     assert torch.equal(whole.images, resumed.images) and history == again
 
@@ -117,7 +117,7 @@ def test_interruption_keeps_what_is_done(digits: DataSet, tmp_path: Path) -> Non
 
     with pytest.raises(KeyboardInterrupt):
         distill.distill(digits, SMALL, tmp_path / "state.pt", every=100, on_step=interrupt)
-    assert distill.load_state(tmp_path / "state.pt", begun(digits, SMALL)).outer == 1
+    assert distill.load_state(tmp_path / "state.pt", begun(digits, SMALL), distill.origin(digits, SMALL)).outer == 1
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 cut off"])
@@ -131,7 +131,8 @@ def test_damaged_checkpoint_is_refused_and_left(digits: DataSet, tmp_path: Path,
 
 def test_checkpoint_of_other_shape_is_refused(digits: DataSet, tmp_path: Path) -> None:
     zeros = torch.zeros(10, 1, 8, 8)
-    distill.save_state(tmp_path / "state.pt", State({"pixels": zeros}, {"pixels": zeros}))
+    state = State({"pixels": zeros}, {"pixels": zeros})
+    distill.save_state(tmp_path / "state.pt", state, distill.origin(digits, SMALL))
     with pytest.raises(DataError, match="expected"):
         distill.distill(digits, SMALL, tmp_path / "state.pt")
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import unmade
 from PIL import Image
 from torch import Tensor
 
@@ -318,13 +319,12 @@ def test_from_the_command_line_with_the_floor_beside_it(
 def made(tmp_path: Path, coloured: DataSet) -> tuple[Store, str, SyntheticSet]:
     """A store with a record of a set of two tiles a side, without the run."""
     store = Store(tmp_path / "store")
-    e = Experiment.preset("smoke", dataset="coloured_digits", method="random", ipc=2, **QUICK)
-    record = run(e, store)
+    e = Experiment.preset("smoke", dataset="coloured_digits", method="idc", ipc=2, factor=2, **QUICK)
     images, _ = some(coloured, 2)
     made = SyntheticSet(images / 255, 2, 2)
-    synthetic.save(store.distilled("0123456789abcdef"), made)
-    store.add(dataclasses.replace(record, set_key="0123456789abcdef"), "coloured_digits_smoke")
-    return store, record.key, made
+    synthetic.save(store.distilled(e.set_key), made)
+    store.add(unmade(e, {"accuracy": [50.0]}, set_key=e.set_key), "coloured_digits_smoke")
+    return store, e.key, made
 
 
 @pytest.mark.parametrize("stored", [True, False])
@@ -352,7 +352,7 @@ def test_what_is_exported_is_read_back(
 
 def test_a_record_without_a_set_says_why(made: tuple[Store, str, SyntheticSet], tmp_path: Path) -> None:
     store, key, _ = made
-    store.distilled("0123456789abcdef").unlink()
+    next(store.root.glob("distilled/*.npz")).unlink()
     with pytest.raises(StoreError, match="is not here"):
         export.stored_set(store, key)
     drawn = run(Experiment.preset("smoke", method="random", **QUICK), store)

@@ -101,21 +101,14 @@ def test_an_update_that_was_cut_short_is_not_kept(
     assert len(training.history) == 5
 
 
-@pytest.mark.parametrize("damage", ["half", "text", "settings", "data"])
-def test_a_checkpoint_that_does_not_fit_is_named_and_left(digits: DataSet, tmp_path: Path, damage: str) -> None:
-    file, settings, images = tmp_path / "state.pt", TINY, digits
+@pytest.mark.parametrize("damage", ["half", "text"])
+def test_a_damaged_checkpoint_is_named_and_left(digits: DataSet, tmp_path: Path, damage: str) -> None:
+    file = tmp_path / "state.pt"
     gentrain.Training(digits, TINY).save(file)
-    if damage == "half":
-        file.write_bytes(file.read_bytes()[:5000])
-    elif damage == "text":
-        file.write_text("no checkpoint")
-    elif damage == "settings":
-        settings = dataclasses.replace(TINY, lr=0.1)
-    else:
-        images = dataset.load("digits", train_limit=200, test_limit=100)
+    file.write_bytes(file.read_bytes()[:5000] if damage == "half" else b"no checkpoint")
     before = file.read_bytes()
-    with pytest.raises(DataError, match=r"(?s)state\.pt: damaged checkpoint .*delete it"):
-        gentrain.train_generator(images, settings, None, file)
+    with pytest.raises(DataError, match=r"state\.pt: damaged checkpoint .*delete it"):
+        gentrain.train_generator(digits, TINY, None, file)
     assert file.read_bytes() == before
 
 
@@ -133,6 +126,7 @@ def test_a_generator_is_trained_scored_and_kept_once(
     record = made(digits, store, progress=lambda part, done, of, _: seen.append((part, done, of)))
     assert seen == [*(("train", n, 12) for n in range(1, 13)), ("score", 1, 1)]
     kept = json.loads((tmp_path / "priors" / "digits.json").read_text())
+    assert kept.pop("checksum")
     assert kept == json.loads(json.dumps(record)) and not re.search(str(tmp_path), json.dumps(kept))
     assert set(kept["scores"]) == {"frechet", "frechet_real", "share", "share_real", "images"}
     assert kept["score_settings"] == {"seed": 0} | JUDGE and kept["seconds"] > 0 < kept["peak_memory_mb"]

@@ -225,13 +225,21 @@ def stopping(kind: type[BaseException], after: int) -> inducing_points.OnStep:
     return on_step
 
 
+def kept(file: Path, data: DataSet, s: KipSettings) -> inducing_points.State:
+    """The checkpoint of a run."""
+    begun = inducing_points._begin(data, s, Space.of(data, True))
+    state = inducing_points.load_state(file, begun, inducing_points.origin(data, s))
+    assert state is not None
+    return state
+
+
 @pytest.mark.parametrize("change", [{}, {"learn_labels": False, "kip_clamp": True}, {"kernel": "conv", "kip_batch": 5}])
 def test_resumed_run_equals_the_uninterrupted_one(digits: DataSet, tmp_path: Path, change: dict) -> None:
     s, file = dataclasses.replace(SMALL, **change), tmp_path / "state.pt"
     whole = inducing_points.optimise(digits, s)
     with pytest.raises(Stop):
         inducing_points.optimise(digits, s, file, on_step=stopping(Stop, 40))
-    assert inducing_points.load_state(file, inducing_points._begin(digits, s, Space.of(digits, True))).step == 40
+    assert kept(file, digits, s).step == 40
     resumed = inducing_points.optimise(digits, s, file)
     assert torch.equal(whole.support, resumed.support) and torch.equal(whole.targets, resumed.targets)
     assert whole.history == resumed.history and whole.step == resumed.step == 50
@@ -245,12 +253,7 @@ def test_interruption_keeps_what_is_done(digits: DataSet, tmp_path: Path) -> Non
         inducing_points.optimise(
             digits, SMALL, tmp_path / "state.pt", every=100, on_step=stopping(KeyboardInterrupt, 20)
         )
-    assert (
-        inducing_points.load_state(
-            tmp_path / "state.pt", inducing_points._begin(digits, SMALL, Space.of(digits, True))
-        ).step
-        == 20
-    )
+    assert kept(tmp_path / "state.pt", digits, SMALL).step == 20
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 cut off"])
@@ -264,9 +267,8 @@ def test_damaged_checkpoint_is_refused_and_left(digits: DataSet, tmp_path: Path,
 
 def test_checkpoint_of_other_shape_is_refused(digits: DataSet, tmp_path: Path) -> None:
     file = tmp_path / "state.pt"
-    inducing_points.save_state(
-        file, inducing_points._begin(digits, dataclasses.replace(SMALL, ipc=1), Space.of(digits, True))
-    )
+    other = inducing_points._begin(digits, dataclasses.replace(SMALL, ipc=1), Space.of(digits, True))
+    inducing_points.save_state(file, other, inducing_points.origin(digits, SMALL))
     with pytest.raises(DataError, match="expected"):
         inducing_points.distill(digits, SMALL, file)
 

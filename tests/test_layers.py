@@ -13,8 +13,8 @@ import pytest
 LIBRARY = Path(__file__).resolve().parent.parent / "rddlib"
 
 # A folder imports from itself and from those before it. On the ground floor stand `base` (declared settings, seeds,
-# whole files), `risk` and `stats`, which everybody may use; `cli` stands above all.
-FLOOR = ("base", "risk", "stats")
+# whole files), `files` (checksums, bounds), `risk` and `stats`, which everybody may use; `cli` stands above all.
+FLOOR = ("base", "files", "risk", "stats")
 ROOMS = ("theory", "data", "models", "distillation", "evaluation", "experiments", "analysis")
 ENTRY_POINTS = ("__init__", "__main__", "cli", "commands", "api")
 THIRD_PARTY = {"torch", "numpy", "scipy", "pandas", "sklearn", "matplotlib", "mpl_toolkits", "PIL", "tqdm"}

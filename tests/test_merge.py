@@ -209,12 +209,19 @@ def test_the_set_below_is_let_in_unchanged(tmp_path: Path) -> None:
 
 
 def changed(name: str, value: object) -> dict[str, bytes]:
-    """The file of the base record with one field changed."""
-    return {RUN: json.dumps(json.loads(record().to_json()) | {name: value}).encode()}
+    """The file of the base record with one field changed, as from before there were checksums."""
+    content = json.loads(record().to_json()) | {name: value}
+    del content["checksum"]
+    return {RUN: json.dumps(content).encode()}
 
 
 def with_setting(name: str, value: object) -> dict[str, bytes]:
     return changed("experiment", dataclasses.asdict(BASE) | {name: value})
+
+
+def without_setting(name: str) -> dict[str, bytes]:
+    """A setting that has its default may be absent and the key is the same; what names a run may not."""
+    return changed("experiment", {n: v for n, v in dataclasses.asdict(BASE).items() if n != name})
 
 
 @pytest.mark.parametrize(
@@ -224,6 +231,7 @@ def with_setting(name: str, value: object) -> dict[str, bytes]:
         (with_setting("seed", 5), "settings have key"),
         (with_setting("alpha", 7.0), "alpha = 7.0"),
         (with_setting("surprise", 1), "surprise"),
+        (without_setting("method"), "settings do not say method"),
         (with_setting("ipc", [2]), "ipc"),
         (with_setting("dataset", "<script>"), "experiment holds a text that is not plain"),
         (changed("surprise", 1), "surprise"),

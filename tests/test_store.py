@@ -18,11 +18,14 @@ import pytest
 
 from rddlib import base
 from rddlib.base import SettingError
-from rddlib.experiments.records import Record, Store, StoreError, read_record
+from rddlib.experiments.experiment import Experiment
+from rddlib.experiments.records import Record, Store, StoreError
+from rddlib.experiments.validate import read_record
 
+SETTINGS = Experiment.preset("smoke", method="random")
 RECORD = Record(
-    key="0123456789abcdef",
-    experiment={"dataset": "digits", "alpha": 0.8},
+    key=SETTINGS.key,
+    experiment=dataclasses.asdict(SETTINGS),
     metrics={"accuracy": [50.0]},
     history=[],
     seconds={"distill": 1.0},
@@ -39,10 +42,9 @@ RECORD = Record(
 def test_a_record_comes_back_as_it_was(tmp_path: Path) -> None:
     store = Store(tmp_path)
     file = store.add(RECORD, "toys")
-    assert file == tmp_path / "runs" / "toys" / "0123456789abcdef.json"
-    assert store.find(RECORD.key) == store.match("0123") == RECORD and store.records() == store.records("toys") == [
-        RECORD
-    ]
+    assert file == tmp_path / "runs" / "toys" / f"{RECORD.key}.json"
+    assert store.find(RECORD.key) == store.match(RECORD.key[:4]) == RECORD
+    assert store.records() == store.records("toys") == [RECORD]
     assert store.find("f" * 16) is None and store.records("other") == []
     assert file.read_text() == RECORD.to_json() and json.loads(file.read_text())["metrics"] == {"accuracy": [50.0]}
 
@@ -50,10 +52,10 @@ def test_a_record_comes_back_as_it_was(tmp_path: Path) -> None:
 def test_a_start_of_a_key_must_fit_one_record(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.add(RECORD, "toys")
-    store.add(dataclasses.replace(RECORD, key="01234" + "f" * 11), "toys")
+    store.add(dataclasses.replace(RECORD, key=RECORD.key[:5] + "f" * 11), "toys")
     for start, error in (
-        ("01", StoreError),
-        ("9", StoreError),
+        (RECORD.key[:2], StoreError),
+        ("x", StoreError),
         ("", SettingError),
         ("../x", SettingError),
         ("*", SettingError),
@@ -64,10 +66,10 @@ def test_a_start_of_a_key_must_fit_one_record(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"key": "0123456789abcdef"}', '{"surprise": 1}', "\x00"])
 def test_damaged_records_are_named_and_left(tmp_path: Path, content: str) -> None:
-    file = tmp_path / "runs" / "toys" / "0123456789abcdef.json"
+    file = tmp_path / "runs" / "toys" / f"{RECORD.key}.json"
     file.parent.mkdir(parents=True)
     file.write_text(content)
-    with pytest.raises(StoreError, match=r"0123456789abcdef\.json"):
+    with pytest.raises(StoreError, match=rf"{RECORD.key}\.json"):
         Store(tmp_path).find(RECORD.key)
     assert file.read_text() == content
 
@@ -75,7 +77,7 @@ def test_damaged_records_are_named_and_left(tmp_path: Path, content: str) -> Non
 def test_a_record_under_another_name_is_refused(tmp_path: Path) -> None:
     file = tmp_path / f"{'f' * 16}.json"
     file.write_text(RECORD.to_json())
-    with pytest.raises(StoreError, match="bears its key"):
+    with pytest.raises(StoreError, match="holds key"):
         read_record(file)
 
 

@@ -3,17 +3,33 @@
 * sphinx-thebe writes its constants twice (a JavaScript error) although the book offers no live kernel;
 * the theme starts without a colour mode (an error on the console) instead of following the reader's system;
 * bibliographies carry the role "list" around items that are none for a screen reader;
-* intervals and counts in the cells of tables break in the middle where a column is narrow.
+* intervals and counts in the cells of tables break in the middle where a column is narrow, and long names nowhere;
+* a page does not say how it is run, or that there is a PDF;
+* a table of pandas has a second header row for the name of its index, a column that only counts rows, and numbers
+  that are not aligned.
 """
 
 from __future__ import annotations
 
+import html
 import re
+from pathlib import Path
 from typing import Any
 
 UNUSED_SCRIPTS = ("thebe", "require.min.js", "@jupyter-widgets")
 ROLES = (' role="list"', ' role="doc-biblioentry"')
 CELL = re.compile(r"<td[^>]*>[^<]*</td>")
+FRAME = re.compile(r'<table border="1" class="dataframe">.*?</table>', re.DOTALL)
+ROW = re.compile(r"<tr[^>]*>.*?</tr>", re.DOTALL)
+FIELD = re.compile(r"<(t[hd])(?=[ >])([^>]*)>(.*?)</t[hd]>", re.DOTALL)
+NUMBER = re.compile(r"[-+\N{MINUS SIGN}]?[\d.,]+( ?%)?(\s*\[[^]]*\])?|\d+ of \d+|-|")
+OFFERS = {
+    "book/index": ("book.pdf", "The whole book as one PDF"),
+    "book/teaching": ("class.zip", "Notebooks and slides for a class"),
+}
+COLUMN = 688  # pixels that a page 1280 pixels wide has for its text
+LONG_NAME = re.compile(r"(?<=[\w)])([_/.])(?=\w)")
+CODE_IN_CELL = re.compile(r'(?<=<span class="pre">)[^<\s]{16,}(?=</span>)')
 TOGETHER = re.compile(r"(?<=\[)[^][]+(?=\])|\b\d+ of \d+\b")  # what stands in brackets; "3 of 5"
 
 
@@ -32,6 +48,91 @@ def held_together(body: str) -> str:
     return CELL.sub(cell, body)
 
 
+def frame(found: re.Match[str]) -> str:
+    """A table of pandas without a header row for the index alone or a column of row numbers; numbers are marked."""
+    head, body = found[0].split("</thead>", 1)
+    rows = ROW.findall(head)
+    if len(rows) > 1:
+        upper, lower = ([field[2].strip() for field in FIELD.findall(row)] for row in rows[-2:])
+        named = sum(1 for text in lower if text)
+        if not any(lower[named:]) and not any(upper[:named]):  # names of the index, then nothing
+            cells = "".join(f"<th>{text}</th>" for text in [*lower[:named], *upper[named:]])
+            head = head.replace(rows[-2], f"<tr>{cells}</tr>", 1).replace(rows[-1], "", 1)
+    lines = ROW.findall(body)
+    firsts = [field[2].strip() for line in lines for field in FIELD.findall(line)[:1]]
+    unnamed = re.fullmatch(r".*?<tr[^>]*>\s*<th></th>(?!.*<tr).*", head, re.DOTALL)
+    if len(firsts) > 1 and firsts == [str(i) for i in range(len(firsts))] and unnamed:
+        head = head.replace("<th></th>", "", 1)
+        body = re.sub(r"(<tr[^>]*>\s*)<th[^>]*>\d+</th>", r"\1", body)
+    if _least_width(ROW.findall(head)[-1:] + ROW.findall(body)) > COLUMN:
+        head = re.sub(r"(?<=<th>)\w+(?=</th>)", lambda name: name[0].replace("_", "_<wbr>"), head)
+        head = head.replace('class="dataframe"', 'class="dataframe wide"', 1)
+    return _aligned(head + "</thead>" + body)
+
+
+def _least_width(rows: list[str]) -> float:
+    """Pixels that a table takes with every line broken where it may: its longest words and the padding."""
+    words = [[max(map(len, re.split(r" (?![^[]*\])|<br>", field[2]))) for field in FIELD.findall(row)] for row in rows]
+    columns = max(map(len, words), default=0)
+    return sum(7.4 * max(row[-k] for row in words if len(row) >= k) + 18 for k in range(1, columns + 1))
+
+
+def _aligned(table: str) -> str:
+    """Mark the cells of columns in which nothing but numbers stands, and their heading in a plain header."""
+    head, body = table.split("</thead>", 1)
+    rows = [FIELD.findall(row) for row in ROW.findall(body)]
+    width = max(map(len, rows), default=0)
+    # Columns are counted from the right: row labels may span several rows.
+    numeric = {
+        k for k in range(1, width + 1)
+        if all(row[-k][0] == "td" and NUMBER.fullmatch(row[-k][2].strip()) for row in rows if len(row) >= k)
+    }  # fmt: skip
+
+    def marked(row: re.Match[str]) -> str:
+        fields = FIELD.findall(row[0])
+        count = len(fields)
+        place = iter(range(count, 0, -1))
+
+        def one(field: re.Match[str]) -> str:
+            name = ' class="number"' if next(place) in numeric else ""
+            return f"<{field[1]}{field[2]}{name}>{field[3]}</{field[1]}>"
+
+        return FIELD.sub(one, row[0])
+
+    head = ROW.sub(lambda row: row[0] if "colspan" in row[0] else marked(row), head)
+    return head + "</thead>" + ROW.sub(marked, body)
+
+
+def breakable(body: str) -> str:
+    """Long names in cells of tables may break after an underscore, a point or a slash, and nowhere else."""
+
+    def cell(found: re.Match[str]) -> str:
+        return CODE_IN_CELL.sub(lambda name: LONG_NAME.sub(r"\1<wbr>", name[0]), found[0])
+
+    return re.sub(r"<td[^>]*>.*?</td>", cell, body, flags=re.DOTALL)
+
+
+def offer(folder: Path, pagename: str, address: str) -> str:
+    """A line below a page's title: what can be downloaded there, or how the page is run. '' for most pages.
+
+    folder: what lies beside the pages (`book/_static`); address: that of the repository, '' if it is not known.
+    """
+    name, words = OFFERS.get(pagename, ("", ""))
+    if name and (folder / name).is_file():
+        size = (folder / name).stat().st_size / 1e6
+        return f'<p class="offer"><a href="../_static/{name}" download>{words}</a> ({size:.0f} MB)</p>'
+    if not pagename.startswith("notebooks/"):
+        return ""
+    notebook = f'<a href="../_sources/{pagename}.ipynb" download>Download this notebook</a>'
+    if not address:
+        return f'<p class="offer">{notebook}. It needs the library: <code>make env</code> in the project\'s folder.</p>'
+    commands = f"!git clone --depth 1 {address} project\n!pip install -q -e project\n%cd project/notebooks"
+    return (
+        f'<p class="offer">{notebook}, or use the rocket above. On Colab, run this in a first cell:</p>'
+        f'<pre class="offer">{html.escape(commands)}</pre>'
+    )
+
+
 def tidy(app: Any, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:
     """Change what is handed to the template of one page."""
     context["default_mode"] = "auto"
@@ -40,8 +141,13 @@ def tidy(app: Any, pagename: str, templatename: str, context: dict[str, Any], do
         for role in ROLES:
             body = body.replace(role, "")
         context["body"] = body
+    folder = Path(app.srcdir) / "book" / "_static"
+    if added := offer(folder, pagename, getattr(app.config, "html_theme_options", {}).get("repository_url", "")):
+        body = body.replace("</h1>", f"</h1>\n{added}", 1)
+        context["body"] = body
     if "<td" in body:
-        context["body"] = held_together(body)
+        body = FRAME.sub(frame, body)
+        context["body"] = breakable(held_together(body))
 
 
 def setup(app: Any) -> dict[str, bool]:

@@ -29,7 +29,8 @@ def results(
 
     `training` counts the networks trained on one set; `group` is the class or cluster of a value, missing where the
     value is of all test images; accuracies are in per cent. Rows are in order of key, test, training and group. What
-    has no record has no row. SettingError for an unknown setting, grid or scale; StoreError for a damaged record.
+    has no record has no row, and a damaged record is left out and named in the log. SettingError for an unknown
+    setting, grid or scale.
     """
     store = store or Store()
     if unknown := sorted(set(settings) - set(asdict(Experiment()))):

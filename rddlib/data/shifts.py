@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .. import files
 from ..base import SettingError, digest, generator, write_atomic
 from .corruptions import TABLE
 from .dataset import resized
@@ -157,14 +158,14 @@ def cached(
     if places:
         buffer = io.BytesIO()
         np.savez(buffer, images=found.cpu().numpy(), sha256=np.array(sha))
-        write_atomic(places[-1] / name, buffer.getvalue())
+        write_atomic(places[-1] / name, files.sealed(buffer.getvalue()))
     return found, sha
 
 
 def _read_images(file: Path, like: Tensor) -> tuple[Tensor, str]:
     try:
-        with open(file, "rb") as handle, np.load(handle, allow_pickle=False) as pack:
-            images, sha = pack["images"], str(pack["sha256"])
+        pack = files.arrays(files.read_plain(file))
+        images, sha = pack["images"], str(pack["sha256"])
     except Exception as error:
         raise DataError(f"{file}: cannot be read as saved images ({error}); delete it to have it made again") from error
     if images.shape != tuple(like.shape) or images.dtype != np.uint8 or digest(images) != sha:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from ..base import DataError as DataError
 from ..base import SettingError
+from ..files import check_unpacked
 from .folders import Arrays as Arrays
 from .folders import read_folder
 
@@ -163,10 +164,12 @@ def read_npz(path: Path) -> Arrays:
     if not path.is_file():
         raise DataError(f"no data: looked for the file {path}. Give the path of an .npz with keys {', '.join(wanted)}.")
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as pack:
-            if missing := [k for k in wanted if k not in pack.files]:
-                raise DataError(f"{path}: key {missing[0]!r} is missing; an .npz here needs {', '.join(wanted)}")
-            arrays = {k: pack[k] for k in (*wanted, *GROUP_ENTRIES) if k in pack.files}
+        with open(path, "rb") as file:
+            check_unpacked(file)
+            with np.load(file, allow_pickle=False) as pack:
+                if missing := [k for k in wanted if k not in pack.files]:
+                    raise DataError(f"{path}: key {missing[0]!r} is missing; an .npz here needs {', '.join(wanted)}")
+                arrays = {k: pack[k] for k in (*wanted, *GROUP_ENTRIES) if k in pack.files}
     except DataError:
         raise
     except Exception as error:  # a damaged zip raises many kinds; all mean the same to the reader

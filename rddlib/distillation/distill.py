@@ -5,14 +5,17 @@ A run that is stopped at any moment goes on from its checkpoint and ends in the 
 
 from __future__ import annotations
 
+import dataclasses
 import io
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..base import SettingError, generator, write_atomic
+from .. import files
+from ..base import RESULTS, SettingError, digest, generator, write_atomic
 from ..data.dataset import DataSet
 from ..data.sources import DataError
 from ..models import fused, networks
@@ -38,9 +41,9 @@ def distill(
     """Distil `data` by the method of `settings`; returns the set and the history: means over outer steps.
 
     `checkpoint`: a file; if it is there the run goes on from it, and equals the uninterrupted run bit for bit on
-    the same machine. It is written every `every` outer steps and when the run is interrupted. `on_step` is called
-    with the number of outer steps done and the last history entry. `begun`: the finished set to begin from, where
-    `start_sha256` names one. Runs on the device of `data`.
+    the same machine; one of other data, settings or code is not used. It is written every `every` outer steps and when
+    the run is interrupted. `on_step` is called with the number of outer steps done and the last history entry. `begun`:
+    the finished set to begin from, where `start_sha256` names one. Runs on the device of `data`.
     Raises SettingError if the settings do not fit the data, DataError for a damaged checkpoint.
     """
     check_fit(data, settings)
@@ -52,23 +55,25 @@ def distill(
         data = clusters.with_found_groups(data, settings.found_groups)
     source = prior.load(settings.parts().prior, data, settings.prior_layer, settings.prior_start)
     state = begin(data, settings, source, begun)
-    if checkpoint is not None and Path(checkpoint).is_file():
-        state = load_state(checkpoint, state)
+    of = origin(data, settings, source.sha256)
+    if checkpoint is not None:
+        state = load_state(checkpoint, state, of) or state
     try:
         while state.outer < settings.outer_steps:
             with networks.arithmetic(settings.precision, data.train_images.device):
                 state = outer_step(data, settings, state, source, batched.kind(settings, data))
             if checkpoint is not None and (state.outer % every == 0 or state.outer == settings.outer_steps):
-                save_state(checkpoint, state)
+                save_state(checkpoint, state, of)
             if on_step is not None:
                 on_step(state.outer, state.history[-1])
     except KeyboardInterrupt:
         if checkpoint is not None:
-            save_state(checkpoint, state)
+            save_state(checkpoint, state, of)
         raise
     with torch.no_grad():
         images = source.decode(state.codes, labels(data, settings))
-    return SyntheticSet(images, settings.ipc, settings.factor), thinned(state.history)
+    made = SyntheticSet(images, settings.ipc, settings.factor, prior_sha256=source.sha256)
+    return made, thinned(state.history)
 
 
 def labels(data: DataSet, settings: DistillSettings) -> torch.Tensor:
@@ -113,22 +118,34 @@ def thinned(history: list[dict[str, float]], most: int = HISTORY) -> list[dict[s
 # --- checkpoints ------------------------------------------------------------------------------------------
 
 
-def save_state(path: str | Path, state: State) -> None:
-    """Write a checkpoint, whole or not at all."""
+def origin(data: DataSet, settings: DistillSettings, prior_sha256: str = "") -> str:
+    """64 hex digits of all that a checkpoint depends on: data, settings, generator, and the results version."""
+    own = {field.name: getattr(settings, field.name) for field in dataclasses.fields(DistillSettings)}
+    return digest(json.dumps([RESULTS, data.sha256, prior_sha256, own], sort_keys=True))
+
+
+def save_state(path: str | Path, state: State, of: str) -> None:
+    """Write a checkpoint of the run `of` (`origin`), whole or not at all."""
     buffer = io.BytesIO()
     torch.save(_plain(state), buffer)
-    write_atomic(path, buffer.getvalue())
+    write_atomic(path, files.sealed(buffer.getvalue(), of))
 
 
-def load_state(path: str | Path, like: State) -> State:
-    """Read a checkpoint that must fit `like` in shape. Raises DataError, and leaves the file, if it does not."""
+def load_state(path: str | Path, like: State, of: str) -> State | None:
+    """Read a checkpoint, which must fit `like` in shape; None where there is none of the run `of`.
+
+    Raises DataError, and leaves the file, if it is damaged or does not fit.
+    """
+    archive = files.state_archive(path, of)
+    if archive is None:
+        return None
     device = next(iter(like.codes.values())).device
     try:
-        raw = torch.load(path, weights_only=True, map_location=device)
+        raw = torch.load(io.BytesIO(archive), weights_only=True, map_location=device)
         state = _state(raw, device)
         shapes = [{k: tuple(v.shape) for k, v in codes.items()} for codes in (state.codes, state.velocity)]
     except Exception as error:  # torch.load raises many kinds for a damaged file
-        raise DataError(f"{path}: damaged checkpoint ({error}); delete it to start this run again") from error
+        raise files.damaged(path, error) from error
     expected = {k: tuple(v.shape) for k, v in like.codes.items()}
     if shapes != [expected, expected]:
         raise DataError(f"{path}: checkpoint of {shapes[0]}, expected {expected}; delete it to start this run again")

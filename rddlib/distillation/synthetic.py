@@ -7,7 +7,6 @@ as uint8, and what is evaluated is what is saved.
 from __future__ import annotations
 
 import io
-import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -17,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .. import files
 from ..base import SettingError, digest, write_atomic
 from ..data.dataset import DataSet
 from ..data.sources import DataError
@@ -28,13 +28,15 @@ class SyntheticSet:
     """Distilled images (n_classes * ipc, C, H, W) in [0, 1], class by class, and how they are decoded.
 
     `factor` f: each stored image holds f x f tiles, each enlarged to full size: f**2 training images from one.
-    `targets` (n_classes * ipc, n_classes) float: learned labels, where the method has them (KIP).
+    `targets` (n_classes * ipc, n_classes) float: learned labels, where the method has them (KIP). `prior_sha256`: hash
+    of the generator whose codes were optimised (GLaD), "" without one.
     """
 
     images: Tensor
     ipc: int
     factor: int = 1
     targets: Tensor | None = None
+    prior_sha256: str = ""
 
     @property
     def labels(self) -> Tensor:
@@ -193,36 +195,39 @@ def quantised(synthetic: SyntheticSet) -> SyntheticSet:
 
 def save(path: str | Path, synthetic: SyntheticSet, **about: str) -> Path:
     """Write a set to .npz: images uint8 (N, C, H, W), labels, ipc, factor, learned labels if it has them, and text
-    entries `about` it. Atomic."""
+    entries `about` it, sealed with a checksum. Atomic."""
     pixels = (synthetic.images.detach().cpu() * 255).round().clamp(0, 255).to(torch.uint8).numpy()
     buffer = io.BytesIO()
     more: dict[str, Any] = {k: np.array(v) for k, v in about.items()}
     if synthetic.targets is not None:
         more["targets"] = synthetic.targets.detach().cpu().float().numpy()
+    if synthetic.prior_sha256:
+        more["prior_sha256"] = np.array(synthetic.prior_sha256)
     np.savez_compressed(buffer, images=pixels, labels=synthetic.labels.cpu().numpy(), ipc=synthetic.ipc,
                         factor=synthetic.factor, **more)  # fmt: skip
-    return write_atomic(path, buffer.getvalue())
+    return write_atomic(path, files.sealed(buffer.getvalue()))
 
 
 def read(path: str | Path) -> SyntheticSet:
     """Read a set written by `save`. Raises DataError, with the file's name, where it is missing or damaged."""
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as pack:
-            images, ipc, factor = pack["images"], int(pack["ipc"]), int(pack["factor"])
-            targets = torch.from_numpy(pack["targets"]) if "targets" in pack else None
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
+        pack = files.arrays(files.read_plain(path))
+        images, ipc, factor = pack["images"], int(pack["ipc"]), int(pack["factor"])
+        targets = torch.from_numpy(pack["targets"]) if "targets" in pack else None
+    except Exception as error:  # a damaged zip raises many kinds, zlib's own among them
         raise DataError(f"{path}: cannot be read as a distilled set ({error})") from error
     if images.dtype != np.uint8 or images.ndim != 4 or ipc < 1 or factor < 1 or len(images) % ipc:
         raise DataError(f"{path}: images {images.dtype} {images.shape}, ipc {ipc}, factor {factor} do not fit together")
     if targets is not None and targets.shape != (len(images), len(images) // ipc):
         raise DataError(f"{path}: learned labels {tuple(targets.shape)} do not fit {len(images)} images, ipc {ipc}")
-    return SyntheticSet(torch.from_numpy(images).float() / 255, ipc, factor, targets)
+    prior = str(pack.get("prior_sha256", ""))
+    return SyntheticSet(torch.from_numpy(images).float() / 255, ipc, factor, targets, prior)
 
 
 def about(path: str | Path) -> dict[str, str]:
     """The text entries of a set's file. Raises DataError as `read`."""
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as pack:
-            return {name: str(pack[name]) for name in pack.files if pack[name].dtype.kind == "U"}
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
+        pack = files.arrays(files.read_plain(path))
+    except Exception as error:
         raise DataError(f"{path}: cannot be read as a distilled set ({error})") from error
+    return {name: str(array) for name, array in pack.items() if array.dtype.kind == "U"}

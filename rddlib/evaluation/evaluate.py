@@ -146,7 +146,8 @@ def evaluate(
 ) -> Metrics:
     """Train `eval_seeds` networks from scratch on `images` and test each; lists have one entry a network.
 
-    Accuracies are in per cent. `cluster_min` is the smallest accuracy of the k-means groups as published, `class_min`
+    Accuracies are in per cent, None for a group without test images.
+    `cluster_min` is the smallest accuracy of the k-means groups as published, `class_min`
     that of the classes; where the data names groups of its test images, `known_accuracy` (by group), `known_min` (worst
     group), `known_gap` (best less worst) and `known_class_min` (worst class in a group); with `eval_honest_groups`
     there are `feature_class_min`, `feature_min` and `balanced_min`. `group_sizes`, `class_sizes` and so on stand beside

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from .. import files
 from ..base import SettingError, digest, numpy_generator, write_atomic
 from ..data.dataset import DataSet
 from ..data.sources import DataError
@@ -71,13 +72,13 @@ def _save_groups(file: Path, labels: NDArray[np.int64], record: str = "") -> Non
     buffer = io.BytesIO()
     small = labels.astype(np.uint8 if labels.max() < 256 else np.uint16)
     np.savez_compressed(buffer, groups=small, sha256=np.array(digest(labels)), record=np.array(record))
-    write_atomic(file, buffer.getvalue())
+    write_atomic(file, files.sealed(buffer.getvalue()))
 
 
 def _read_groups(file: Path, n: int, k: int) -> Partition:
     try:
-        with open(file, "rb") as handle, np.load(handle, allow_pickle=False) as pack:
-            labels, sha = pack["groups"].astype(np.int64), str(pack["sha256"])
+        pack = files.arrays(files.read_plain(file))
+        labels, sha = pack["groups"].astype(np.int64), str(pack["sha256"])
     except Exception as error:
         raise DataError(f"{file}: cannot be read as saved groups ({error}); delete it to have it made again") from error
     if labels.shape != (n,) or labels.max(initial=0) >= k or digest(labels) != sha:

@@ -30,11 +30,14 @@ MOST_CORRUPTED, LEVELS = 2000, (1, 3, 5)  # images and severities of the corrupt
 LEAST = 5  # images of a class in a group, for the class to count there under "balanced"
 
 
-def group_accuracy(correct: Tensor, groups: Tensor, k: int) -> tuple[list[float], list[int]]:
-    """Accuracy in per cent and size of each of `k` groups; correct bool (N,), groups (N,) in [0, k)."""
-    sizes = groups.bincount(minlength=k)
-    hits = groups.bincount(weights=correct.double(), minlength=k)
-    return (100 * hits / sizes.clamp_min(1)).tolist(), sizes.tolist()
+def group_accuracy(correct: Tensor, groups: Tensor, k: int) -> tuple[list[float | None], list[int]]:
+    """Accuracy in per cent and size of each of `k` groups; correct bool (N,), groups (N,) in [0, k).
+
+    A group without images has no accuracy: None.
+    """
+    sizes: list[int] = groups.bincount(minlength=k).tolist()
+    hits: list[float] = groups.bincount(weights=correct.double(), minlength=k).tolist()
+    return [100 * h / n if n else None for h, n in zip(hits, sizes, strict=True)], sizes
 
 
 def balanced_accuracy(correct: Tensor, part: Partition, labels: Tensor, n_classes: int) -> list[float]:
@@ -115,8 +118,7 @@ class TestBench:
                     metrics[f"{kind}_accuracy"], sizes = group_accuracy(correct, part.groups, part.k)
                     metrics[f"{kind}_min"] = _least(metrics[f"{kind}_accuracy"], sizes)
                 if "known" in self.partitions:
-                    pairs = zip(metrics["known_accuracy"], self.partitions["known"].sizes, strict=True)
-                    filled = [accuracy for accuracy, size in pairs if size]
+                    filled = [accuracy for accuracy in metrics["known_accuracy"] if accuracy is not None]
                     metrics["known_gap"] = max(filled) - min(filled)
                 if self.balanced:
                     own = balanced_accuracy(correct, self.partitions["cluster"], data.test_labels, data.n_classes)
@@ -156,9 +158,9 @@ def _corrupted(data: DataSet, images: Tensor) -> dict[str, Tensor]:
     return made | {f"{kind}_{level}": corrupted(images, kind, level) for kind in CORRUPTIONS for level in LEVELS}
 
 
-def _least(accuracies: Sequence[float], sizes: Sequence[int]) -> float:
+def _least(accuracies: Sequence[float | None], sizes: Sequence[int]) -> float:
     """The smallest accuracy of the groups that hold images."""
-    return min((a for a, n in zip(accuracies, sizes, strict=True) if n), default=0.0)
+    return min((a for a, n in zip(accuracies, sizes, strict=True) if n and a is not None), default=0.0)
 
 
 def nulls(metrics: Metrics) -> dict[str, Interval]:
@@ -171,6 +173,7 @@ def nulls(metrics: Metrics) -> dict[str, Interval]:
     for kind in ("cluster", "class", "known", "known_class", "feature_class", "feature", "balanced"):
         if f"{kind}_min" in metrics:
             sizes = metrics[PUBLISHED_NAMES.get(f"{kind}_sizes", f"{kind}_sizes")]
-            mean = float(np.average(np.mean(metrics[f"{kind}_accuracy"], axis=0), weights=sizes))
+            accuracies = np.array(metrics[f"{kind}_accuracy"], dtype=np.float64)  # None, of no weight, is nan
+            mean = float(np.average(np.nan_to_num(accuracies).mean(0), weights=sizes))
             found[f"{kind}_min"] = minimum_null(mean, sizes)
     return found

@@ -7,13 +7,10 @@ the defaults.
 
 from __future__ import annotations
 
-import atexit
 import dataclasses
 import functools
 import json
 import logging
-import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -22,6 +19,7 @@ from typing import Any, ClassVar
 
 from tqdm import tqdm
 
+from .. import files
 from ..base import SettingError, check_device, digest, refuse, repository_root, setting, write_atomic
 from ..data import dataset as datasets
 from ..data import sources
@@ -202,7 +200,7 @@ def gather(
     """
     if mode not in MODES:
         raise SettingError("mode", mode, f"one of {', '.join(MODES)}")
-    store = store or Store(_vanishing_folder() if mode == "live" else None)
+    store = store or Store(files.vanishing_folder() if mode == "live" else None)
     if mode != "load":
         return [run(e, store) for e in tqdm(experiments, desc="runs", disable=not progress)], store
     experiments = [identified(e) for e in experiments]
@@ -213,12 +211,6 @@ def gather(
             "Run this page with mode='run' to make them"
         )
     return [record for e in experiments if (record := found[e.key]) is not None], store
-
-
-def _vanishing_folder() -> str:
-    folder = tempfile.mkdtemp(prefix="rddlib-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
 
 
 def load_data(
@@ -339,7 +331,8 @@ def _make(
     begun: SyntheticSet | None = None,
 ) -> Record:
     e, on_gpu = experiment, data.train_images.is_cuda
-    clock, origin = Clock(store.work(e.key) / "clock.json"), provenance.of_now(on_gpu)
+    origin = provenance.of_now(on_gpu)
+    clock = Clock(store.work(e.key) / "clock.json", digest(e.key, data.sha256, str(provenance.RESULTS)))
     if given is not None:
         device = data.train_images.device
         small = replace(given, images=given.images.to(device), labels=given.labels.to(device))
@@ -356,6 +349,7 @@ def _make(
         seconds={"distill": small.wall, **clock.rounded("wall")}, data_sha256=data.sha256,
         cpu_seconds={"distill": small.cpu, **clock.rounded("cpu")}, created=datetime.now(UTC).strftime("%Y-%m-%d"),
         peak_memory_mb=provenance.peak_memory_mb(on_gpu), **origin,
+        prior_sha256=small.made.prior_sha256 if small.made is not None else "",
     )  # fmt: skip
 
 
@@ -364,10 +358,11 @@ def _judge(
 ) -> Metrics:
     """Evaluate, going on after the trainings that an interrupted run has already finished."""
     file = store.work(experiment.key) / "evaluation.json"
-    done: list[Metrics] = json.loads(file.read_text()) if file.is_file() else []
+    of = digest(experiment.key, data.sha256, str(provenance.RESULTS), small.images, small.labels)
+    done: list[Metrics] = (files.state_json(file, of) or {"rows": []})["rows"]
 
     def note(rows: list[Metrics]) -> None:
-        write_atomic(file, json.dumps(rows))
+        write_atomic(file, files.to_json({"of": of, "rows": rows}))
         clock.save()
         progress("evaluate", len(rows), experiment.eval_seeds, {"accuracy": rows[-1]["accuracy"]})
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
+import shutil
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ..base import SettingError, write_atomic
+from ..base import SettingError, WriteError, write_atomic
 from ..data.summary import sheet
 from ..distillation import synthetic
 from ..distillation.synthetic import SyntheticSet
@@ -53,12 +54,16 @@ def as_png(found: SyntheticSet, folder: str | Path, stored: bool = False) -> int
         raise SettingError("png", folder.name, "a folder that is new or empty")
     images, labels = images_of(found, stored)
     numbers = [0] * (int(labels.max()) + 1)
-    for image, label in zip(_eight_bits(images), labels.tolist(), strict=True):
-        pixels = image.permute(1, 2, 0).numpy()
-        buffer = io.BytesIO()
-        Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels).save(buffer, "PNG")
-        write_atomic(folder / str(label) / f"{numbers[label]:04d}.png", buffer.getvalue())
-        numbers[label] += 1
+    try:
+        for image, label in zip(_eight_bits(images), labels.tolist(), strict=True):
+            pixels = image.permute(1, 2, 0).numpy()
+            buffer = io.BytesIO()
+            Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels).save(buffer, "PNG")
+            write_atomic(folder / str(label) / f"{numbers[label]:04d}.png", buffer.getvalue())
+            numbers[label] += 1
+    except WriteError:
+        shutil.rmtree(folder, ignore_errors=True)  # some classes of a set are no set
+        raise
     return len(images)
 
 

@@ -11,6 +11,8 @@ weights_only, arrays without pickle.
 from __future__ import annotations
 
 import math
+import sys
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .. import files
 from ..base import DataError, SettingError, digest
 from ..data import folders
 from ..data.dataset import DataSet
@@ -131,9 +134,9 @@ def _folder(path: Path, data: DataSet) -> _Raw:
 def _npz(path: Path) -> _Raw:
     """Our own file, known by its entries ipc and factor, or images and labels alone."""
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as pack:
-            names = set(pack.files)
-            arrays = {name: pack[name] for name in ("images", "labels") if name in names}
+        pack = files.arrays(files.read_plain(path, sys.maxsize))
+        names = set(pack)
+        arrays = {name: pack[name] for name in ("images", "labels") if name in names}
     except Exception as error:  # a damaged zip raises many kinds; all mean the same to the reader
         raise DataError(f"{path}: cannot be read as an .npz of plain arrays ({error})") from error
     if len(arrays) < 2:
@@ -163,6 +166,9 @@ def _load(path: Path) -> Any:
         (_Unread, f"numpy.{name}") for name in ("dtype", "core.multiarray.scalar", "_core.multiarray.scalar")
     ]
     try:
+        if zipfile.is_zipfile(path):
+            with open(path, "rb") as archive:
+                files.check_unpacked(archive)
         with torch.serialization.safe_globals(unread):
             return torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:  # torch.load raises many kinds for a damaged file

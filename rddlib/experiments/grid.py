@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import math
 import statistics
 import tomllib
 from collections.abc import Collection, Iterable, Sequence
@@ -19,6 +20,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from .. import files
 from ..base import SettingError, repository_root
 from .experiment import Experiment, identified
 from .presets import SCALES
@@ -28,6 +30,8 @@ from .validate import read_record
 STATES = ("done", "stale", "missing", "failed")
 TOP_KEYS = ("title", "common", "scale", "arm")
 ARM_KEYS = ("name", "why", "value", "scales", "scale")
+MOST_RUNS = 10_000  # of one arm
+LONGEST_LINE = 2_000  # the parser's time grows with the square of the dots in a name, its memory too
 FIELDS = tuple(name for name in Experiment.declared() if name != "scale")
 
 # What makes two runs cost the same, from "all of this" to "the scale alone": the first that any record meets is used.
@@ -103,8 +107,11 @@ def jobs(grids: Iterable[str | Path], scale: str) -> list[Job]:
 def read(path: Path, scale: str) -> list[Job]:
     """The jobs of one file at a scale, in the file's order, duplicates included."""
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        text = path.read_text(encoding="utf-8")
+        if max(map(len, text.splitlines()), default=0) > LONGEST_LINE:
+            raise ValueError(f"a line of more than {LONGEST_LINE} characters")
+        raw = tomllib.loads(text)
+    except (OSError, ValueError, RecursionError) as error:
         raise SettingError("grid", str(path), f"a file in TOML; this one cannot be read ({error})") from error
     _only(raw, TOP_KEYS, f"{path}")
     arms = raw.get("arm")
@@ -148,6 +155,8 @@ def _crossed(settings: dict[str, Any], where: str) -> list[dict[str, Any]]:
     for name, values in lists.items():
         if not values or any(isinstance(v, list | dict) for v in values):
             raise SettingError(f"{where}: {name}", settings[name], "a value or a list of at least one value")
+    if (count := math.prod(map(len, lists.values()))) > MOST_RUNS:
+        raise SettingError(f"{where}: lists", f"{count} runs", f"lists whose product is at most {MOST_RUNS}")
     return [dict(zip(lists, combined, strict=True)) for combined in itertools.product(*lists.values())]
 
 
@@ -240,7 +249,7 @@ def failure_file(store: Store, key: str) -> Path:
 def failure(store: Store, key: str) -> str:
     """The error of a key's last run, '' if it did not fail."""
     try:
-        return str(json.loads(failure_file(store, key).read_text())["error"])
+        return str(json.loads(files.read_plain(failure_file(store, key)))["error"])
     except FileNotFoundError:
         return ""
     except (OSError, ValueError, KeyError, TypeError):

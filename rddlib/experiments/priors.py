@@ -13,13 +13,14 @@ from typing import Any
 
 import torch
 
+from .. import files
 from ..base import SettingError, digest, write_atomic
 from ..data.dataset import DataSet
 from ..distillation.glad import training
 from ..distillation.glad.generator import Generator, GeneratorSettings
 from . import provenance
 from .provenance import Clock
-from .records import Store, StoreError, plain_name
+from .records import PROBE, Store, StoreError, plain_name
 from .sets import Progress
 
 JUDGE = {"seed": 0, "steps": 1000, "width": 64}  # the classifier that scores, where nothing else is asked for
@@ -62,7 +63,7 @@ def _make(
 ) -> dict[str, Any]:
     """Train, keep, score, keep: it is kept before it is scored, for scoring may be cut short."""
     on_gpu, history = data.train_images.is_cuda, list[dict[str, float]]()
-    clock = Clock(work / "clock.json")
+    clock = Clock(work / "clock.json", digest(work.name, str(provenance.RESULTS)))
     about: dict[str, Any] = {
         "device": provenance.describe_device(on_gpu), "versions": provenance.versions(), "commit": provenance.commit(),
         "results": provenance.RESULTS,
@@ -106,7 +107,7 @@ def _kept(folder: Path, data: DataSet, settings: GeneratorSettings, replace: boo
     if replace or not file.is_file():
         return None
     try:
-        record = dict(json.loads(file.read_text()))
+        record = files.from_json(files.read_plain(file))
         same = (record["settings"], record["data_sha256"]) == (asdict(settings), data.sha256)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StoreError(f"{file}: damaged record ({error}). It is left as it is; --replace lets it go") from error
@@ -126,7 +127,7 @@ def _difference(record: dict[str, Any], data: DataSet, settings: GeneratorSettin
 
 def _check_writable(folder: Path) -> None:
     try:
-        write_atomic(folder / ".probe", "").unlink()
+        write_atomic(folder / ".probe", bytes(PROBE)).unlink()
     except OSError as error:
         raise StoreError(f"{folder}: a generator cannot be written there ({error}). Name another with --out") from error
 

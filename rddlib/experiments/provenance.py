@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import resource
@@ -17,24 +16,25 @@ from typing import Any
 
 import torch
 
+from .. import files
+from ..base import RESULTS as RESULTS
 from ..base import repository_root, write_atomic
 
-# The version of the numbers that this code gives for fixed settings. Raise it by one whenever an edit changes a result
-# by more than rounding: tests/test_numbers.py pins short runs and fails then. Records carry it, and those of another
-# version are called stale. Records from before it was written down count as version 1, but for a few early ones, whose
-# code (known by a hash that records bore then) was never compared with the code of version 1.
-RESULTS = 1
+# Records from before the results version was written down count as version 1, but for a few early ones, whose code
+# (known by a hash that records bore then) was never compared with the code of version 1.
 SUPERSEDED = frozenset({"61cc09999a54bb2a", "53422d15553aa40d", "5c59b2789026e80b", "bd70948eb5bf929f"})
 
 
 class Clock:
-    """Wall and processor seconds by part, kept in a file so that a resumed run counts from where it was."""
+    """Wall and processor seconds by part, kept in a file so that a resumed run counts from where it was.
 
-    def __init__(self, file: Path) -> None:
-        self.file, self.now = file, ""
-        self.spent: dict[str, dict[str, float]] = {"wall": {}, "cpu": {}}
-        if file.is_file():
-            self.spent = json.loads(file.read_text())
+    `of`: hex digits that say what is run; the seconds of another run are not counted on.
+    """
+
+    def __init__(self, file: Path, of: str) -> None:
+        self.file, self.of, self.now = file, of, ""
+        kept = files.state_json(file, of) or {"wall": {}, "cpu": {}}
+        self.spent: dict[str, dict[str, float]] = {kind: kept[kind] for kind in ("wall", "cpu")}
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
@@ -51,7 +51,7 @@ class Clock:
         for kind, spent in (("wall", wall - self.wall), ("cpu", cpu - self.cpu)):
             self.spent[kind][self.now] = self.spent[kind].get(self.now, 0.0) + spent
         self.wall, self.cpu = wall, cpu
-        write_atomic(self.file, json.dumps(self.spent))
+        write_atomic(self.file, files.to_json({"of": self.of} | self.spent))
 
     def rounded(self, kind: str) -> dict[str, float]:
         """Seconds by part, `kind` being "wall" or "cpu"."""
@@ -60,7 +60,13 @@ class Clock:
 
 def of_now(on_gpu: bool) -> dict[str, Any]:
     """The fields of a Record that say where it is made. Taken when a run begins: its code may change on disk later."""
-    return {"device": describe_device(on_gpu), "versions": versions(), "commit": commit(), "results": RESULTS}
+    return {
+        "device": describe_device(on_gpu),
+        "versions": versions(),
+        "commit": commit(),
+        "results": RESULTS,
+        "threads": torch.get_num_threads(),
+    }
 
 
 def peak_memory_mb(on_gpu: bool) -> float:

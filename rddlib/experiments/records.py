@@ -7,7 +7,7 @@ wait for one another. Reading needs no right to write.
 from __future__ import annotations
 
 import dataclasses
-import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -16,13 +16,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..base import SettingError, repository_root, write_atomic
+from .. import files
+from ..base import SettingError, WriteError, repository_root, write_atomic
 from . import provenance
 
 try:
     import fcntl
 except ImportError:  # Windows has no flock; there two processes are not kept apart
     fcntl = None  # type: ignore[assignment]
+
+
+log = logging.getLogger(__name__)
 
 
 class StoreError(RuntimeError):
@@ -36,7 +40,9 @@ class Record:
     `metrics` has one entry a test and evaluation seed, accuracies in per cent. `seconds` and `cpu_seconds` are by
     part (distill, evaluate); runs with the same `set_key` share one distilled set, whose price each of them names.
     `created` is a date for the reader; nothing is derived from it. `results` is the version of the numbers that the
-    code gave then (`provenance.RESULTS`). `source_hash` is in records from before there was such a version, only there.
+    code gave then (`provenance.RESULTS`). `prior_sha256` is the hash of the generator whose codes were optimised, ""
+    without one; `threads` is how many PyTorch had; records from before lack both. `source_hash` is in records from
+    before there was a results version, only there. In the file a `checksum` stands beside the fields.
     """
 
     key: str
@@ -54,6 +60,8 @@ class Record:
     set_key: str = ""
     results: int = 1
     source_hash: str = ""
+    prior_sha256: str = ""
+    threads: int = 0
 
     @property
     def current(self) -> bool:
@@ -63,24 +71,20 @@ class Record:
     def to_json(self) -> str:
         """JSON text with sorted keys, one line a field, as in the store."""
         content = dataclasses.asdict(self)
-        if not self.source_hash:
-            del content["source_hash"]
-        lines = [f" {json.dumps(k)}: {json.dumps(v, sort_keys=True)}" for k, v in sorted(content.items())]
-        return "{\n" + ",\n".join(lines) + "\n}\n"
+        for name in ("source_hash", "prior_sha256", "threads"):
+            if not content[name]:
+                del content[name]
+        return files.to_json(content)
 
 
-def read_record(path: Path) -> Record:
-    """Read one record. Raises StoreError, with the file's name, if it is damaged or not a record."""
-    try:
-        raw = json.loads(path.read_text())
-        record = Record(**raw)
-    except (OSError, ValueError, TypeError) as error:
-        raise StoreError(
-            f"{path}: damaged record ({error}). It is left as it is; delete it to have it run again"
-        ) from error
-    if record.key != path.stem:
-        raise StoreError(f"{path}: holds the record of {record.key}; a record's file bears its key")
-    return record
+def _read(path: Path) -> Record:
+    """A record that has passed every check. Raises StoreError, with the file's name, for any other."""
+    from .validate import read_record  # it needs Experiment, and that needs this module
+
+    return read_record(path)
+
+
+PROBE = 2**14  # bytes: more than a record takes, and several blocks of any disk
 
 
 class Store:
@@ -97,7 +101,7 @@ class Store:
     def find(self, key: str) -> Record | None:
         """The record of a key, or None."""
         paths = sorted(self.root.glob(f"runs/*/{key}.json"))
-        return read_record(paths[0]) if paths else None
+        return _read(paths[0]) if paths else None
 
     def match(self, start: str) -> Record:
         """The one record whose key begins with `start`. Raises StoreError if none or several do."""
@@ -107,11 +111,17 @@ class Store:
         if len(paths) != 1:
             found = ", ".join(p.stem for p in paths) or "none"
             raise StoreError(f"key {start!r}: {len(paths)} records in {self.root / 'runs'} begin so ({found})")
-        return read_record(paths[0])
+        return _read(paths[0])
 
     def records(self, group: str = "*") -> list[Record]:
-        """All records, or those of one group, sorted by key."""
-        return [read_record(path) for path in self.files(group)]
+        """All records, or those of one group, sorted by key; a damaged one is left out and named in the log."""
+        found = []
+        for path in self.files(group):
+            try:
+                found.append(_read(path))
+            except StoreError as error:
+                log.warning("left out: %s", error)
+        return found
 
     def files(self, group: str = "*") -> list[Path]:
         """The files of all records, or of those of one group, sorted by key."""
@@ -134,15 +144,26 @@ class Store:
         shutil.rmtree(self.work(key), ignore_errors=True)
 
     def check_writable(self) -> None:
-        """Raise StoreError, before any work, where nothing can be written."""
+        """Raise StoreError, before any work, where nothing can be written; clear away what killed runs have left."""
         probe = self.root / "work" / f".probe-{os.getpid()}"
         try:
-            write_atomic(probe, "")
+            write_atomic(probe, bytes(PROBE))
             probe.unlink()
+            self._clear()
         except OSError as error:
             raise StoreError(
                 f"{self.root}: results cannot be written there ({error}). Name another folder with --store or RDD_STORE"
             ) from error
+
+    def _clear(self) -> None:
+        """Remove files that were left half written, and work folders whose run is done."""
+        places = ("work", "work/*", "runs/*", "distilled", "groups", "priors")
+        files.collect_litter(*(folder for place in places for folder in self.root.glob(place)))
+        done = {path.stem for path in self.files()}
+        for key in done & {folder.name for folder in self.root.glob("work/*") if folder.is_dir()}:
+            with self.lock(key, wait=False) as free:
+                if free:
+                    self.finish(key)
 
     @contextmanager
     def lock(self, key: str, wait: bool = True) -> Iterator[bool]:
@@ -150,9 +171,13 @@ class Store:
 
         The system lets go when the holder ends, however it ends.
         """
-        folder = self.root / "work"
-        folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / f"{key}.lock", "w") as file:
+        path = self.root / "work" / f"{key}.lock"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = open(path, "w")  # noqa: SIM115  (closed below; only its opening may find the disk full)
+        except OSError as error:
+            raise WriteError(f"{path}: cannot be written ({error.strerror or error})") from error
+        with file:
             free = True
             if fcntl is not None:
                 try:

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..base import generator
+from ..base import digest, generator
 from ..data.dataset import DataSet
 from ..distillation import distill, synthetic
 from ..distillation.settings import DistillSettings
@@ -67,8 +67,9 @@ def distilled(
     """
     with store.lock(key):
         if (found := _stored(store, key, data)) is not None:
+            store.finish(key)  # a run that was killed may have left its checkpoint
             return found
-        clock = Clock(store.work(key) / "clock.json")
+        clock = Clock(store.work(key) / "clock.json", digest(key, data.sha256, str(provenance.RESULTS)))
         of_kip = settings.method == "kip"
         steps = settings.kip_steps if of_kip else settings.outer_steps
         # A checkpoint costs a write to disk, and DM has thousands of short steps; KIP counts in rounds of twenty.

@@ -7,44 +7,35 @@ in it is ever executed, numbers must be finite, and texts, which go to pages, mu
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import math
-import os
 import re
-import stat
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from .. import files
 from ..base import SettingError
 from ..distillation.settings import LOOPED
 from .experiment import Experiment
 from .records import Record, StoreError
 
-LARGEST = {".json": 16 * 2**20, ".npz": 512 * 2**20}  # bytes of a file, and of what a set holds when unpacked
+LARGEST = {".json": 16 * 2**20, ".npz": files.LARGEST}  # bytes of a file, and of what a set holds when unpacked
 PLAIN = re.compile(r"[\w +,.:;/\\()=@#%-]{0,200}")  # no markup of HTML or Markdown, no control characters
 KINDS: dict[str, Any] = {"str": str, "int": int, "float": (int, float), "dict": dict, "list": list}
+NAMED = ("dataset", "method", "risk", "ipc", "factor", "seed", "scale", "eval_network")  # what any list of runs shows
 FAULTS = (ValueError, TypeError, KeyError, OverflowError, RecursionError, SettingError)
 
 
 def read_plain(path: Path) -> bytes:
     """The bytes of a plain file. Raises StoreError for links, pipes, devices and files that are too large."""
-    never_wait = getattr(os, "O_NONBLOCK", 0)  # a pipe that nobody writes to
-    never_follow = getattr(os, "O_NOFOLLOW", 0)
-    most = LARGEST[path.suffix]
     try:
-        with os.fdopen(os.open(path, os.O_RDONLY | never_wait | never_follow), "rb") as file:
-            found = os.fstat(file.fileno())
-            if not stat.S_ISREG(found.st_mode):
-                raise StoreError(f"{path}: is not a plain file")
-            if found.st_size > most:
-                raise StoreError(f"{path}: is too large ({found.st_size} bytes)")
-            return file.read(most)
+        return files.read_plain(path, LARGEST[path.suffix], follow=False)
     except OSError as error:
         raise StoreError(f"{path}: cannot be read as a plain file ({error.strerror})") from error
+    except ValueError as error:
+        raise StoreError(f"{path}: {error}") from error
 
 
 def read_record(path: Path) -> Record:
@@ -55,9 +46,11 @@ def read_record(path: Path) -> Record:
 def check_record(raw: bytes, path: Path) -> Record:
     """The record in the bytes of a file, named by its key. Raises StoreError unless everything in it is in order."""
     try:
-        record = Record(**json.loads(raw))
+        record = Record(**files.from_json(raw))
         _check_types(record)
         _check_numbers(record)
+        if absent := [name for name in NAMED if name not in record.experiment]:
+            raise ValueError(f"its settings do not say {absent[0]}")
         experiment = Experiment(**record.experiment)
     except FAULTS as error:
         raise StoreError(
@@ -115,9 +108,9 @@ def _number(value: object, low: float = -math.inf, high: float = math.inf) -> bo
 
 
 def _all_finite(value: object) -> bool:
-    """Whether a metric consists of finite numbers, texts (hashes) and lists of them."""
+    """Whether a metric consists of finite numbers, texts (hashes) and lists of them; an empty group has None."""
     if isinstance(value, list):
-        return all(map(_all_finite, value))
+        return all(item is None or _all_finite(item) for item in value)
     return isinstance(value, str) or _number(value)
 
 
@@ -129,12 +122,14 @@ def set_name(record: Record) -> str:
 def check_set(raw: bytes, path: Path, record: Record) -> dict[str, Any]:
     """The arrays of a distilled set's file. Raises StoreError unless it is the set that `record` has judged."""
     try:
-        arrays = _arrays(raw)
+        arrays = files.arrays(raw, LARGEST[".npz"])
         _check_images(arrays, record)
         if "key" in arrays and str(arrays["key"]) != path.stem:
             raise ValueError(f"it is the set of {arrays['key']}")
         if "history" in arrays and json.loads(str(arrays["history"])) != record.history:
             raise ValueError("its history is not that of its record")
+        if str(arrays.get("prior_sha256", "")) != record.prior_sha256:
+            raise ValueError("it was made with another generator than its record says")
         if "seconds" in arrays:
             costs = json.loads(str(arrays["seconds"]))
             if not all(_number(costs[kind], 0) for kind in ("wall", "cpu")):
@@ -142,15 +137,6 @@ def check_set(raw: bytes, path: Path, record: Record) -> dict[str, Any]:
     except Exception as error:  # a damaged zip raises many kinds, zlib's own among them
         raise StoreError(f"{path}: is not the distilled set of record {record.key} ({error})") from error
     return arrays
-
-
-def _arrays(raw: bytes) -> dict[str, Any]:
-    """The arrays of an .npz, refused before unpacking where they would be too large, or are pickled."""
-    with zipfile.ZipFile(io.BytesIO(raw)) as pack:
-        if sum(info.file_size for info in pack.infolist()) > LARGEST[".npz"]:
-            raise ValueError("it would be too large when unpacked")
-    with np.load(io.BytesIO(raw), allow_pickle=False) as arrays:
-        return {name: np.asarray(arrays[name]) for name in arrays.files}
 
 
 def _check_images(arrays: dict[str, Any], record: Record) -> None:

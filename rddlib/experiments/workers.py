@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -112,6 +112,18 @@ def note_failure(store: Store, experiment: Experiment, error: str, lines: Sequen
         write_atomic(failure_file(store, experiment.key), json.dumps(noted, indent=1) + "\n")
 
 
+@contextlib.contextmanager
+def _one_thread_each(threads: int | None) -> Iterator[None]:
+    """Processes started inside get OMP_NUM_THREADS: libraries read it as they are loaded, before `work` begins."""
+    if threads is not None:
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+    try:
+        yield
+    finally:
+        if threads is not None:
+            del os.environ["OMP_NUM_THREADS"]  # it was not set, or `threads` would be None
+
+
 # --- all runs ---------------------------------------------------------------------------------------------
 
 
@@ -119,7 +131,8 @@ class Scheduler:
     """The jobs of one call, in the order in which they begin: what failed before comes after what never ran.
 
     `processes` runs are made side by side. Where there are several, each has one thread unless OMP_NUM_THREADS says
-    otherwise: on the processors of one machine they would only take time from one another.
+    otherwise, in PyTorch and in all else that asks OpenMP: on the processors of one machine they would only take time
+    from one another.
     """
 
     def __init__(self, jobs: Sequence[Job], store: Store, processes: int = 1, where: Where | None = None) -> None:
@@ -149,7 +162,7 @@ class Scheduler:
         if minutes is not None:
             self.end = time.monotonic() + 60 * minutes
         outcome = Outcome()
-        with ThreadPoolExecutor(self.processes) as pool:
+        with ThreadPoolExecutor(self.processes) as pool, _one_thread_each(self.threads):
             try:
                 held = self._round(pool, self.queue, outcome, note, wait=False)
                 self._round(pool, held, outcome, note, wait=True)

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
-from ...base import SettingError, Settings, setting, write_atomic
+from ...base import SettingError, Settings, digest, setting, write_atomic
 from ...data.dataset import DataSet
 from ...data.sources import DataError
 
@@ -194,14 +194,21 @@ class Generator(nn.Module):
 
 
 def save(path: str | Path, net: Generator, data: DataSet) -> Path:
-    """Write a generator and what it was trained on: tensors, and a head with settings, data and its hash. Atomic.
+    """Write a generator and what it was trained on: tensors, and a head with settings, data, its hash and a checksum.
 
-    Numbers are kept as float16, which a trained generator already has been rounded to.
+    Numbers are kept as float16, which a trained generator already has been rounded to. Atomic.
     """
     tensors = {name: tensor.detach().cpu().contiguous().half() for name, tensor in net.state_dict().items()}
     about = {"dataset": data.name, "data_sha256": data.sha256, "shape": list(net.shape), "n_classes": net.c_dim,
              "settings": asdict(net.settings)}  # fmt: skip
+    about["checksum"] = _checksum(about, tensors)
     return write_atomic(path, to_bytes(tensors, {"rddlib": json.dumps(about, sort_keys=True)}))
+
+
+def _checksum(about: dict[str, Any], tensors: dict[str, Tensor]) -> str:
+    """SHA-256 of the head and of the names and values of all tensors."""
+    parts = (part for name in sorted(tensors) for part in (name, tensors[name]))
+    return digest(json.dumps(about, sort_keys=True), *parts)
 
 
 def read(path: str | Path, data: DataSet | None = None, same_data: bool = True) -> Generator:
@@ -213,7 +220,11 @@ def read(path: str | Path, data: DataSet | None = None, same_data: bool = True) 
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             about = json.loads(file.metadata()["rddlib"])
-            tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118  (no mapping)
+            kept = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
+        checksum = about.pop("checksum", None)
+        if checksum not in (None, _checksum(about, kept)):
+            raise ValueError("its checksum does not fit its content")
+        tensors = {name: tensor.float() for name, tensor in kept.items()}
         with torch.device("meta"):
             net = Generator(GeneratorSettings(**about["settings"]), tuple(about["shape"]), about["n_classes"])
         net.to_empty(device="cpu").load_state_dict(tensors)  # every name and every shape, or RuntimeError

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...base import SettingError, repository_root
+from ...base import SettingError, digest, repository_root
 from ...data.dataset import DataSet
 from ...data.sources import DataError
 from . import generator
@@ -37,6 +37,10 @@ class Prior(Protocol):
     def name(self) -> str:
         """One word for records."""
 
+    @property
+    def sha256(self) -> str:
+        """64 hex digits: hash of the decoder's weights; "" where it has none."""
+
     def encode(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> Codes:
         """Codes to begin from, one image a label: images (N, C, H, W) in [0, 1], labels (N,)."""
 
@@ -52,6 +56,7 @@ class Identity:
     """No prior: the code of an image is the image."""
 
     name: str = "none"
+    sha256: str = ""
 
     def encode(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> Codes:
         """The images themselves; nothing is drawn."""
@@ -97,6 +102,12 @@ class StylePrior:
         starts = STARTS if self.invert is not None else STARTS[:2]
         if self.start not in starts:
             raise SettingError("prior_start", self.start, f"one of {', '.join(starts)}")
+
+    @property
+    def sha256(self) -> str:
+        """64 hex digits: hash of names and values of the network's weights."""
+        weights = self.network.state_dict()
+        return digest(*(part for name in sorted(weights) for part in (name, weights[name].float())))
 
     @torch.no_grad()
     def encode(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> Codes:

@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...base import SettingError, digest, generator, write_atomic
+from ... import files
+from ...base import RESULTS, SettingError, digest, generator, write_atomic
 from ...data.dataset import DataSet
-from ...data.sources import DataError
 from ...models import networks
 from .generator import Generator, GeneratorSettings, save
 
@@ -39,13 +39,12 @@ def train_generator(
 
     `on_step` is called with the number of updates done and the losses (pixel, features, kl). With a `checkpoint` the
     state is kept there after each `every` updates and on KeyboardInterrupt, and training goes on from it to the same
-    weights; `on_step` is then called again for the updates that it has. Deterministic for a seed, machine and number
-    of threads. Cost: about 12 minutes on one core for CIFAR-10 with the defaults. Raises SettingError for sizes other
-    than 8, 16, 32, .. px, DataError for a checkpoint that is damaged or of another training.
+    weights; `on_step` is then called again for the updates that it has. One of other data, settings or code is not
+    used. Deterministic for a seed, machine and number of threads. Cost: about 12 minutes on one core for CIFAR-10 with
+    the defaults. Raises SettingError for sizes other than 8, 16, 32, .. px, DataError for a damaged checkpoint.
     """
     training, report = Training(data, settings), on_step or (lambda step, parts: None)
-    if checkpoint is not None and Path(checkpoint).is_file():
-        training.load(checkpoint)
+    if checkpoint is not None and training.load(checkpoint):
         for step, parts in enumerate(training.history, 1):
             report(step, parts)
     try:
@@ -110,26 +109,32 @@ class Training:
     def _origin(self) -> dict[str, Any]:
         return {"settings": asdict(self.settings), "data": self.data.sha256}
 
+    def _of(self) -> str:
+        return digest(json.dumps([RESULTS, self._origin()], sort_keys=True))
+
     def save(self, path: str | Path) -> None:
         """Write a checkpoint, whole or not at all."""
         parts = {name: getattr(self, name).state_dict() for name in ("net", "optimiser", "schedule")}
         streams = {name: stream.get_state() for name, stream in self.streams.items()}
-        torch.save({**parts, "streams": streams, "history": self.history, "of": self._origin()}, buffer := io.BytesIO())
-        write_atomic(path, buffer.getvalue())
+        buffer = io.BytesIO()
+        torch.save({**parts, "streams": streams, "history": self.history, "of": self._origin()}, buffer)
+        write_atomic(path, files.sealed(buffer.getvalue(), self._of()))
 
-    def load(self, path: str | Path) -> None:
-        """Go on from a checkpoint. Raises DataError, and leaves the file, if it is damaged or of another training."""
+    def load(self, path: str | Path) -> bool:
+        """Go on from a checkpoint; False where there is none of this training. DataError, the file left, if damaged."""
+        archive = files.state_archive(path, self._of())
+        if archive is None:
+            return False
         try:
-            raw = torch.load(path, weights_only=True, map_location=self.data.train_images.device)
-            if raw["of"] != self._origin():
-                raise ValueError("it is of other settings or other data")
+            raw = torch.load(io.BytesIO(archive), weights_only=True, map_location=self.data.train_images.device)
             for name in ("net", "optimiser", "schedule"):
                 getattr(self, name).load_state_dict(raw[name])
             for name, stream in self.streams.items():
                 stream.set_state(raw["streams"][name].cpu())
             self.history = [dict(entry) for entry in raw["history"]]
         except Exception as error:  # torch.load raises many kinds for a damaged file
-            raise DataError(f"{path}: damaged checkpoint ({error}); delete it to start this training again") from error
+            raise files.damaged(path, error) from error
+        return True
 
 
 def _batch(data: DataSet, size: int, stream: torch.Generator, flip: torch.Generator | None) -> tuple[Tensor, Tensor]:
@@ -274,8 +279,7 @@ def keep(
         "settings": asdict(net.settings), "parameters": sum(p.numel() for p in net.parameters()),
         "bytes": len(weights), "weights_sha256": digest(weights), "updates_a_stretch": length, "losses": losses,
     } | about  # fmt: skip
-    lines = [f" {json.dumps(k)}: {json.dumps(v, sort_keys=True)}" for k, v in sorted(record.items())]
-    write_atomic(folder / f"{data.name}.json", "{\n" + ",\n".join(lines) + "\n}\n")
+    write_atomic(folder / f"{data.name}.json", files.to_json(record))
     write_atomic(folder / f"{data.name}.png", sheet(net))
     return record
 

@@ -14,7 +14,9 @@ image to norm one before whitening; that cannot be undone, so it is not done her
 from __future__ import annotations
 
 import copy
+import dataclasses
 import io
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +26,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...base import SettingError, Settings, generator, refuse, setting, write_atomic
+from ... import files
+from ...base import RESULTS, SettingError, Settings, digest, generator, refuse, setting, write_atomic
 from ...data.dataset import DataSet
 from ...data.sources import DataError
 from .. import synthetic
@@ -167,27 +170,29 @@ def optimise(
     """The optimised support as the kernel sees it. It starts from random real images, those of the other methods.
 
     `checkpoint`: a file; if it is there the run goes on from it, and equals the uninterrupted run bit for bit on the
-    same machine. It is written after every `every` rounds of `ROUND` steps and when the run is interrupted. `on_step`
+    same machine; one of other data, settings or code is not used. It is written after every `every` rounds of `ROUND`
+    steps and when the run is interrupted. `on_step`
     is called with the number of steps done and the last entry of the history. `space` spares the whitening's cost.
     Raises SettingError if the settings do not fit the data, DataError for a damaged checkpoint.
     """
     check_fit(data, settings)
     space = space or Space.of(data, settings.zca)
     state = _begin(data, settings, space)
-    if checkpoint is not None and Path(checkpoint).is_file():
-        state = load_state(checkpoint, state)
+    of = origin(data, settings)
+    if checkpoint is not None:
+        state = load_state(checkpoint, state, of) or state
     seen = torch.cat([space.apply(part, torch.float32) for part in data.train_images.split(5000)])
     rounds = 0
     try:
         while state.step < settings.kip_steps:
             state, rounds = run_round(seen, data, settings, space, state), rounds + 1
             if checkpoint is not None and (rounds % every == 0 or state.step == settings.kip_steps):
-                save_state(checkpoint, state)
+                save_state(checkpoint, state, of)
             if on_step is not None:
                 on_step(state.step, state.history[-1])
     except KeyboardInterrupt:
         if checkpoint is not None:
-            save_state(checkpoint, state)
+            save_state(checkpoint, state, of)
         raise
     return state
 
@@ -269,22 +274,35 @@ def storage(
 # --- checkpoints ------------------------------------------------------------------------------------------
 
 
-def save_state(path: str | Path, state: State) -> None:
-    """Write a checkpoint, whole or not at all."""
+def origin(data: DataSet, settings: KipSettings) -> str:
+    """64 hex digits of all that a checkpoint depends on: data, settings, and the results version."""
+    names = ["ipc", "seed", *(field.name for field in dataclasses.fields(KipSettings))]
+    own = {name: getattr(settings, name) for name in names}
+    return digest(json.dumps([RESULTS, data.sha256, own], sort_keys=True))
+
+
+def save_state(path: str | Path, state: State, of: str) -> None:
+    """Write a checkpoint of the run `of` (`origin`), whole or not at all."""
     buffer = io.BytesIO()
     torch.save({"support": state.support, "targets": state.targets, "adam": state.adam, "step": state.step,
                 "history": state.history}, buffer)  # fmt: skip
-    write_atomic(path, buffer.getvalue())
+    write_atomic(path, files.sealed(buffer.getvalue(), of))
 
 
-def load_state(path: str | Path, like: State) -> State:
-    """Read a checkpoint that must fit `like` in shape. Raises DataError, and leaves the file, if it does not."""
+def load_state(path: str | Path, like: State, of: str) -> State | None:
+    """Read a checkpoint, which must fit `like` in shape; None where there is none of the run `of`.
+
+    Raises DataError, and leaves the file, if it is damaged or does not fit.
+    """
+    archive = files.state_archive(path, of)
+    if archive is None:
+        return None
     try:
-        raw = torch.load(path, weights_only=True, map_location=like.support.device)
+        raw = torch.load(io.BytesIO(archive), weights_only=True, map_location=like.support.device)
         state = State(raw["support"], raw["targets"], dict(raw["adam"]), int(raw["step"]), list(raw["history"]))
         shapes = state.support.shape, state.targets.shape
     except Exception as error:  # torch.load raises many kinds for a damaged file
-        raise DataError(f"{path}: damaged checkpoint ({error}); delete it to start this run again") from error
+        raise files.damaged(path, error) from error
     if shapes != (like.support.shape, like.targets.shape):
         expected = tuple(like.support.shape)
         raise DataError(f"{path}: checkpoint of {tuple(shapes[0])}, expected {expected}; delete it")

@@ -1,0 +1,203 @@
+"""Files that can be believed: sealed with a checksum when written, checked and kept within bounds when read.
+
+JSON holds a field `checksum` over the rest. A zip archive (.npz, a checkpoint of torch.save) holds its checksum, and
+what it was made of, in the comment at its end, which other readers pass over. Files from before have neither and are
+read without; what is flipped, cut off or edited by hand afterwards is a ValueError, which callers turn into a sentence
+with the file's name.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import signal
+import stat
+import struct
+import tempfile
+import threading
+import time
+import zipfile
+from io import BytesIO
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .base import DataError, digest
+
+LARGEST = 512 * 2**20  # bytes of a file of ours
+UNPACKED = 2**30  # bytes that any archive may unpack to; a larger one must be mostly content, not zeros
+RATIO = 100
+SEAL = re.compile(rb"\nrddlib of=([0-9a-f]{0,64}) sha256=([0-9a-f]{64})\n\Z")
+LITTER = re.compile(r"\..+\.[a-z0-9_]{8}")  # what `write_atomic` writes before it renames it
+LITTER_AGE = 3600.0  # seconds after which nobody writes it any more
+
+log = logging.getLogger(__name__)
+
+
+def read_plain(path: str | Path, most: int = LARGEST, follow: bool = True) -> bytes:
+    """The bytes of a file. ValueError for pipes, devices and what is larger than `most`; links unless `follow`."""
+    flags = getattr(os, "O_NONBLOCK", 0)  # a pipe that nobody writes to is not waited for
+    flags |= 0 if follow else getattr(os, "O_NOFOLLOW", 0)
+    with os.fdopen(os.open(path, os.O_RDONLY | flags), "rb") as file:
+        found = os.fstat(file.fileno())
+        if not stat.S_ISREG(found.st_mode):
+            raise ValueError("it is not a plain file")
+        if found.st_size > most:
+            raise ValueError(f"it is too large ({found.st_size} bytes)")
+        return file.read(found.st_size)
+
+
+# --- JSON -------------------------------------------------------------------------------------------------
+
+
+def to_json(content: dict[str, Any]) -> str:
+    """JSON text with sorted keys, one line a field, `checksum` among them."""
+    content = json.loads(json.dumps(content))  # as it will be read: keys are texts then
+    sealed = content | {"checksum": _checksum(content)}
+    lines = [f" {json.dumps(k)}: {json.dumps(v, sort_keys=True)}" for k, v in sorted(sealed.items())]
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def from_json(raw: bytes) -> dict[str, Any]:
+    """What `to_json` was given. ValueError unless it is an object whose checksum, if it has one, fits."""
+    try:
+        content = json.loads(raw)
+    except RecursionError as error:
+        raise ValueError("brackets too deep") from error
+    if not isinstance(content, dict):
+        raise ValueError("it is not a JSON object")
+    checksum = content.pop("checksum", None)
+    if checksum not in (None, _checksum(content)):
+        raise ValueError("its checksum does not fit its content")
+    return content
+
+
+def _checksum(content: dict[str, Any]) -> str:
+    return digest(json.dumps(content, sort_keys=True))
+
+
+# --- archives ---------------------------------------------------------------------------------------------
+
+
+def sealed(archive: bytes, of: str = "") -> bytes:
+    """A zip archive with its checksum, and hex digits that say what it was made of, in its comment."""
+    if archive[-2:] != b"\0\0":
+        raise ValueError("the archive has a comment already")
+    comment = f"\nrddlib of={of} sha256=".encode()
+    whole = archive[:-2] + struct.pack("<H", len(comment) + 65) + comment
+    return whole + hashlib.sha256(whole).hexdigest().encode() + b"\n"
+
+
+def made_of(archive: bytes) -> str | None:
+    """What the seal of an archive says it was made of; None without one. ValueError where content and seal differ."""
+    seal = SEAL.search(archive[-256:])
+    if seal is None:
+        return None
+    if hashlib.sha256(archive[:-65]).hexdigest() != seal[2].decode():
+        raise ValueError("its checksum does not fit its content")
+    return seal[1].decode()
+
+
+def check_unpacked(file: BinaryIO, most: int | None = None) -> None:
+    """ValueError where an archive would unpack to more than `most` bytes; by default 1 GiB, or 100 times its size."""
+    with zipfile.ZipFile(file) as pack:
+        unpacked = sum(info.file_size for info in pack.infolist())
+    most = max(UNPACKED, RATIO * file.seek(0, os.SEEK_END)) if most is None else most
+    file.seek(0)
+    if unpacked > most:
+        raise ValueError(f"it would be too large when unpacked ({unpacked} bytes)")
+
+
+def arrays(raw: bytes, most: int | None = None) -> dict[str, NDArray[Any]]:
+    """The arrays in the bytes of an .npz; its seal is checked, its size before unpacking, and no pickle is loaded."""
+    made_of(raw)
+    check_unpacked(BytesIO(raw), most)
+    with np.load(BytesIO(raw), allow_pickle=False) as pack:
+        return {name: np.asarray(pack[name]) for name in pack.files}
+
+
+# --- states of runs that go on ----------------------------------------------------------------------------
+
+
+def state_archive(path: str | Path, of: str) -> bytes | None:
+    """A sealed checkpoint to go on from; None, with a line of the log, where it is of something else than `of`.
+
+    None too where there is no such file. Raises DataError for a damaged one, which is left.
+    """
+    if not Path(path).exists():
+        return None
+    try:
+        raw = read_plain(path)
+        found = made_of(raw)
+        if found is None and not zipfile.is_zipfile(BytesIO(raw)):
+            raise ValueError("it is no archive")
+    except (OSError, ValueError) as error:
+        raise damaged(path, error) from error
+    return raw if _same(path, found, of) else None
+
+
+def state_json(path: str | Path, of: str) -> dict[str, Any] | None:
+    """The JSON state of a run to go on from, written as ``to_json({"of": of, ...})``; else as `state_archive`."""
+    if not Path(path).exists():
+        return None
+    try:
+        raw = read_plain(path)
+        content = from_json(raw)
+    except (OSError, ValueError) as error:
+        raise damaged(path, error) from error
+    found = content.get("of") if b'"checksum": ' in raw else None
+    return content if _same(path, found, of) else None
+
+
+def damaged(path: str | Path, error: Exception) -> DataError:
+    """The error of a checkpoint that cannot be read."""
+    why = str(error).partition("\n")[0]
+    return DataError(f"{path}: damaged checkpoint ({why}); delete it to start this run again")
+
+
+def _same(path: str | Path, found: object, of: str) -> bool:
+    if found != of:
+        log.warning("%s: is of other data, settings or code; it is not used, and that part begins anew", path)
+    return found == of
+
+
+def collect_litter(*folders: Path) -> None:
+    """Remove what writers that were killed have left half written in these folders."""
+    for folder in folders:
+        for path in folder.glob(".*"):
+            if LITTER.fullmatch(path.name) and path.is_file() and time.time() - path.stat().st_mtime > LITTER_AGE:
+                path.unlink(missing_ok=True)
+
+
+def vanishing_folder() -> str:
+    """A new folder for results that nobody keeps: it goes when the process ends, on SIGTERM too.
+
+    Those that killed processes left a day ago or more are removed.
+    """
+    top = Path(tempfile.gettempdir())
+    for path in top.glob("rddlib-*"):
+        with contextlib.suppress(OSError):  # of another user, or just going
+            if time.time() - path.stat().st_mtime > 24 * LITTER_AGE:
+                shutil.rmtree(path)
+    mine = f"rddlib-{os.getpid()}-"
+    folder = tempfile.mkdtemp(prefix=mine)
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+
+    def end(number: int, _: object) -> None:
+        for own in top.glob(f"{mine}*"):
+            shutil.rmtree(own, ignore_errors=True)
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+    in_main = threading.current_thread() is threading.main_thread()
+    if in_main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, end)
+    return folder
