@@ -20,6 +20,7 @@ _HOMES = {
     "distill": "api",
     "evaluate": "api",
     "run": "api",
+    "load_set": "experiments.export",
     "Experiment": "experiments.experiment",
     "Record": "experiments.records",
     "Store": "experiments.records",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -16,7 +16,7 @@ from .distillation.synthetic import SyntheticSet
 from .evaluation import evaluate as judge
 from .evaluation.metrics import Metrics
 from .experiments import experiment as runs
-from .experiments.experiment import Experiment
+from .experiments.experiment import Content, Experiment, fitted
 from .experiments.records import Record, Store
 
 __all__ = ["distill", "evaluate", "load_dataset", "run"]
@@ -30,10 +30,9 @@ def distill(data: DataSet, scale: str = "smoke", **settings: Any) -> SyntheticSe
     SettingError for a setting that is unknown, out of range, or does not fit the data. For runs that are recorded and
     can be stopped and resumed use `run`.
     """
-    shaping = {f.name for f in fields(DistillSettings)}
-    if unknown := sorted(set(settings) - shaping):
+    if unknown := sorted(set(settings) - set(DistillSettings.declared())):
         raise SettingError(unknown[0], settings[unknown[0]], "a setting of the distillation")
-    chosen = Experiment.preset(scale, **({"dataset": data.name} | settings))
+    chosen = fitted(Experiment.preset(scale, **({"dataset": data.name} | settings)), Content.of(data))
     if chosen.method not in METHODS[:6]:
         raise SettingError("method", chosen.method, f"one that distils: {', '.join(METHODS[:6])}")
     made, _ = loop.distill(data, chosen)
@@ -59,7 +58,7 @@ def evaluate(images: SyntheticSet | Tensor, data: DataSet, labels: Tensor | None
     if labels is None:
         raise SettingError("labels", None, f"one for each of {len(images)} images")
     judge.check_images(images, labels, data)
-    chosen = Experiment.preset(scale, dataset=data.name, **settings)
+    chosen = fitted(Experiment.preset(scale, dataset=data.name, **settings), Content.of(data))
     return judge.evaluate(images, labels, data, chosen, seed, factor=factor)
 
 

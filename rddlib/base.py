@@ -5,17 +5,22 @@ Nothing here knows about risk or images. It stands first in the layering so that
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
+import difflib
+import functools
 import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, dataclass_transform, get_args, get_origin
 
 import numpy as np
+import pydantic
 import torch
+from pydantic.fields import FieldInfo
 
 # The version of the numbers that this code gives for fixed settings. Raise it by one whenever an edit changes a result
 # by more than rounding: tests/test_numbers.py pins short runs and fails then. Records and checkpoints carry it; records
@@ -24,11 +29,24 @@ RESULTS = 1
 
 
 class SettingError(ValueError):
-    """A setting that cannot be used. The message names the setting, the value and what is allowed."""
+    """Settings that cannot be used. The message names each of them, its value and what is allowed."""
 
-    def __init__(self, name: str, value: object, allowed: str) -> None:
-        super().__init__(f"{name} = {value!r}: allowed is {allowed}")
-        self.name, self.value, self.allowed = name, value, allowed
+    def __init__(self, name: str, value: object, allowed: str, *others: SettingError) -> None:
+        own = f"{name} = {value!r}: allowed is {allowed}"
+        super().__init__("; ".join([own, *map(str, others)]))
+        self.name, self.value, self.allowed, self.others = name, value, allowed, others
+
+    def within(self, where: str) -> SettingError:
+        """The same misfits with `where` before the name of each, as in ``table1.toml, arm 'a': ipc``."""
+        others = (other.within(where) for other in self.others)
+        return SettingError(f"{where}{self.name}", self.value, self.allowed, *others)
+
+
+def refuse(misfits: Iterable[SettingError]) -> None:
+    """Raise one SettingError that lists all `misfits`; nothing where there are none."""
+    found = list({str(misfit): misfit for misfit in misfits}.values())
+    if found:
+        raise SettingError(found[0].name, found[0].value, found[0].allowed, *found[1:])
 
 
 class DataError(RuntimeError):
@@ -43,82 +61,141 @@ class DivergenceError(ArithmeticError):
     """A run whose numbers are no longer finite. The message names the step and the setting to look at."""
 
 
+def caught(check: Callable[..., object], *arguments: Any) -> Iterator[SettingError]:
+    """The SettingError that a check raises, if it raises one."""
+    try:
+        check(*arguments)
+    except SettingError as error:
+        yield error
+
+
 def setting(
-    default: Any,
-    meaning: str,
-    *,
-    choices: Iterable[Any] | None = None,
-    low: float | None = None,
-    high: float | None = None,
-    above: float | None = None,
+    default: Any, meaning: str, *, low: float | None = None, high: float | None = None, above: float | None = None
 ) -> Any:
-    """Declare one field of a settings dataclass: its default, one line of meaning, and what is allowed.
+    """Declare one field of a `Settings` class: its default, one line of meaning, and its bounds.
 
-    `choices` lists the values; `low` and `high` are inclusive bounds, `above` an exclusive lower bound.
-    The same declaration feeds validation (`check_settings`), the command line's help and the book.
+    `low` and `high` are inclusive, `above` is an exclusive lower bound; a choice is a field of type Literal. The same
+    declaration is what values are checked by, and what the command line's help and the book say.
     """
-    meta = {
-        "meaning": meaning,
-        "choices": None if choices is None else tuple(choices),
-        "low": low,
-        "high": high,
-        "above": above,
-    }
-    return dataclasses.field(default=default, metadata=meta)
+    return pydantic.Field(default=default, description=meaning, ge=low, le=high, gt=above)
 
 
-def allowed_values(field: dataclasses.Field[Any]) -> str:
-    """What a field may hold, in words, e.g. ``'a float above 0 and at most 1'``."""
-    meta = field.metadata
-    if meta.get("choices"):
-        return "one of " + ", ".join(map(str, meta["choices"]))
+@dataclass_transform(kw_only_default=True, frozen_default=True)
+class Settings:
+    """Base of all settings: a subclass is a frozen pydantic dataclass, flat, each field declared with `setting`.
+
+    Wherever one is made, `dataclasses.replace` included, numbers of NumPy become Python's and ints become floats where
+    a float is meant; anything else of another type or range is refused. SettingError lists all misfits at once.
+    """
+
+    def __init_subclass__(cls) -> None:
+        config = pydantic.ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+        pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=config)(cls)
+        validate = cls.__init__
+
+        def __init__(self: Settings, **values: Any) -> None:
+            misfits: list[SettingError] = []
+            try:
+                validate(self, **{name: plain(value) for name, value in values.items()})
+            except pydantic.ValidationError as error:
+                misfits = [cls.misfit(str(line["loc"][0]), line["input"]) for line in error.errors()]
+            refuse(misfits or self.misfits())
+
+        cls.__init__ = __init__  # type: ignore[method-assign, assignment]
+
+    def misfits(self) -> Iterator[SettingError]:
+        """Settings that are right each for itself and do not go together."""
+        yield from ()
+
+    @classmethod
+    def declared(cls) -> dict[str, FieldInfo]:
+        """The declaration of each field by name."""
+        return cls.__pydantic_fields__  # type: ignore[attr-defined, no-any-return]
+
+    @classmethod
+    def misfit(cls, name: str, value: object) -> SettingError:
+        """What is to be said of a value that its field does not take, or of a field that does not exist."""
+        if field := cls.declared().get(name):
+            return SettingError(name, value, allowed_values(field))
+        return SettingError("field", name, f"a field of {cls.__name__}{suggestion(name, cls.declared())}")
+
+    @classmethod
+    def checked(cls, values: Mapping[str, Any], texts: bool = False) -> dict[str, Any]:
+        """Some settings, each of its field's type; SettingError lists all that do not fit.
+
+        `texts`: the values are words of a command line, "0.8" for a number and "none" for None.
+        """
+        result: dict[str, Any] = {}
+        misfits = []
+        for name, value in values.items():
+            try:
+                validate = _validator(cls, name, texts)  # type: ignore[arg-type]
+                result[name] = validate(plain(value))
+            except (KeyError, pydantic.ValidationError):
+                misfits.append(cls.misfit(name, _number(value) if texts else value))
+        refuse(misfits)
+        return result
+
+
+@functools.cache
+def _validator(cls: Any, name: str, texts: bool) -> Callable[[Any], Any]:
+    """A function from a value, or from its text, to the value of a field. Raises KeyError if there is no such field."""
+    field = cls.declared()[name]
+    kinds = _kinds(field)
+    kind: Any = Annotated[field.annotation, field]
+    adapter = pydantic.TypeAdapter[Any](kind, config=pydantic.ConfigDict(allow_inf_nan=False))
+    if not texts or str in kinds:
+        return functools.partial(adapter.validate_python, strict=True)
+    words: dict[str, Any] = {"none": None, "None": None} if NoneType in kinds else {}
+    for literal in kinds:
+        if get_origin(literal) is Literal:
+            words |= {str(choice): choice for choice in get_args(literal)}
+    return lambda text: words[text] if text in words else adapter.validate_strings(text)
+
+
+def _number(text: str) -> object:
+    """The number that a text is, so that a message shows 1.2 and not '1.2'; other texts as they are."""
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    return text
+
+
+def plain(value: Any) -> Any:
+    """A number of NumPy as Python's; anything else as it is."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
+KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", NoneType: "none"}
+
+
+def allowed_values(field: FieldInfo) -> str:
+    """What a field may hold, in words, e.g. "a number above 0 and at most 1"."""
+    limits = {"gt": "above", "ge": "of at least", "le": "at most"}
     bounds = [
-        f"above {meta['above']}" if meta.get("above") is not None else "",
-        f"at least {meta['low']}" if meta.get("low") is not None else "",
-        f"at most {meta['high']}" if meta.get("high") is not None else "",
+        f"{word} {getattr(m, name):g}" for m in field.metadata for name, word in limits.items() if hasattr(m, name)
     ]
-    return " ".join([f"a value of type {field.type}", " and ".join(b for b in bounds if b)]).strip()
+    words = [m for m in field.metadata if isinstance(m, str)]  # of a type that says itself what it takes
+    for kind in () if words else _kinds(field):
+        if get_origin(kind) is Literal:
+            words.append(f"one of {', '.join(map(str, get_args(kind)))}")
+        elif kind in (int, float) and bounds:
+            words.append(f"{KINDS[kind]} {' and '.join(bounds)}")
+        else:
+            words.append(KINDS[kind])
+    return ", or ".join(words)
 
 
-def check_settings(settings: Any) -> None:
-    """Check every field of a dataclass made with `setting`.
-
-    Raises SettingError at the first field whose type or value is off. A bool is not taken for an int.
-    """
-    for field in dataclasses.fields(settings):
-        check_setting(field, getattr(settings, field.name))
+def _kinds(field: FieldInfo) -> tuple[Any, ...]:
+    """The types of a field: (int, NoneType) where it is declared as int | None."""
+    union = get_origin(field.annotation) in (Union, UnionType)
+    return get_args(field.annotation) if union else (field.annotation,)
 
 
-def check_setting(field: dataclasses.Field[Any], value: Any) -> None:
-    """Raise SettingError where `value` is not of the type or in the range that one field declares."""
-    meta = field.metadata
-    if meta and not (_type_fits(value, str(field.type)) and _value_fits(value, meta)):
-        raise SettingError(field.name, value, allowed_values(field))
-
-
-def _type_fits(value: object, kind: str) -> bool:
-    kinds = {k.strip() for k in kind.split("|")}
-    if value is None:
-        return "None" in kinds
-    if isinstance(value, bool):
-        return "bool" in kinds
-    if isinstance(value, int):
-        return bool({"int", "float"} & kinds)
-    return type(value).__name__ in kinds
-
-
-def _value_fits(value: Any, meta: Any) -> bool:
-    if value is None:
-        return True
-    if meta["choices"] and value not in meta["choices"]:
-        return False
-    if isinstance(value, float) and not np.isfinite(value):
-        return False
-    return not (
-        (meta["low"] is not None and value < meta["low"])
-        or (meta["high"] is not None and value > meta["high"])
-        or (meta["above"] is not None and value <= meta["above"])
-    )
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """The end of a message about a name that is none of the known ones: the closest of these, "" if none is close."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 def derive_seed(seed: int, *purpose: str | int) -> int:

@@ -1,115 +1,454 @@
-"""Commands about users' own data and sets: ``rddlib data | evaluate | export``; `cli` hangs them beside the others."""
+"""What the commands of the command line do; `cli` says which there are, and what is printed where one is refused.
+
+Options are the parameters of these functions. A command that takes settings gets the named ones as texts, and an
+experiment of them from `Experiment.checked`, which knows types and ranges.
+"""
 
 from __future__ import annotations
 
-import argparse
+import csv as tables
 import dataclasses
+import functools
+import inspect
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from .base import SettingError, check_device
-from .data import dataset, summary
-from .data.summary import sheet
+from cyclopts import Group, Parameter
+from tqdm import tqdm
+
+from . import cli
+from .base import SettingError, Settings, allowed_values, check_device
+from .data import dataset as datasets
+from .data import looks, summary
+from .distillation.glad.generator import GeneratorSettings
 from .evaluation.metrics import nulls
-from .experiments import export, foreign
-from .experiments.experiment import Experiment, fields, load_data, run
+from .experiments import experiment as runs
+from .experiments import export as forms
+from .experiments import foreign, priors
+from .experiments import grid as grids
+from .experiments.experiment import Experiment
+from .experiments.grid import Job, Ledger, Tally
+from .experiments.merge import merge as merge_folder
 from .experiments.presets import SCALES
-from .experiments.records import Store
+from .experiments.records import Record, Store, StoreError
+from .experiments.validate import read_record
+from .experiments.workers import Scheduler, Where
 
-DATA_FIELDS = ("dataset", "size", "train_limit", "test_limit", "seed")
+# Settings that everybody needs come first in a help; those that commands and runs fill in are no options.
+EVERYBODY = ("scale", "dataset", "method", "risk", "alpha", "ipc", "factor", "seed")
+BY_HAND = [name for name in Experiment.declared() if not name.endswith("_sha256")]
+COLUMNS = ("dataset", "method", "risk", "ipc", "factor", "scale", "seed")  # of a list of records
+JUDGED = ("scale", "dataset", "size", "train_limit", "test_limit", "seed")  # what `evaluate` takes beside eval_*
 
-
-def add(commands: Any) -> None:
-    """Add the parsers of these commands to a parser's `commands`."""
-    look = commands.add_parser("data", help="what a data set holds, and what can be distilled from it")
-    look.set_defaults(command=_data)
-    look.add_argument("name", metavar="NAME", help="digits, cifar10, folder:PATH, npz:PATH, ... as for `run`")
-    look.add_argument("--size", type=int, metavar="PX", help="resize images to this many pixels a side")
-    look.add_argument("--picture", metavar="FILE", help="write a sheet of samples, a row a class, as PNG")
-    _add_evaluate(commands)
-    out = commands.add_parser("export", help="a distilled set as PNGs, as one picture, or as tensors")
-    out.set_defaults(command=_export)
-    out.add_argument("key", help="key of its record, or its first characters")
-    form = out.add_mutually_exclusive_group(required=True)
-    form.add_argument("--png", metavar="FOLDER", help="class folders of PNGs, in a new folder")
-    form.add_argument("--grid", metavar="FILE", help="one PNG, a row a class")
-    form.add_argument("--pt", metavar="FILE", help="[images, labels] for torch.load(FILE, weights_only=True)")
-    out.add_argument("--stored", action="store_true", help="images as stored, tiles together (default: decoded)")
-    for command in (look, commands.choices["evaluate"]):
-        command.add_argument("--data-root", metavar="DIR", help="where data lies (default $RDD_DATA, else data/cache)")
-    for command in (out, commands.choices["evaluate"]):
-        command.add_argument("--store", metavar="DIR", help="where records are kept (default $RDD_STORE, else data/)")
+ELSEWHERE = Group("Where from, where to", sort_key=1)
+StoreDir = Annotated[str | None, Parameter(help="where records are kept (default: $RDD_STORE, else data/)")]
+Device = Annotated[str, Parameter(help="cpu, cuda or mps; not part of the key")]
+DataRoot = Annotated[
+    str | None, Parameter(group=ELSEWHERE, help="where data lies (default: $RDD_DATA, else data/cache)")
+]
+Download = Annotated[bool, Parameter(group=ELSEWHERE, help="let torchvision download CIFAR-10 or SVHN")]
 
 
-def _add_evaluate(commands: Any) -> None:
-    judge = commands.add_parser("evaluate", help="judge a set that was distilled elsewhere, beside random images")
-    judge.set_defaults(command=_evaluate)
-    judge.add_argument(
-        "file", metavar="FILE", help=".npz, .pt of DC, DSA, DM, IDC or MTT (not whitened), or a folder of class folders"
+def takes(settings: type[Settings], names: Sequence[str], defaults: bool = True) -> Callable[..., Any]:
+    """Give a command one option a setting; it gets those that were named, as texts, in **settings.
+
+    `defaults`: whether the help shows what a setting is where it is not named.
+    """
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(command)
+        def named(*words: Any, **options: Any) -> Any:
+            return command(*words, **{name: v for name, v in options.items() if name not in names or v is not None})
+
+        own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.kind != p.VAR_KEYWORD]
+        both = [*(_option(settings, name, defaults) for name in names), *own]
+        both.sort(key=lambda option: option.kind)  # those by position first
+        named.__signature__ = inspect.Signature(both)  # type: ignore[attr-defined]
+        return named
+
+    return decorate
+
+
+def _option(settings: type[Settings], name: str, shown: bool) -> inspect.Parameter:
+    """The option of one setting: a text, whose help is the setting's meaning, what it may be, and its default.
+
+    Its group in the help is the title of the class that declares it.
+    """
+    field = settings.declared()[name]
+    owner = next(cls for cls in settings.__mro__ if name in vars(cls).get("__annotations__", {}))
+
+    def default(_: object) -> Any:
+        return _defaults(tuple(cli.words))[name] if settings is Experiment else field.default
+
+    about = Parameter(
+        help=f"{field.description}; {allowed_values(field)}".removesuffix("; a text"),
+        metavar="VALUE",
+        group="Parameters" if name in EVERYBODY else Group(getattr(owner, "title", "Settings"), sort_key=2),
+        show_default=default if shown else False,
     )
-    judge.add_argument("--range", choices=foreign.RANGES, help="what its values are (default: told from them)")
-    judge.add_argument("--factor", type=int, help="tiles a side of a stored image, as IDC has them (default 1)")
-    judge.add_argument(
-        "--labels", metavar="FILE", help="labels, where they are apart (default labels_X beside images_X)"
-    )
-    judge.add_argument("--number", type=int, default=1, help="which set of a file that has several (default 1)")
-    judge.add_argument("--no-floor", action="store_true", help="do not judge random images beside it")
-    judge.add_argument("--scale", choices=SCALES, default="smoke", help="preset of the evaluation (default smoke)")
-    judge.add_argument("--device", default="cpu", help="cpu, cuda, mps (default cpu); not part of the key")
-    for name, meaning, _, allowed in fields():
-        if name in DATA_FIELDS or name.startswith("eval_"):
-            judge.add_argument(
-                f"--{name.replace('_', '-')}",
-                type=reader(name),
-                metavar="VALUE",
-                default=argparse.SUPPRESS,
-                help=f"{meaning}; {allowed}".replace("%", "%%"),
-            )
+    kind = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(name, kind, default=None, annotation=Annotated[str | None, about])
 
 
-def reader(name: str, settings: type = Experiment) -> Any:
-    """A function from the option's text to the field's type; what it cannot read it leaves to the field's check."""
-    kinds = str(next(f.type for f in dataclasses.fields(settings) if f.name == name)).split(" | ")
-
-    def read(text: str) -> Any:
-        if "bool" in kinds:
-            return {"true": True, "false": False}.get(text.lower(), text)
-        if "None" in kinds and "str" not in kinds and text.lower() == "none":
-            return None
-        for kind, convert in (("int", int), ("float", float)):
-            if kind in kinds:
-                try:
-                    return convert(text)
-                except ValueError:
-                    return text
-        return text
-
-    return read
+@functools.lru_cache(maxsize=1)
+def _defaults(words: tuple[str, ...]) -> dict[str, Any]:
+    """The settings of an experiment where these words are said: those of the chosen scale, data and method."""
+    said: dict[str, str] = {}
+    for word, following in zip(words, (*words[1:], ""), strict=True):
+        name, _, value = word.removeprefix("--").partition("=")
+        name = name.replace("-", "_")
+        if name in Experiment.declared():
+            said[name] = value or following
+    try:
+        return vars(Experiment.preset(**Experiment.checked(said, texts=True)))
+    except SettingError:
+        return vars(Experiment.preset())
 
 
-def _data(options: argparse.Namespace) -> None:
-    data = dataset.load(options.name, options.data_root, size=options.size)
-    print("\n".join(summary.lines(data)))
-    if options.picture is not None:
-        if Path(options.picture).suffix.lower() != ".png":
-            raise SettingError("picture", options.picture, "a name that ends in .png")
-        print(f"samples: {sheet(summary.samples(data), Path(options.picture).expanduser())}")
+# --- one experiment, its record ---------------------------------------------------------------------------
 
 
-def _evaluate(options: argparse.Namespace) -> None:
-    check_device(options.device)
-    chosen = {n: v for n, v in vars(options).items() if n in DATA_FIELDS or n.startswith("eval_")}
-    asked = Experiment.preset(options.scale, **chosen)  # refuses what cannot be before data is read
-    store = Store(options.store)
-    data = load_data(asked, root=options.data_root)
-    found = foreign.read(options.file, data, options.range, options.factor, options.labels, options.number)
+@takes(Experiment, [*EVERYBODY, *(name for name in BY_HAND if name not in EVERYBODY)])
+def run(
+    *,
+    device: Device = "cpu",
+    store: StoreDir = None,
+    seeds: Annotated[str | None, Parameter(group=ELSEWHERE)] = None,
+    from_set: Annotated[str | None, Parameter(group=ELSEWHERE)] = None,
+    dry_run: Annotated[bool, Parameter(group=ELSEWHERE)] = False,
+    group: Annotated[str | None, Parameter(group=ELSEWHERE)] = None,
+    data_root: DataRoot = None,
+    download: Download = False,
+    **settings: str,
+) -> None:
+    """Run one experiment, or find its record. Ten options are enough; the others override numbers of the scale.
+
+    Args:
+        seeds: several distillation seeds one after the other: 0-4, or 0,3,7
+        from_set: begin from a finished set: a record's KEY, or an .npz FILE
+        dry_run: say the key, whether its record is there, and what a run may cost; write nothing
+        group: folder of the record under runs/ (default: DATASET_SCALE)
+    """
+    place = Store(store)
+    chosen = Experiment.checked(settings, texts=True)
+    begun = None if from_set is None else forms.load_set(from_set, place)
+    if begun is not None:
+        chosen = {"ipc": begun.ipc, "factor": begun.factor} | chosen | {"start_sha256": begun.sha256}
+    asked = [Experiment.preset(**chosen | seed) for seed in _seeds(seeds, settings)]
+    if dry_run:
+        ledger = Ledger(place, device)
+        for experiment in asked:
+            print(_estimate(runs.identified(experiment), ledger))
+        return
+    known = {path.stem for path in place.files()}
+    for experiment in asked:
+        with Bars() as bars:
+            record = runs.run(
+                experiment, place, device=device, data_root=data_root, download=download, group=group,
+                progress=bars.show, begun=begun,
+            )  # fmt: skip
+        print(summary_line(record))
+        _tell_where(record, place, record.key in known)
+
+
+def _seeds(seeds: str | None, settings: dict[str, str]) -> list[dict[str, int]]:
+    """What each of several runs adds to the settings; one run and nothing to add where no seeds are named."""
+    if seeds is None:
+        return [{}]
+    if "seed" in settings:
+        raise SettingError("seeds", seeds, "given instead of --seed, not beside it")
+    chosen: list[int] = []
+    for part in seeds.split(","):
+        low, _, high = part.partition("-")
+        if not (low.isdecimal() and (high or low).isdecimal() and int(low) <= int(high or low)):
+            raise SettingError("seeds", seeds, "a range as 0-4, or a list as 0,3,7")
+        chosen += range(int(low), int(high or low) + 1)
+    return [{"seed": seed} for seed in dict.fromkeys(chosen)]
+
+
+def _estimate(experiment: Experiment, ledger: Ledger) -> str:
+    """One line: key, settings, and what a run would cost by the records most like it."""
+    line = f"{experiment.key}  {describe(dataclasses.asdict(experiment))}  "
+    if ledger.state(experiment.key) == "done":
+        return line + "is there: nothing to compute"
+    seconds = ledger.cost(Job(experiment, 0.0, ()))
+    if seconds is None:
+        return line + "to compute; no record is like it, so its cost is unknown"
+    return line + f"to compute: about {grids.duration(seconds)}, the median of the records most like it"
+
+
+def _tell_where(record: Record, store: Store, found: bool) -> None:
+    """Print whether a record was computed or found, where it and its set lie, and how to train on the set."""
+    (path, *_) = store.root.glob(f"runs/*/{record.key}.json")
+    print(f"  {'found, nothing was computed' if found else 'computed now'}: {path}")
+    if record.set_key and store.distilled(record.set_key).is_file():
+        file = store.distilled(record.set_key)
+        print(f"  its set: {file}")
+        print(f'  to train on it: images, labels = rddlib.load_set("{file}").decoded()')
+
+
+def show(key: str, /, *, store: StoreDir = None) -> None:
+    """Print one record.
+
+    Args:
+        key: its key, or the first characters
+    """
+    print(Store(store).match(key).to_json(), end="")
+
+
+@takes(Experiment, COLUMNS, defaults=False)
+def list_(*, group: str = "*", csv: bool = False, store: StoreDir = None, **settings: str) -> int:
+    """The records, one a line, sorted by their settings; of those with the settings that are named.
+
+    Args:
+        group: only those of this folder under runs/
+        csv: comma-separated, for a spreadsheet or pandas
+    """
+    wanted = Experiment.checked(settings, texts=True)
+    rows: list[list[Any]] = []
+    faults: list[StoreError] = []
+    for path in Store(store).files(group):
+        try:
+            record = read_record(path)
+        except StoreError as error:
+            faults.append(error)
+            continue
+        own = vars(Experiment(**record.experiment))
+        if all(own[name] == value for name, value in wanted.items()):
+            rows.append([record.key, *(own[name] for name in COLUMNS), *_results(record), path.parent.name])
+    rows.sort(key=lambda row: row[1:])
+    _print_table([["key", *COLUMNS, "accuracy", "worst group", "trainings", "seconds", "folder"], *rows], csv)
+    for fault in faults:
+        print(f"rddlib: {fault}", file=sys.stderr)
+    return 2 if faults else 0
+
+
+def _results(record: Record) -> list[Any]:
+    """Accuracy and worst known group, means in per cent, or "" where there is none; trainings; seconds."""
+    accuracy, worst = record.metrics["accuracy"], record.metrics.get("known_min")
+    means = [f"{sum(values) / len(values):.2f}" if values else "" for values in (accuracy, worst)]
+    return [*means, len(accuracy), round(sum(record.seconds.values()))]
+
+
+def _print_table(rows: Sequence[Sequence[Any]], csv: bool = False) -> None:
+    """Print rows in columns, numbers to the right, or comma-separated."""
+    if csv:
+        tables.writer(sys.stdout, lineterminator="\n").writerows(rows)
+        return
+    cells = [[str(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for row in cells:
+        aligned = (
+            cell.rjust(width) if cell.replace(".", "").isdecimal() else cell.ljust(width)
+            for cell, width in zip(row, widths, strict=True)
+        )
+        print("  ".join(aligned).rstrip())
+
+
+# --- grids and stores -------------------------------------------------------------------------------------
+
+
+def grid(
+    *grid: str,
+    scale: str = "laptop",
+    jobs: int = 1,
+    budget_minutes: float | None = None,
+    dry_run: bool = False,
+    device: Device = "cpu",
+    store: StoreDir = None,
+    data_root: DataRoot = None,
+    download: Download = False,
+) -> int:
+    """Run what is missing of a grid of experiments, the most valuable first.
+
+    Args:
+        grid: names in data/grids, or .toml files
+        scale: at which scale: smoke, laptop, cpu, gpu, paper
+        jobs: runs side by side, each with one thread
+        budget_minutes: stop then; what runs keeps its checkpoint
+        dry_run: say what would run and what it costs; write nothing
+    """
+    if not grid:
+        raise SettingError("grid", "", f"a .toml file, or one of {', '.join(grids.names())}")
+    wanted = grids.jobs(grid, scale)
+    if not wanted:
+        raise SettingError("scale", scale, "one for which an arm of the grid is meant")
+    place = Store(store)
+    ledger = Ledger(place, device)
+    tally = Tally.of(wanted, ledger)
+    counts = ", ".join(f"{n} {state}" for state, n in tally.counts.items())
+    print(f"{' '.join(grid)}, {scale}: {len(wanted)} experiments, {counts}")
+    todo = [job for job in wanted if ledger.state(job.key) in ("missing", "failed")]
+    scheduler = Scheduler(todo, place, jobs, Where(device, data_root, download))
+    print(f"to run: {len(todo)}, cost {tally.price()} in all, {jobs} side by side")
+    if dry_run or not todo:
+        for job in scheduler.queue:
+            print(f"  {_job_line(job, ledger)}")
+        return 0
+    check_device(device)
+    return _go(scheduler, len(todo), budget_minutes, place)
+
+
+def _go(scheduler: Scheduler, number: int, minutes: float | None, store: Store) -> int:
+    """Run the jobs of a scheduler, a line for each that ends; the exit status."""
+    with tqdm(total=number, desc="runs", unit="run", disable=None) as bar:
+
+        def note(job: Job, error: str) -> None:
+            bar.update()
+            record = None if error else store.find(job.key)
+            told = summary_line(record) if record else f"{job.key}  {'failed: ' + error if error else 'done'}"
+            bar.write(told, file=sys.stdout)
+
+        outcome = scheduler.go(minutes, note)
+    failed, left = len(outcome.failed), len(outcome.left)
+    going_on = "; the same command goes on from there" if left else ""
+    print(f"{number - failed - left} done, {failed} failed, {left} left{going_on}")
+    for key, error in outcome.failed.items():
+        print(f"rddlib: {key} failed: {error} (all of it: {grids.failure_file(store, key)})", file=sys.stderr)
+    return outcome.status
+
+
+def _job_line(job: Job, ledger: Ledger) -> str:
+    cost = ledger.cost(job)
+    price = "unknown" if cost is None else grids.duration(cost)
+    what = describe(dataclasses.asdict(job.experiment))
+    return f"{job.key}  value {job.value:<4g} {price:>10}  {what}  ({', '.join(job.arms)})"
+
+
+def status(*grid: str, scale: Sequence[str] = (), device: Device = "cpu", store: StoreDir = None) -> None:
+    """What is done and missing of each grid.
+
+    Args:
+        grid: these grids arm by arm, the most valuable first (default: all grids)
+        scale: only this scale; may be repeated
+    """
+    ledger = Ledger(Store(store), device)
+    rows = [["grid/arm" if grid else "grid", "scale", *grids.STATES, "cost of the missing"]]
+    for name in grid or grids.names():
+        for at in scale or SCALES:
+            for part, jobs in _parts(name, at, arm_by_arm=bool(grid)).items():
+                tally = Tally.of(jobs, ledger)
+                rows.append([part, at, *(str(tally.counts[state]) for state in grids.STATES), tally.price()])
+    _print_table(rows)
+
+
+def _parts(name: str, scale: str, arm_by_arm: bool) -> dict[str, list[Job]]:
+    """The jobs of a grid at a scale as one, or by arm in order of value."""
+    jobs = grids.jobs([name], scale)
+    if not arm_by_arm:
+        return {name: jobs}
+    arms = dict.fromkeys(arm for job in jobs for arm in job.arms)
+    return {arm: [job for job in jobs if arm in job.arms] for arm in arms}
+
+
+def merge(folder: str, /, *, store: StoreDir = None) -> int:
+    """Take in records and sets of another store.
+
+    Args:
+        folder: a copy of the other store: runs/ and distilled/
+    """
+    merged = merge_folder(folder, Store(store))
+    print(f"{folder}: {len(merged.added)} added, {len(merged.same)} already here, {len(merged.kept_out)} kept out")
+    for key, why in merged.kept_out.items():
+        print(f"rddlib: {key}: {why}; ours is kept", file=sys.stderr)
+    return merged.status
+
+
+@takes(GeneratorSettings, [*GeneratorSettings.declared()])
+def prior(
+    *,
+    dataset: str,
+    image_size: int | None = None,
+    out: str | None = None,
+    replace: bool = False,
+    score_steps: int = priors.JUDGE["steps"],
+    score_width: int = priors.JUDGE["width"],
+    device: Device = "cpu",
+    store: StoreDir = None,
+    data_root: DataRoot = None,
+    download: Download = False,
+    **settings: str,
+) -> None:
+    """Train, score and keep a generator for GLaD. Images are mirrored (flip) unless they show digits.
+
+    Args:
+        dataset: as for `run`; the generator bears its name
+        image_size: resize images to this many pixels a side
+        out: where it is kept (default: priors/ of the store)
+        replace: let go the one that is kept there under this name
+        score_steps: updates of the classifier that scores
+        score_width: width of the classifier that scores
+    """
+    check_device(device)
+    figures = looks.base_name(dataset).partition("_")[0] in ("digits", "svhn")
+    chosen = {"flip": not figures} | GeneratorSettings.checked(settings, texts=True)
+    judge = {"steps": score_steps, "width": score_width}
+    images = datasets.load(dataset, data_root, device, image_size, download=download)
+    with Bars() as bars:
+        made = priors.make(images, GeneratorSettings(**chosen), Store(store), out, judge, replace, bars.show)
+    print(priors.summary(made))
+
+
+# --- users' own data and sets -----------------------------------------------------------------------------
+
+
+def data(name: str, /, *, size: int | None = None, picture: str | None = None, data_root: DataRoot = None) -> None:
+    """What a data set holds, and what can be distilled from it.
+
+    Args:
+        name: digits, cifar10, folder:PATH, npz:PATH, ... as for `run`
+        size: resize images to this many pixels a side
+        picture: write a sheet of samples, a row a class, as PNG
+    """
+    held = datasets.load(name, data_root, size=size)
+    print("\n".join(summary.lines(held)))
+    if picture is not None:
+        if Path(picture).suffix.lower() != ".png":
+            raise SettingError("picture", picture, "a name that ends in .png")
+        print(f"samples: {summary.sheet(summary.samples(held), Path(picture).expanduser())}")
+
+
+@takes(Experiment, [*JUDGED, *(name for name in BY_HAND if name.startswith("eval_"))])
+def evaluate(
+    file: str,
+    /,
+    *,
+    range: str | None = None,
+    factor: int | None = None,
+    labels: str | None = None,
+    number: int = 1,
+    no_floor: bool = False,
+    device: Device = "cpu",
+    store: StoreDir = None,
+    data_root: DataRoot = None,
+    **settings: str,
+) -> None:
+    """Judge a set that was distilled elsewhere, beside random images.
+
+    Args:
+        file: .npz, .pt of DC, DSA, DM, IDC or MTT (not whitened), or a folder of class folders
+        range: what its values are: unit, byte or normalised (default: told from them)
+        factor: tiles a side of a stored image, as IDC has them (default: 1)
+        labels: labels, where they are apart (default: labels_X beside images_X)
+        number: which set of a file that has several
+        no_floor: do not judge random images beside it
+    """
+    check_device(device)
+    if range not in (None, *foreign.RANGES):
+        raise SettingError("range", range, f"one of {', '.join(foreign.RANGES)}")
+    chosen = Experiment.checked(settings, texts=True)
+    place, asked = Store(store), Experiment.preset(**chosen)  # refuses what cannot be before data is read
+    held = runs.load_data(asked, root=data_root)
+    found = foreign.read(file, held, range, factor, labels, number)
     print(found.words)
-    experiment = foreign.experiment_of(found, options.scale, **chosen)
-    records = {"this set": foreign.judge(found, experiment, store, options.device, options.data_root)}
-    if not options.no_floor:
+    experiment = foreign.experiment_of(found, **{"scale": "smoke"} | chosen)
+    records = {"this set": foreign.judge(found, experiment, place, device, data_root)}
+    if not no_floor:
         floor = foreign.floor_of(experiment)
         try:
-            records["random images"] = run(floor, store, device=options.device, data_root=options.data_root)
+            records["random images"] = runs.run(floor, place, device=device, data_root=data_root)
         except SettingError as error:
             print(f"no floor beside it: {error}")
     for row in foreign.rows(records):
@@ -119,9 +458,68 @@ def _evaluate(options: argparse.Namespace) -> None:
     print(f"record {records['this set'].key}")
 
 
-def _export(options: argparse.Namespace) -> None:
-    found = export.stored_set(Store(options.store), options.key)
-    forms = {"png": export.as_png, "grid": export.as_grid, "pt": export.as_tensors}
-    for name, write in forms.items():
-        if (target := vars(options)[name]) is not None:
-            print(f"{target}: {write(found, target, options.stored)} images")
+def export(
+    key: str,
+    /,
+    *,
+    png: str | None = None,
+    grid: str | None = None,
+    pt: str | None = None,
+    stored: bool = False,
+    store: StoreDir = None,
+) -> None:
+    """A distilled set as PNGs, as one picture, or as tensors.
+
+    Args:
+        key: key of its record, or the first characters; or an .npz file
+        png: class folders of PNGs, in a new folder
+        grid: one PNG, a row a class
+        pt: [images, labels] for torch.load(FILE, weights_only=True)
+        stored: images as stored, tiles together (default: decoded)
+    """
+    targets = {"png": png, "grid": grid, "pt": pt}
+    named = {name: target for name, target in targets.items() if target is not None}
+    if len(named) != 1:
+        raise SettingError("form", " ".join(named), "exactly one of --png, --grid and --pt")
+    ((form, target),) = named.items()
+    write = {"png": forms.as_png, "grid": forms.as_grid, "pt": forms.as_tensors}[form]
+    print(f"{target}: {write(forms.load_set(key, Store(store)), target, stored)} images")
+
+
+# --- what is printed --------------------------------------------------------------------------------------
+
+
+def describe(settings: dict[str, Any]) -> str:
+    """The settings that tell most runs apart, in one line."""
+    e = settings
+    return f"{e['dataset']} {e['method']} {e['risk']} ipc {e['ipc']} factor {e['factor']} seed {e['seed']} {e['scale']}"
+
+
+def summary_line(record: Record) -> str:
+    """One line: key, what was run, mean accuracy over evaluation seeds, worst named group if any, seconds."""
+    accuracy, worst, trainings, seconds = _results(record)
+    of_groups = f", worst group {worst} %" if worst else ""
+    what = describe(record.experiment)
+    return f"{record.key}  {what}  accuracy {accuracy} %{of_groups} ({trainings} trainings)  {seconds} s"
+
+
+class Bars:
+    """A progress bar for each part of a run, with the time left and the last figures."""
+
+    def __init__(self) -> None:
+        self.bars: dict[str, tqdm[Any]] = {}
+
+    def __enter__(self) -> Bars:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for bar in self.bars.values():
+            bar.close()
+
+    def show(self, part: str, done: int, of: int, figures: dict[str, float]) -> None:
+        """Move the bar of `part` to `done` of `of`."""
+        if part not in self.bars:
+            # None: a pipe or a file gets no bar
+            self.bars[part] = tqdm(total=of, desc=part, unit="step", initial=done - 1, disable=None)
+        self.bars[part].update(done - self.bars[part].n)
+        self.bars[part].set_postfix({k: f"{v:.3g}" for k, v in figures.items()})

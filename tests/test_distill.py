@@ -159,7 +159,7 @@ def test_settings_that_do_not_fit_the_data(digits: DataSet, change: dict, name: 
 @pytest.mark.parametrize(
     ("change", "name"),
     [({"risk": "best"}, "risk"), ({"alpha": 0.0}, "alpha"), ({"alpha": 1.5}, "alpha"), ({"ipc": 0}, "ipc"),
-     ({"lr_image": float("nan")}, "lr_image"), ({"ipc": 2.5}, "ipc"), ({"match_augment": "sparkle"}, "strategy")],
+     ({"lr_image": float("nan")}, "lr_image"), ({"ipc": 2.5}, "ipc"), ({"match_augment": "sparkle"}, "match_augment")],
 )  # fmt: skip
 def test_settings_out_of_range(change: dict, name: str) -> None:
     with pytest.raises(SettingError, match=name):

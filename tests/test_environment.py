@@ -220,3 +220,14 @@ def test_every_module_imports_with_the_core_packages_alone() -> None:
     failed = import_without(blocked, ["rddlib", *modules, "seaborn"])
     assert failed.pop("seaborn", "").endswith("is not part of the core"), "the block did not work"
     assert failed == {}
+
+
+def test_without_the_package_of_the_command_line_the_library_works_and_a_command_says_what_is_missing() -> None:
+    files = sorted((ROOT / "rddlib").rglob("*.py"))
+    modules = [".".join(p.relative_to(ROOT).with_suffix("").parts) for p in files if not p.stem.startswith("__")]
+    modules.remove("rddlib.commands")
+    assert import_without({"cyclopts", "rich"}, [*modules, "rddlib.commands"]).keys() == {"rddlib.commands"}
+    code = "import sys; sys.modules['cyclopts'] = None; from rddlib import cli; sys.exit(cli.main(['list']))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr == "rddlib: the command line needs the package cyclopts; the library does not\n"

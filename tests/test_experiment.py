@@ -14,14 +14,15 @@ from pathlib import Path
 
 import pytest
 
-from rddlib import cli
+from rddlib import cli, commands
 from rddlib.analysis import report
 from rddlib.base import SettingError
 from rddlib.data.sources import DataError
 from rddlib.distillation import synthetic
 from rddlib.evaluation import evaluate
 from rddlib.experiments import provenance
-from rddlib.experiments.experiment import MODES, SCALES, Experiment, fields, gather, load_data, run
+from rddlib.experiments.experiment import MODES, Experiment, gather, load_data, run
+from rddlib.experiments.presets import SCALES
 from rddlib.experiments.records import Store, StoreError
 
 TINY = {
@@ -51,7 +52,7 @@ def test_defaults_are_pinned() -> None:
 
     A new setting may be added at the end; its default must be the behaviour before it.
     """
-    first = {name: default for name, _, default, _ in fields()}
+    first = {name: field.default for name, field in Experiment.declared().items()}
     pinned = json.loads((Path(__file__).parent / "defaults.json").read_text())
     assert {k: first[k] for k in pinned} == pinned
     assert tiny().key == "1d4ceb33253a5e76" and Experiment().key == "44136fa355b3678a"
@@ -140,7 +141,7 @@ def test_a_run_leaves_a_record_and_its_set(tmp_path: Path) -> None:
     assert not store.work(e.key).exists()
 
 
-@pytest.mark.parametrize("method", ["random", "first_n", "mix", "full"])
+@pytest.mark.parametrize("method", ["random", "first_n", "herding", "mix", "full"])
 def test_real_images_are_never_kept(tmp_path: Path, method: str) -> None:
     store = Store(tmp_path)
     run(tiny(method=method), store)
@@ -255,8 +256,9 @@ def test_command_line_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[s
     options = command(tmp_path, {**TINY, "method": "random", "eval_shifts": "false", "size": "none"})[3:]
     assert cli.main(options) == 0
     line = capsys.readouterr().out
-    assert "digits random" in line and "accuracy" in line
-    assert cli.main(["list", "--store", str(tmp_path)]) == 0 and capsys.readouterr().out == line
+    assert "digits random" in line and "accuracy" in line and "computed now" in line
+    assert cli.main(options) == 0 and "found, nothing was computed" in capsys.readouterr().out
+    assert cli.main(["list", "--store", str(tmp_path)]) == 0 and line[:16] in capsys.readouterr().out.splitlines()[1]
     assert cli.main(["show", line[:6], "--store", str(tmp_path)]) == 0
     assert json.loads(capsys.readouterr().out)["experiment"]["eval_shifts"] is False
 
@@ -281,18 +283,30 @@ def test_refusals_on_the_command_line(
 
 
 def test_unknown_option_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop:
-        cli.main(["run", "--ipcs", "3"])
-    assert stop.value.code == 2 and "--ipcs" in capsys.readouterr().err
+    assert cli.main(["run", "--ipcs", "3"]) == 2
+    assert capsys.readouterr().err == "rddlib: Unknown option: --ipcs. Did you mean --ipc?\n"
 
 
 def test_help_names_every_field(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        cli.main(["run", "--help"])
-    text = " ".join(capsys.readouterr().out.split())
-    for name, meaning, _, _ in fields():
-        assert f"--{name.replace('_', '-')}" in text
-        assert name == "scale" or " ".join(meaning.split()) in text
+    assert cli.main(["run", "--help"]) == 0
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for name, field in Experiment.declared().items():
+        by_hand = name in commands.BY_HAND
+        assert (f"--{name.replace('_', '-')} VALUE {field.description}" in text) == by_hand
+
+
+def test_help_opens_with_ten_options_and_shows_the_defaults_of_the_scale(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of the data set and the method that are named, too: their presets differ."""
+    for chosen in (["--scale", "smoke"], ["--scale=laptop", "--method", "dm"], ["--scale", "huge"], []):
+        assert cli.main(["run", *chosen, "--help"]) == 0
+        lines = capsys.readouterr().out.replace("│", " ").splitlines()
+        first = lines[: next(i for i, line in enumerate(lines) if line.startswith("╰"))]
+        assert len([line for line in first if line.split()[:1] and line.split()[0].startswith("--")]) == 10
+        made = Experiment.preset("laptop", method="dm") if "dm" in chosen else Experiment.preset("smoke")
+        text = " ".join(" ".join(lines).split())
+        for name in ("outer_steps", "lr_image", "eval_steps"):
+            option = text[text.index(f"--{name.replace('_', '-')} VALUE") :]
+            assert option[option.index("[default: ") :].startswith(f"[default: {getattr(made, name)}]")
 
 
 @pytest.mark.realdata

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,28 +13,18 @@ import torch
 from sklearn.kernel_ridge import KernelRidge
 from torch import Tensor
 
-from rddlib.base import SettingError, check_settings, generator, setting
+from rddlib.base import SettingError, generator
 from rddlib.data import dataset
 from rddlib.data.dataset import DataSet
 from rddlib.data.sources import DataError
 from rddlib.distillation import synthetic
 from rddlib.distillation.kip import inducing_points, kernels
+from rddlib.distillation.kip.inducing_points import KipSettings
 from rddlib.distillation.kip.kernels import Space
 from rddlib.distillation.synthetic import SyntheticSet
 
-
-@dataclass(frozen=True, kw_only=True)
-class Run(inducing_points.KipSettings):
-    """KIP's settings with the two fields that the inheriting class brings."""
-
-    ipc: int = setting(1, "images per class", low=1)
-    seed: int = setting(0, "seed", low=0)
-
-    def __post_init__(self) -> None:
-        check_settings(self)
-
-
-SMALL = Run(ipc=2, kip_depth=2, kip_steps=50, kip_batch=40, learn_labels=True)
+kip = functools.partial(KipSettings, ipc=1)
+SMALL = kip(ipc=2, kip_depth=2, kip_steps=50, kip_batch=40, learn_labels=True)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +59,7 @@ def plain_kernel(x: Tensor, y: Tensor, depth: int, same: bool = False) -> Tensor
     return torch.stack(rows)
 
 
-def plain_steps(seen: Tensor, d: DataSet, s: Run, support: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def plain_steps(seen: Tensor, d: DataSet, s: KipSettings, support: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """KIP with Adam written out; inverse in the place of a factorisation."""
     values = [support.clone(), labels.clone()]
     first, second = [torch.zeros_like(v) for v in values], [torch.zeros_like(v) for v in values]
@@ -91,7 +81,7 @@ def plain_steps(seen: Tensor, d: DataSet, s: Run, support: Tensor, labels: Tenso
 
 @pytest.mark.parametrize(("zca", "learn_labels"), [(True, True), (False, False)])
 def test_steps_equal_the_plain_ones(digits: DataSet, zca: bool, learn_labels: bool) -> None:
-    s = Run(kip_depth=2, kip_steps=3, kip_batch=6, kip_ridge=1e-3, zca=zca, learn_labels=learn_labels)
+    s = kip(kip_depth=2, kip_steps=3, kip_batch=6, kip_ridge=1e-3, zca=zca, learn_labels=learn_labels)
     space = Space.of(digits, zca)
     begun = inducing_points._begin(digits, s, space)
     made = inducing_points.optimise(digits, s, space=space)
@@ -104,7 +94,7 @@ def test_steps_equal_the_plain_ones(digits: DataSet, zca: bool, learn_labels: bo
 
 
 def test_accuracy_equals_that_of_sklearn(digits: DataSet) -> None:
-    s = Run(ipc=3, zca=False, kip_ridge=0.1)
+    s = kip(ipc=3, zca=False, kip_ridge=0.1)
     start = synthetic.start(digits, 3, 1, generator(0, "start"))
     support, test = (digits.normalise(v).double() for v in (start.images, digits.test_images))
     k_ss, k_ts = plain_kernel(support, support, 1, True).numpy(), plain_kernel(test, support, 1).numpy()
@@ -139,7 +129,7 @@ def test_pixels_come_back(digits: DataSet, zca: bool) -> None:
 
 
 def test_storage_says_what_the_clamp_and_the_bits_cost(all_digits: DataSet) -> None:
-    s = Run(kip_steps=100, kip_batch=500, learn_labels=True)
+    s = kip(kip_steps=100, kip_batch=500, learn_labels=True)
     space = Space.of(all_digits, s.zca)
     free, held = (
         inducing_points.storage(inducing_points.optimise(all_digits, v, space=space), all_digits, v, space)
@@ -205,7 +195,7 @@ def test_tiles_of_a_set_share_its_targets(digits: DataSet) -> None:
 def test_it_beats_the_images_it_starts_from(all_digits: DataSet, change: dict, gain: float) -> None:
     """Pairs of pixels are dear, so those kernels meet digits of 4 px here."""
     d = dataset.load("digits", size=4, test_limit=200) if "kip_pooling" in change else all_digits
-    s = Run(**({"kip_steps": 100, "kip_batch": 500} | change))
+    s = kip(**({"kip_steps": 100, "kip_batch": 500} | change))
     made, history = inducing_points.distill(d, s)
     before = inducing_points.kernel_accuracy(synthetic.start(d, 1, 1, generator(0, "start")), d, s)
     assert inducing_points.kernel_accuracy(made, d, s) > before + gain
@@ -235,7 +225,7 @@ def stopping(kind: type[BaseException], after: int) -> inducing_points.OnStep:
     return on_step
 
 
-def kept(file: Path, data: DataSet, s: Run) -> inducing_points.State:
+def kept(file: Path, data: DataSet, s: KipSettings) -> inducing_points.State:
     """The checkpoint of a run."""
     begun = inducing_points._begin(data, s, Space.of(data, True))
     state = inducing_points.load_state(file, begun, inducing_points.origin(data, s))
@@ -294,7 +284,7 @@ def test_checkpoint_of_other_shape_is_refused(digits: DataSet, tmp_path: Path) -
 )  # fmt: skip
 def test_values_out_of_range_are_refused(wrong: dict) -> None:
     with pytest.raises(SettingError) as raised:
-        Run(**wrong)
+        kip(**wrong)
     assert raised.value.name == next(iter(wrong))
 
 
@@ -314,7 +304,7 @@ def test_pairs_of_pixels_of_large_images_are_refused() -> None:
     with pytest.raises(SettingError) as raised:
         inducing_points.distill(large, dataclasses.replace(SMALL, kernel="conv", kip_pooling="global"))
     assert raised.value.name == "kip_pooling"
-    diagonal = Run(kernel="conv", kip_steps=1, kip_batch=10, zca=False)
+    diagonal = kip(kernel="conv", kip_steps=1, kip_batch=10, zca=False)
     assert len(inducing_points.distill(large, diagonal)[1]) == 1
 
 

@@ -106,7 +106,7 @@ def test_names_that_lead_nowhere(name: str, tmp_path: Path) -> None:
 
 
 def test_too_few_images_for_the_share() -> None:
-    with pytest.raises(SettingError, match="share = 0.05"):
+    with pytest.raises(SettingError, match="dataset = .* whose share, here 0.05"):
         dataset.load("rare_digits:rotated:0.05", train_limit=50)
 
 

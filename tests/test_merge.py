@@ -381,7 +381,7 @@ def test_list_and_status_name_what_does_not_pass(tmp_path: Path, capsys: pytest.
     (store.root / RUN).write_bytes(changed("metrics", {"accuracy": [float("nan")]})[RUN])
     assert cli.main(["list", "--store", str(store.root)]) == 2
     said, errors = capsys.readouterr()
-    assert len(said.splitlines()) == 2 and BASE.key not in said
+    assert len(said.splitlines()) == 1 + 2 and BASE.key not in said
     assert RUN in errors and "accuracies" in errors
     ledger = Ledger(store)
     assert ledger.state(BASE.key) == "failed" and "accuracies" in ledger.error(BASE.key)

@@ -75,9 +75,9 @@ def test_every_cut_decodes_to_what_the_whole_generator_gives(size: int) -> None:
 def test_a_cut_that_is_off_is_refused() -> None:
     net, d = tiny(8), colour_set(8)
     for layer in (-1, len(net.synthesis.layer_names), 1.0, True):
-        with pytest.raises(SettingError, match="layer = "):
+        with pytest.raises(SettingError, match="prior_layer = "):
             prior.from_generator(net, d, layer)  # type: ignore[arg-type]
-    with pytest.raises(SettingError, match="start = 'mode'"):
+    with pytest.raises(SettingError, match="prior_start = 'mode'"):
         prior.from_generator(net, d, 0, start="mode")
 
 
@@ -380,7 +380,7 @@ def test_classes_that_do_not_fit_are_refused(user_file: Path, classes: str) -> N
 
 
 def test_a_start_from_images_needs_an_encoder(user_file: Path) -> None:
-    with pytest.raises(SettingError, match="start = 'project': allowed is one of latent, mean"):
+    with pytest.raises(SettingError, match="prior_start = 'project': allowed is one of latent, mean"):
         prior.load(f"stylegan:{user_file}", colour_set(8), 0, start="project")
 
 

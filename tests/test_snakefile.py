@@ -39,8 +39,9 @@ def test_the_commands_of_the_graph_are_those_of_the_library() -> None:
     assert command is not None
     filled = (command[1].replace("{wildcards.grid}", "table1").replace("{SCALE}", "laptop").replace("{DEVICE}", "cuda")
               .replace("{MINUTES}", "--budget-minutes 50"))  # fmt: skip
-    given = cli.parser().parse_args(shlex.split(filled))
-    assert (given.grids, given.scale, given.device, given.budget_minutes) == (["table1"], "laptop", "cuda", 50)
+    _, given, _ = cli.application().parse_args(shlex.split(filled))
+    assert given.args == ("table1",)
+    assert given.kwargs == {"scale": "laptop", "device": "cuda", "budget_minutes": 50}
     scales = re.search(r"^SCALES = (\(.*\))$", text, re.M)
     assert scales is not None and tuple(re.findall(r'"(\w+)"', scales[1])) == SCALES
     assert "--executed" in text and '"--executed"' in (ROOT / "book" / "build.py").read_text()

@@ -86,3 +86,20 @@ def test_damaged_sets_are_refused(tmp_path: Path) -> None:
     for name in ("cut", "odd", "short", "absent"):
         with pytest.raises(DataError, match=f"{name}.npz"):
             synthetic.read(tmp_path / f"{name}.npz")
+
+
+def test_herded_images_are_the_greedy_choice_and_their_mean_is_near() -> None:
+    """As by trying every image; their mean lies nearer to that of the class than the mean of drawn ones does."""
+    data = dataset.load("digits", train_limit=200)
+    index = synthetic.herded(data, 5).view(10, 5)
+    drawn = [synthetic.draw_real(data, 5, generator(seed, "x")).view(10, 5) for seed in range(5)]
+    x, gaps = data.normalise(data.train_images), torch.zeros(10, 6)
+    for c in range(10):
+        members = (data.train_labels == c).nonzero().flatten()
+        mean, chosen = x[members].mean(0), list[int]()
+        for _ in range(5):
+            free = [int(i) for i in members if int(i) not in chosen]
+            chosen.append(min(free, key=lambda i: float((x[[*chosen, i]].mean(0) - mean).norm())))
+        assert index[c].tolist() == chosen
+        gaps[c] = torch.stack([(x[own[c]].mean(0) - mean).norm() for own in (index, *drawn)])
+    assert (gaps[:, 0] < gaps[:, 1:].mean(1)).all()

@@ -23,6 +23,7 @@ DARK = [c for c in COLOURS[:-1] if c != "#F0E442"]  # a yellow dot is lost on wh
 ARM_NAMES = {
     "random": "random images",
     "first_n": "first images",
+    "herding": "herded images",
     "mix": "mix start, not distilled",
     "full": "all data",
 }

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Annotated, Literal, get_args
 
 import torch
 import torch.nn.functional as F
+from pydantic import AfterValidator
 from torch import Tensor
 
 from ..base import SettingError, sent
@@ -78,7 +80,14 @@ def operations(strategy: str) -> tuple[str, ...]:
     return names
 
 
-RULES = ("idc", "one")
+def _strategy(text: str) -> str:
+    operations(text)
+    return text
+
+
+Strategy = Annotated[str, AfterValidator(_strategy), f"'none' or names of {', '.join(OPERATIONS)} joined by _"]
+Rule = Literal["idc", "one"]
+RULES = get_args(Rule)
 
 
 def draw(strategy: str, n: int, size: int, generator: torch.Generator, rule: str = "idc") -> Draw:

@@ -88,7 +88,8 @@ class Recipe:
         rare = stratified(labels.cpu().numpy(), self.share, numpy_generator(0, self.kind, "train"))
         groups = torch.from_numpy(rare).long().to(labels.device)
         if int(labels[groups == 1].unique().numel()) < int(labels.unique().numel()):
-            raise SettingError("share", self.share, "one that gives each class at least one image of the rare group")
+            allowed = f"one whose share, here {self.share}, gives each class at least one image of the rare group"
+            raise SettingError("dataset", f"{self.kind}_{self.base}", allowed)
         return self._dressed(images, labels, groups, "train"), groups
 
     def test(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -7,6 +7,7 @@ all classes; the text suggests pixels and, by "cluster number = IPC", one class 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -16,8 +17,9 @@ from ..base import SettingError
 from ..data.dataset import DataSet
 from ..models.features import FeatureNet, embedded, kmeans
 
-SCOPES = ("all", "class")
-SPACES = ("feature", "pixel")
+Scope = Literal["all", "class"]
+Space = Literal["feature", "pixel"]
+SCOPES, SPACES = get_args(Scope), get_args(Space)
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from .. import files
-from ..base import RESULTS, digest, generator, write_atomic
+from ..base import RESULTS, SettingError, digest, generator, write_atomic
 from ..data.dataset import DataSet
 from ..data.sources import DataError
 from ..models import fused, networks
@@ -36,23 +36,25 @@ def distill(
     checkpoint: str | Path | None = None,
     every: int = 1,
     on_step: OnStep | None = None,
+    begun: SyntheticSet | None = None,
 ) -> tuple[SyntheticSet, list[dict[str, float]]]:
     """Distil `data` by the method of `settings`; returns the set and the history: means over outer steps.
 
     `checkpoint`: a file; if it is there the run goes on from it, and equals the uninterrupted run bit for bit on
     the same machine; one of other data, settings or code is not used. It is written every `every` outer steps and when
-    the run is interrupted. `on_step` is called
-    with the number of outer steps done and the last history entry. Runs on the device of `data`.
+    the run is interrupted. `on_step` is called with the number of outer steps done and the last history entry. `begun`:
+    the finished set to begin from, where `start_sha256` names one. Runs on the device of `data`.
     Raises SettingError if the settings do not fit the data, DataError for a damaged checkpoint.
     """
     check_fit(data, settings)
+    check_begun(data, settings, begun)
     fused.keep_memory()
     if settings.method == "kip":
         return inducing_points.distill(data, settings, None if checkpoint is None else Path(checkpoint), every, on_step)
     if settings.groups_from == "found":
         data = clusters.with_found_groups(data, settings.found_groups)
     source = prior.load(settings.parts().prior, data, settings.prior_layer, settings.prior_start)
-    state = begin(data, settings, source)
+    state = begin(data, settings, source, begun)
     of = origin(data, settings, source.sha256)
     if checkpoint is not None:
         state = load_state(checkpoint, state, of) or state
@@ -79,10 +81,25 @@ def labels(data: DataSet, settings: DistillSettings) -> torch.Tensor:
     return torch.arange(data.n_classes, device=data.train_images.device).repeat_interleave(settings.ipc)
 
 
-def begin(data: DataSet, settings: DistillSettings, source: prior.Prior) -> State:
-    """The state before the first step: codes of real images, or of random latents, with no velocity."""
+def check_begun(data: DataSet, settings: DistillSettings, begun: SyntheticSet | None) -> None:
+    """Raise SettingError unless `begun` is the set that `start_sha256` names, and of the shape that is asked for."""
+    known = None if begun is None else begun.sha256
+    if settings.start_sha256 != known:
+        raise SettingError("start_sha256", settings.start_sha256, f"that of the set that is begun from, {known}")
+    if begun is None:
+        return
+    shape, wanted = tuple(begun.images.shape), (data.n_classes * settings.ipc, *data.shape)
+    if (shape, begun.ipc, begun.factor) != (wanted, settings.ipc, settings.factor):
+        given = f"{shape}, ipc {begun.ipc}, factor {begun.factor}"
+        raise SettingError("from_set", given, f"{wanted}, ipc {settings.ipc}, factor {settings.factor} of {data.name}")
+
+
+def begin(data: DataSet, settings: DistillSettings, source: prior.Prior, begun: SyntheticSet | None = None) -> State:
+    """The state before the first step, with no velocity: codes of `begun`, of real images, or of random latents."""
     stream = generator(settings.seed, "start")
-    if settings.start == "noise":
+    if begun is not None:
+        begun = begun.to(data.train_images.device)
+    elif settings.start == "noise":
         begun = synthetic.noise(data, settings.ipc, settings.factor, stream)
     else:
         index = batches.start_indices(data, settings, stream)

@@ -7,14 +7,16 @@ of tensors, so that one loop serves them. The kernel objective of KIP has no net
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from ..base import SettingError
 
-OBJECTIVES = ("gradient", "mean")
-METRICS = ("idc", "dc", "l1", "l1_mean")
+Objective = Literal["gradient", "mean"]
+Metric = Literal["idc", "dc", "l1", "l1_mean"]
+METRICS = get_args(Metric)
 
 
 def matched_parameters(net: nn.Module, metric: str) -> list[nn.Parameter]:

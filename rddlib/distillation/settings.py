@@ -8,22 +8,19 @@ Bilen 2021), DM (Zhao & Bilen 2023), GLaD (Cazenavette et al. 2023), as their re
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Literal, get_args
 
-from ..base import SettingError, check_settings, setting
+from ..base import SettingError, caught, refuse, setting
 from ..data import augment
 from ..data.dataset import DataSet
 from ..models import networks
-from ..risk import RiskTerm
+from ..risk import RiskTerm, TermWeights
 from . import clusters, matching, synthetic
-from .glad.prior import STARTS
+from .glad.prior import Start
+from .kip import inducing_points
 from .kip.inducing_points import KipSettings
-
-GROUPS_FROM = ("nearest", "labels", "found")
-STARTS_FROM = ("random", "representative", "covering", "noise")
-IMAGE_RULES = ("sgd", "normalised")
-RISKS = ("control", "released", "lower", "upper", "literal")
 
 
 @dataclass(frozen=True)
@@ -54,33 +51,26 @@ PARTS = {
 }  # fmt: skip
 LOOPED = tuple(PARTS)  # distilled by the loop
 DISTILLED = (*LOOPED, "kip")
-METHODS = (*DISTILLED, "mix", "random", "first_n", "full", "foreign")
+Method = Literal["idc", "dc", "dsa", "dm", "glad", "kip", "mix", "random", "first_n", "herding", "full", "foreign"]
+METHODS = get_args(Method)
 OVERRIDES = ("objective", "metric", "net_data", "image_step", "coordinates", "augment_rule", "prior")
 
 
-@dataclass(frozen=True, kw_only=True)
-class DistillSettings(KipSettings):
-    """Everything that shapes a distilled set. Defaults are IDC's for CIFAR-10 at 10 images a class."""
+class RiskSettings(TermWeights):
+    """The robust term: its loss, its groups, and where it stands."""
 
-    method: str = setting(
-        "idc",
-        "how the set is made: distilled (idc, dc, dsa, dm, glad, kip), the start of idc, drawn images, the first of "
-        "each class, all data, or elsewhere (foreign, see `rddlib evaluate`)",
-        choices=METHODS,
+    risk: Literal["control", "released", "lower", "upper", "literal"] = setting(
+        "control", "loss of the network step; control is cross-entropy alone"
     )
-    risk: str = setting("control", "loss of the network step; control is cross-entropy alone", choices=RISKS)
-    where: str = setting(
-        "network", "what the risk term enters: the network's training, or the gradient that is matched",
-        choices=("network", "matching"),
-    )  # fmt: skip
-    alpha: float = setting(0.8, "tail mass of the CVaR", above=0, high=1)
-    average: float = setting(1.0, "weight of the average of the groups' CVaR", low=0)
-    worst: float = setting(1.0, "weight of the largest of the groups' CVaR", low=0)
-    scope: str = setting(
-        "all", "which synthetic images a real one may join: of all classes, or of its own", choices=clusters.SCOPES
+    where: Literal["network", "matching"] = setting(
+        "network", "what the risk term enters: the network's training, or the gradient that is matched"
     )
-    space: str = setting("feature", "where the nearest synthetic image is sought", choices=clusters.SPACES)
+    scope: clusters.Scope = setting("all", "which synthetic images a real one may join: of all classes, or of its own")
+    space: clusters.Space = setting("feature", "where the nearest synthetic image is sought")
     max_centres: int = setting(10, "clusters a class at most; a choice of the synthetic images beyond", low=1)
+    centre_choice: synthetic.Choice = setting(
+        "random", "how the centres are chosen where there are more: as the paper says, or as released"
+    )
     centres_in_all: int | None = setting(
         None,
         "clusters over all classes together (section 4.1 read literally: IPC, at most 10), random stored images as "
@@ -99,70 +89,79 @@ class DistillSettings(KipSettings):
     divide_loss: bool = setting(
         False, "divide the network's loss by 1 + average + worst: the term turns the step and does not lengthen it"
     )
-    centre_choice: str = setting(
-        "random", "how the centres are chosen where there are more: as the paper says, or as released",
-        choices=synthetic.CHOICES,
-    )  # fmt: skip
-    ipc: int = setting(10, "stored images per class", low=1)
-    factor: int = setting(2, "tiles a side in one stored image (multi-formation)", choices=(1, 2, 3))
-    network: str = setting("convnet", "network that is trained and matched", choices=networks.NETWORKS)
+    groups_from: Literal["nearest", "labels", "found"] = setting(
+        "nearest",
+        "what the groups of training images are: clusters around the nearest synthetic image (Algorithm 1), labels of "
+        "groups that the data has, or k-means clusters in each class, in features of a briefly trained network",
+    )
+    found_groups: int = setting(2, "clusters in each class where groups_from is 'found'", low=2)
+    match_groups: Literal["together", "equal"] = setting(
+        "together",
+        "how the groups of a class share its matched statistic: as many images as they have, or each group alike "
+        "(after FairDD)",
+    )
+
+    def risk_term(self) -> RiskTerm:
+        """The risk term these settings name. `average` and `worst` have no meaning under control."""
+        if self.risk == "control":
+            return RiskTerm.preset("control")
+        return RiskTerm.preset(self.risk, alpha=self.alpha, average=self.average, worst=self.worst)
+
+
+class DistillSettings(RiskSettings, KipSettings):
+    """Everything that shapes a distilled set. Defaults are IDC's for CIFAR-10 at 10 images a class."""
+
+    title: ClassVar[str] = "Images, network and their steps"
+
+    method: Method = setting(
+        "idc",
+        "how the set is made: distilled (idc, dc, dsa, dm, glad, kip), the start of idc (mix), drawn images, the first "
+        "of each class, those whose mean is nearest to the class's (herding), all data, or elsewhere (foreign, see "
+        "`rddlib evaluate`)",
+    )
+    factor: Literal[1, 2, 3] = setting(2, "tiles a side in one stored image (multi-formation)")
+    network: networks.Network = setting("convnet", "network that is trained and matched")
     depth: int = setting(3, "blocks of the network", low=1, high=8)
     width: int = setting(128, "channels of the network", low=1)
     outer_steps: int = setting(2000, "random networks, one after the other", low=1)
     inner_steps: int = setting(100, "steps of images and network with one network", low=1)
-    objective: str | None = setting(
-        None, "what is matched; default: as the method has it, so too the next six", choices=matching.OBJECTIVES
+    objective: matching.Objective | None = setting(
+        None, "what is matched; default: as the method has it, so too the next six"
     )
-    metric: str | None = setting(None, "distance of gradients", choices=matching.METRICS)
-    net_data: str | None = setting(None, "images of the network step", choices=("real", "synthetic"))
-    image_step: str | None = setting(
-        None, "one step of the images after each class, or one for all", choices=("class", "sum")
+    metric: matching.Metric | None = setting(None, "distance of gradients")
+    net_data: Literal["real", "synthetic"] | None = setting(None, "images of the network step")
+    image_step: Literal["class", "sum"] | None = setting(
+        None, "one step of the images after each class, or one for all"
     )
-    coordinates: str | None = setting(
-        None, "images move as clamped pixels or as normalised values", choices=("pixel", "normalised")
+    coordinates: Literal["pixel", "normalised"] | None = setting(
+        None, "images move as clamped pixels or as normalised values"
     )
-    augment_rule: str | None = setting(
-        None, "operations of a strategy in one call: IDC's choice, or one", choices=augment.RULES
-    )
+    augment_rule: augment.Rule | None = setting(None, "operations of a strategy in one call: IDC's choice, or one")
     prior: str | None = setting(None, "what images are made of: none (pixels), generator, or stylegan:NAME")
     prior_layer: int = setting(1, "layer after which the feature map of a prior is optimised", low=0, high=30)
-    prior_start: str = setting(
-        "latent", "codes to begin from: random as published, the class's mean style, or those of real images",
-        choices=STARTS,
-    )  # fmt: skip
+    prior_start: Start = setting(
+        "latent", "codes to begin from: random as published, the class's mean style, or those of real images"
+    )
     lr_image: float = setting(5e-3, "learning rate of the images, as used (after IDC's scaling by ipc and size)", low=0)
     momentum_image: float = setting(0.5, "momentum of the images", low=0, high=0.999)
-    image_rule: str = setting(
+    image_rule: Literal["sgd", "normalised"] = setting(
         "sgd",
         "what a step of the images follows: the gradient, or the gradient of a class over its root mean square, so "
         "that the step does not depend on the scale of the distance",
-        choices=IMAGE_RULES,
     )
     batch_real: int = setting(64, "real images of a class in one matching step", low=1)
-    groups_from: str = setting(
-        "nearest",
-        "what the groups of training images are: clusters around the nearest synthetic image (Algorithm 1), labels of "
-        "groups that the data has, or k-means clusters in each class, in features of a briefly trained network",
-        choices=GROUPS_FROM,
-    )
-    found_groups: int = setting(2, "clusters in each class where groups_from is 'found'", low=2)
-    match_groups: str = setting(
-        "together",
-        "how the groups of a class share its matched statistic: as many images as they have, or each group alike "
-        "(after FairDD)",
-        choices=("together", "equal"),
-    )
-    start: str = setting(
+    start: Literal["random", "representative", "covering", "noise"] = setting(
         "random",
         "what the set begins from: real images, drawn, nearest to the centres of k-means clusters of a class's pixels, "
         "or drawn from each group alike; or, as DC, standard normal noise in normalised coordinates",
-        choices=STARTS_FROM,
     )
-    real_choice: str = setting(
+    start_sha256: str | None = setting(
+        None, "content of a finished set that the images begin from; `rddlib run --from-set` fills it in"
+    )
+    real_choice: Literal["random", "representative", "balanced"] = setting(
         "random",
         "which real images of a class are matched: drawn, the nearest to the centres of k-means clusters in the "
         "network's features (DREAM), or as many of each group (with replacement where a group has fewer)",
-        choices=("random", "representative", "balanced"),
     )
     real_choice_interval: int = setting(10, "image steps between two clusterings of a class", low=1)
     real_pool: int | None = setting(
@@ -175,40 +174,39 @@ class DistillSettings(KipSettings):
     net_steps: int = setting(8, "network updates after each image step", low=0)
     net_batch: int = setting(256, "images in one network update (the paper's 256)", low=1)
     lr_net: float = setting(0.01, "learning rate of the network", above=0)
-    match_augment: str = setting("color_crop_cutout", "augmentation shared by real and synthetic images")
-    net_augment: str = setting("color_crop", "augmentation of the network step")
+    match_augment: augment.Strategy = setting("color_crop_cutout", "augmentation shared by real and synthetic images")
+    net_augment: augment.Strategy = setting("color_crop", "augmentation of the network step")
     cutmix: float = setting(0.5, "probability of CutMix in the network step", low=0, high=1)
-    precision: str = setting(
-        "float32", "arithmetic of the loop's networks; bfloat16: products alone, images and weights stay float32",
-        choices=networks.PRECISIONS,
-    )  # fmt: skip
-    seed: int = setting(0, "distillation seed: the unit of replication", low=0)
+    precision: networks.Precision = setting(
+        "float32", "arithmetic of the loop's networks; bfloat16: products alone, images and weights stay float32"
+    )
     classes_at_once: bool = setting(
         False, "gradients of all classes in one call: the same images but for rounding, sooner on a GPU, more memory"
     )
 
-    def __post_init__(self) -> None:
-        check_settings(self)
-        augment.operations(self.match_augment)
-        augment.operations(self.net_augment)
+    def misfits(self) -> Iterator[SettingError]:
+        """Settings that do not go together."""
+        yield from super().misfits()
         if self.method in LOOPED and self.where == "matching" and self.parts().objective != "gradient":
-            raise SettingError("where", self.where, "'network' where feature means are matched: they have no loss")
-        self._check_groups()
+            yield SettingError("where", self.where, "'network' where feature means are matched: they have no loss")
+        if self.method not in LOOPED and self.start_sha256 is not None:
+            yield SettingError("start_sha256", self.start_sha256, f"None but for {', '.join(LOOPED)}")
+        yield from self._group_misfits()
         if self.risk_images is not None and self.risk_images < self.net_batch:
-            raise SettingError("risk_images", self.risk_images, f"at least net_batch, {self.net_batch}")
+            yield SettingError("risk_images", self.risk_images, f"at least net_batch, {self.net_batch}")
         if self.method in LOOPED and self.classes_at_once and (why := self.one_by_one()):
-            raise SettingError("classes_at_once", True, f"False {why}")
+            yield SettingError("classes_at_once", True, f"False {why}")
 
-    def _check_groups(self) -> None:
-        """Refuse what needs groups of training images known before the loop where there are none."""
+    def _group_misfits(self) -> Iterator[SettingError]:
+        """What needs groups of training images known before the loop where there are none."""
         for name, value in (("match_groups", "equal"), ("real_choice", "balanced"), ("start", "covering")):
             if getattr(self, name) == value and self.groups_from == "nearest":
-                raise SettingError(name, value, "with groups_from = 'labels' or 'found': groups known beforehand")
+                yield SettingError(name, value, "with groups_from = 'labels' or 'found': groups known beforehand")
         if self.match_groups == "equal" and self.where == "matching" and self.risk != "control":
-            raise SettingError("match_groups", "equal", "'together' where the risk term stands in the matched gradient")
+            yield SettingError("match_groups", "equal", "'together' where the risk term stands in the matched gradient")
         in_network = self.risk != "control" and self.where == "network"
         if self.groups_from != "nearest" and in_network and self.parts().net_data == "synthetic":
-            raise SettingError("groups_from", self.groups_from, "'nearest' where the network sees synthetic images")
+            yield SettingError("groups_from", self.groups_from, "'nearest' where the network sees synthetic images")
 
     def one_by_one(self) -> str:
         """Why the classes have to be taken one after another, "" if they need not."""
@@ -232,45 +230,45 @@ class DistillSettings(KipSettings):
         """Whether an overriding setting says something else than the method itself."""
         return bool(getattr(self.parts(), name) != getattr(PARTS.get(self.method, PARTS["idc"]), name))
 
-    def risk_term(self) -> RiskTerm:
-        """The risk term these settings name. `average` and `worst` have no meaning under control."""
-        if self.risk == "control":
-            return RiskTerm.preset("control")
-        return RiskTerm.preset(self.risk, alpha=self.alpha, average=self.average, worst=self.worst)
-
 
 def check_fit(data: DataSet, settings: DistillSettings) -> None:
-    """Refuse settings that the data cannot serve, before any work."""
+    """Refuse settings that the data cannot serve, before any work: SettingError lists them all."""
+    refuse(misfits(data, settings))
+
+
+def misfits(data: DataSet, settings: DistillSettings) -> Iterator[SettingError]:
+    """Each setting that the data cannot serve."""
+    s, n_train = settings, len(data.train_labels)
     smallest = int(data.train_labels.bincount(minlength=data.n_classes).min())
-    tiles = settings.factor**2 if settings.method in (*LOOPED, "mix") else 1
-    if settings.method not in ("full", "foreign") and (needed := settings.ipc * tiles) > smallest:
-        raise SettingError(
-            "ipc", settings.ipc, f"what a class can start from: {needed} real images are more than {smallest}"
+    tiles = s.factor**2 if s.method in (*LOOPED, "mix") else 1
+    if s.method not in ("full", "foreign") and s.ipc * tiles > smallest:
+        yield SettingError(
+            "ipc", s.ipc, f"what a class can start from: {s.ipc * tiles} real images are more than {smallest}"
         )
-    if settings.method not in LOOPED:
+    if s.method == "kip":
+        yield from inducing_points.misfits(data, s)
+    if s.method not in LOOPED:
         return
-    if settings.batch_real > smallest:
-        raise SettingError("batch_real", settings.batch_real, f"at most {smallest}, the smallest class")
-    pool = settings.real_pool if settings.real_choice == "representative" else None
-    if pool is not None and not settings.batch_real <= pool <= smallest:
-        raise SettingError("real_pool", pool, f"{settings.batch_real} (batch_real) to {smallest}, the smallest class")
-    if settings.parts().net_data == "real" and settings.net_batch > len(data.train_labels):
-        raise SettingError("net_batch", settings.net_batch, f"at most {len(data.train_labels)}, the training set")
-    if settings.groups_from == "labels" and data.train_groups is None:
-        raise SettingError("groups_from", "labels", f"'nearest' or 'found': {data.name} has no labels of groups")
-    if settings.groups_from == "found" and settings.found_groups > smallest:
-        raise SettingError("found_groups", settings.found_groups, f"at most {smallest}, the smallest class")
-    if settings.risk_images is not None and settings.risk_images > len(data.train_labels):
-        raise SettingError("risk_images", settings.risk_images, f"at most {len(data.train_labels)}, the training set")
-    if settings.centres_in_all is not None:
-        low = data.n_classes if settings.scope == "class" else 1
-        high = data.n_classes * settings.ipc
-        if not low <= settings.centres_in_all <= high:
-            raise SettingError(
-                "centres_in_all", settings.centres_in_all, f"{low} to {high}: one a class under scope 'class', at most "
-                "all stored images",
-            )  # fmt: skip
-    networks.check_fit(settings.network, data.shape, settings.depth, settings.width)
-    parts = settings.parts()
-    if settings.network == "vit" and parts.objective == "gradient" and parts.metric != "dc":
-        raise SettingError("metric", parts.metric, "'dc' for a ViT, which has one convolution only")
+    of_a_class, of_all = f"at most {smallest}, the smallest class", f"at most {n_train}, the training set"
+    if s.batch_real > smallest:
+        yield SettingError("batch_real", s.batch_real, of_a_class)
+    pool = s.real_pool if s.real_choice == "representative" else None
+    if pool is not None and not s.batch_real <= pool <= smallest:
+        yield SettingError("real_pool", pool, f"{s.batch_real} (batch_real) to {smallest}, the smallest class")
+    if s.parts().net_data == "real" and s.net_batch > n_train:
+        yield SettingError("net_batch", s.net_batch, of_all)
+    if s.groups_from == "labels" and data.train_groups is None:
+        yield SettingError("groups_from", "labels", f"'nearest' or 'found': {data.name} has no labels of groups")
+    if s.groups_from == "found" and s.found_groups > smallest:
+        yield SettingError("found_groups", s.found_groups, of_a_class)
+    if s.risk_images is not None and s.risk_images > n_train:
+        yield SettingError("risk_images", s.risk_images, of_all)
+    low = data.n_classes if s.scope == "class" else 1
+    high = data.n_classes * s.ipc
+    if s.centres_in_all is not None and not low <= s.centres_in_all <= high:
+        allowed = f"{low} to {high}: one a class under scope 'class', at most all stored images"
+        yield SettingError("centres_in_all", s.centres_in_all, allowed)
+    yield from caught(networks.check_fit, s.network, data.shape, s.depth, s.width)
+    parts = s.parts()
+    if s.network == "vit" and parts.objective == "gradient" and parts.metric != "dc":
+        yield SettingError("metric", parts.metric, "'dc' for a ViT, which has one convolution only")

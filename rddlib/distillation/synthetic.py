@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import files
-from ..base import SettingError, write_atomic
+from ..base import SettingError, digest, write_atomic
 from ..data.dataset import DataSet
 from ..data.sources import DataError
 from . import clusters
@@ -47,6 +47,12 @@ class SyntheticSet:
         """The same set on another device."""
         targets = None if self.targets is None else self.targets.to(device)
         return replace(self, images=self.images.to(device), targets=targets)
+
+    @property
+    def sha256(self) -> str:
+        """Content of the set as it is stored, in 256 levels."""
+        pixels = (self.images.detach().cpu() * 255).round().clamp(0, 255).to(torch.uint8)
+        return digest(f"{self.ipc} {self.factor}", pixels)
 
     def of_class(self, c: int) -> Tensor:
         """The stored images of class `c`: (ipc, C, H, W); a view."""
@@ -82,7 +88,8 @@ def encode(tiles: Tensor, factor: int) -> Tensor:
     return small.permute(0, 3, 1, 4, 2, 5).reshape(-1, c, th * factor, tw * factor)[:, :, :h, :w].contiguous()
 
 
-CHOICES = ("random", "greedy")
+Choice = Literal["random", "greedy"]
+CHOICES = get_args(Choice)
 
 
 def choose_centres(synthetic: SyntheticSet, most: int, how: str, generator: torch.Generator) -> Tensor:
@@ -136,6 +143,27 @@ def draw_real(data: DataSet, ipc: int, generator: torch.Generator | None) -> Ten
         order = torch.randperm(len(members), generator=generator) if generator else torch.arange(len(members))
         chosen.append(members[order[:ipc]])
     return torch.cat(chosen)
+
+
+def herded(data: DataSet, ipc: int) -> Tensor:
+    """Indices (n_classes * ipc,) of training images whose mean follows that of their class: herding (Welling 2009).
+
+    One after another is chosen: the one that brings the mean of the chosen nearest to the mean of the class, in
+    normalised pixels, without repetition. There is no chance in it. Source: the order of exemplars in iCaRL (2017).
+    """
+    labels, chosen = data.train_labels.cpu(), []
+    for c in range(data.n_classes):
+        members = (labels == c).nonzero().flatten()
+        points = data.normalise(data.train_images[members.to(data.train_images.device)]).flatten(1)
+        mean, total = points.mean(0), torch.zeros_like(points[0])
+        taken = torch.zeros(len(points), dtype=torch.bool, device=points.device)
+        for n in range(1, ipc + 1):
+            gaps = (n * mean - total - points).square().sum(1).masked_fill(taken, torch.inf)
+            best = int(gaps.argmin())
+            taken[best] = True
+            total += points[best]
+            chosen.append(members[best])
+    return torch.stack(chosen)
 
 
 def start(

@@ -6,14 +6,14 @@ best step would have claimed is measured by the audit, which looks on and change
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from ..base import SettingError, check_settings, derive_seed, generator, setting
+from ..base import SettingError, Settings, caught, derive_seed, generator, refuse, setting
 from ..data import augment
 from ..data.dataset import DataSet
 from ..models import fused, networks
@@ -25,19 +25,20 @@ from .metrics import Metrics, TestBench
 SLACK = 1e-3  # beyond [0, 1] that interpolation in float32 may leave
 
 
-@dataclass(frozen=True, kw_only=True)
-class EvaluateSettings:
+class EvaluateSettings(Settings):
     """How a set is judged. Defaults are IDC's for 32 px, with the number of steps said outright."""
 
-    eval_network: str = setting("convnet", "network trained on the set", choices=networks.NETWORKS)
+    title: ClassVar[str] = "Evaluation"
+
+    eval_network: networks.Network = setting("convnet", "network trained on the set")
     eval_depth: int = setting(3, "its blocks", low=1, high=8)
     eval_width: int = setting(128, "its channels", low=1)
-    eval_recipe: str = setting("idc", "schedule, augmentation rule and weights tested", choices=recipes.RECIPES)
+    eval_recipe: recipes.Recipe = setting("idc", "schedule, augmentation rule and weights tested")
     eval_steps: int = setting(7000, "updates of one training, the same for every set (IDC: 1000 epochs of 7)", low=1)
     eval_scale_steps: bool = setting(False, "as published: more updates where a set decodes to more batches a pass")
     eval_batch: int = setting(64, "images in one update", low=1)
     eval_lr: float = setting(0.01, "highest learning rate; the recipe says how it moves", above=0)
-    eval_augment: str = setting(
+    eval_augment: augment.Strategy = setting(
         "color_crop_flip_scale_rotate", "augmentation in training; no flip where digits are read"
     )
     eval_cutmix: float = setting(0.5, "probability of CutMix in training", low=0, high=1)
@@ -47,17 +48,18 @@ class EvaluateSettings:
     eval_groups: int = setting(10, "k-means groups of test images for cluster-min", low=2)
     eval_honest_groups: bool = setting(False, "test groups in independent features, and balanced by class, too")
     eval_audit: int = setting(0, "steps in each training at which test and validation accuracy are noted", low=0)
-    eval_precision: str = setting(
-        "float32", "arithmetic of these trainings and tests; bfloat16: products alone", choices=networks.PRECISIONS
+    eval_precision: networks.Precision = setting(
+        "float32", "arithmetic of these trainings and tests; bfloat16: products alone"
     )
-    eval_part: str = setting("test", "what is tested: the test part, or a tenth of the training part kept out",
-                             choices=("test", "validation"))  # fmt: skip
+    eval_part: Literal["test", "validation"] = setting(
+        "test", "what is tested: the test part, or a tenth of the training part kept out"
+    )
 
-    def __post_init__(self) -> None:
-        check_settings(self)
-        augment.operations(self.eval_augment)
+    def misfits(self) -> Iterator[SettingError]:
+        """More audits than steps."""
+        yield from super().misfits()
         if self.eval_audit > self.eval_steps:
-            raise SettingError("eval_audit", self.eval_audit, f"at most eval_steps, {self.eval_steps}")
+            yield SettingError("eval_audit", self.eval_audit, f"at most eval_steps, {self.eval_steps}")
 
     def training(self, n_images: int, factor: int = 1) -> Training:
         """How a network is trained on `n_images` decoded images of a set of this factor."""
@@ -70,12 +72,19 @@ class EvaluateSettings:
 
 def check_fit(data: DataSet, settings: EvaluateSettings, whole: bool = False) -> None:
     """Raise SettingError where the data cannot serve the settings; `whole`: the set is the training part itself."""
-    if settings.eval_groups > len(data.test_labels):
-        raise SettingError("eval_groups", settings.eval_groups, f"at most {len(data.test_labels)}, the tested images")
-    if settings.eval_honest_groups and len(data.test_labels) < data.n_classes:
-        raise SettingError("eval_honest_groups", True, f"for at least {data.n_classes} tested images, one a class")
-    if settings.eval_audit and whole:
-        raise SettingError("eval_audit", settings.eval_audit, "0 where no training image is left for validation")
+    refuse(misfits(data, settings, whole))
+
+
+def misfits(data: DataSet, settings: EvaluateSettings, whole: bool = False) -> Iterator[SettingError]:
+    """Each setting that the data cannot serve, as `check_fit`."""
+    s = settings
+    yield from caught(networks.check_fit, s.eval_network, data.shape, s.eval_depth, s.eval_width, "eval_")
+    if s.eval_groups > len(data.test_labels):
+        yield SettingError("eval_groups", s.eval_groups, f"at most {len(data.test_labels)}, the tested images")
+    if s.eval_honest_groups and len(data.test_labels) < data.n_classes:
+        yield SettingError("eval_honest_groups", True, f"for at least {data.n_classes} tested images, one a class")
+    if s.eval_audit and whole:
+        yield SettingError("eval_audit", s.eval_audit, "0 where no training image is left for validation")
 
 
 def check_images(images: Tensor, labels: Tensor, data: DataSet, pixels: bool = True) -> None:

@@ -10,50 +10,44 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from tqdm import tqdm
 
 from .. import files
-from ..base import (
-    SettingError,
-    allowed_values,
-    check_device,
-    check_setting,
-    digest,
-    repository_root,
-    setting,
-    write_atomic,
-)
+from ..base import SettingError, check_device, digest, refuse, repository_root, setting, write_atomic
 from ..data import dataset as datasets
 from ..data import sources
 from ..data.dataset import DataSet
 from ..data.looks import base_name
 from ..data.sources import DataError
-from ..distillation import settings
+from ..distillation import distill, settings
 from ..distillation.kip import inducing_points
 from ..distillation.kip.inducing_points import KipSettings
 from ..distillation.settings import DistillSettings
+from ..distillation.synthetic import SyntheticSet
 from ..evaluation import evaluate
 from ..evaluation.evaluate import EvaluateSettings
 from ..evaluation.metrics import Metrics
 from ..models import networks
 from . import presets, provenance, sets
-from .presets import SCALES
 from .provenance import Clock
 from .records import Record, Store, StoreError, plain_name
 from .sets import Progress, SmallSet
 
 MODES = ("load", "run", "live")
+log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
 class Experiment(DistillSettings, EvaluateSettings):
-    """All settings of one run; each field's meaning and range stand beside it (see `fields`)."""
+    """All settings of one run; each field's meaning and range stand beside it (see `Experiment.declared`)."""
+
+    title: ClassVar[str] = "Data"
 
     dataset: str = setting(
         "cifar10",
@@ -71,17 +65,16 @@ class Experiment(DistillSettings, EvaluateSettings):
         None,
         "content of a set that was distilled elsewhere, where method is foreign; `rddlib evaluate FILE` fills it in",
     )
-    scale: str = setting("paper", "which preset the settings came from", choices=SCALES)
+    scale: presets.Scale = setting("paper", "the preset that settings which are not named take their numbers from")
 
-    def __post_init__(self) -> None:
-        DistillSettings.__post_init__(self)
-        EvaluateSettings.__post_init__(self)
+    def misfits(self) -> Iterator[SettingError]:
+        """Hashes that a run or a command has to fill in."""
+        yield from super().misfits()
         if self.dataset_sha256 is not None and sources.own_path(self.dataset) is None:
-            raise SettingError("dataset_sha256", self.dataset_sha256, "None for data sets that have a name")
+            yield SettingError("dataset_sha256", self.dataset_sha256, "None for data sets that have a name")
         if (self.method == "foreign") != (self.set_sha256 is not None):
-            raise SettingError(
-                "set_sha256", self.set_sha256, "filled in by `rddlib evaluate FILE`, for foreign sets only"
-            )
+            allowed = "filled in by `rddlib evaluate FILE`, for foreign sets only"
+            yield SettingError("set_sha256", self.set_sha256, allowed)
 
     @property
     def key(self) -> str:
@@ -93,31 +86,25 @@ class Experiment(DistillSettings, EvaluateSettings):
         """16 hex digits that name the distilled set, "" if there is none; other evaluations of it share it."""
         if self.method not in settings.DISTILLED:
             return ""
-        names = {f.name for f in dataclasses.fields(DistillSettings)} | {
-            "dataset",
-            "dataset_sha256",
-            "size",
-            "train_limit",
-        }
+        names = {*DistillSettings.declared(), "dataset", "dataset_sha256", "size", "train_limit"}
         matter = {name: value for name, value in self._matter().items() if name in names}
         return digest("set", json.dumps([matter, self.eval_part == "validation"], sort_keys=True))[:16]
 
     def _matter(self) -> dict[str, Any]:
         idle = self.idle() | ({"dataset"} if self.dataset_sha256 is not None else set())
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in idle}
-        defaults = {f.name: f.default for f in dataclasses.fields(self)}
-        return {name: value for name, value in values.items() if value != defaults[name]}
+        values = {name: (getattr(self, name), field.default) for name, field in self.declared().items()}
+        return {name: value for name, (value, default) in values.items() if name not in idle and value != default}
 
     def idle(self) -> set[str]:
         """Settings without effect on this run: alpha under control, the loop where nothing is distilled."""
-        of_kip = {f.name for f in dataclasses.fields(KipSettings)}
+        of_kip = set(KipSettings.declared()) - {"ipc", "seed"}
         fixed = {"eval_depth"} if self.eval_network in networks.FIXED_DEPTH else set()
         if self.method in settings.LOOPED:
             return of_kip | fixed | self._idle_in_loop()
         used = {"method", "seed"} | ({"ipc"} if self.method != "full" else set())
         used |= {"factor"} if self.method in ("mix", "foreign") else set()
         used |= of_kip if self.method == "kip" else set()
-        return {f.name for f in dataclasses.fields(DistillSettings)} - used | fixed
+        return set(DistillSettings.declared()) - used | fixed
 
     def _idle_in_loop(self) -> set[str]:
         found = {name for name in settings.OVERRIDES if not self.differs(name)}
@@ -137,6 +124,8 @@ class Experiment(DistillSettings, EvaluateSettings):
             found |= {"found_groups"}
         if self.ipc <= self.max_centres:
             found.add("centre_choice")
+        if self.start_sha256 is not None:
+            found.add("start")
         if self.parts().prior == "none":
             found |= {"prior_layer", "prior_start"}
         if self.network in networks.FIXED_DEPTH:
@@ -149,20 +138,8 @@ class Experiment(DistillSettings, EvaluateSettings):
 
         `presets` says what a scale means. Raises SettingError for an unknown field or a value out of range.
         """
-        if scale not in SCALES:
-            raise SettingError("scale", scale, f"one of {', '.join(SCALES)}")
-        names = {f.name for f in dataclasses.fields(cls)}
-        if unknown := sorted(set(chosen) - names):
-            raise SettingError("field", unknown[0], f"a field of Experiment: {', '.join(sorted(names))}")
-        for field in dataclasses.fields(cls):  # before the presets count with them
-            if field.name in chosen:
-                check_setting(field, chosen[field.name])
-        return cls(**(presets.numbers(scale, chosen) | chosen), scale=scale)
-
-
-def fields() -> list[tuple[str, str, Any, str]]:
-    """Name, meaning, default and allowed values of every setting of an Experiment: for help texts and pages."""
-    return [(f.name, f.metadata["meaning"], f.default, allowed_values(f)) for f in dataclasses.fields(Experiment)]
+        chosen = cls.checked({"scale": scale, **chosen})  # before the presets count with them
+        return cls(**presets.numbers(scale, chosen) | chosen)
 
 
 # --- running ----------------------------------------------------------------------------------------------
@@ -178,19 +155,20 @@ def run(
     group: str | None = None,
     progress: Progress | None = None,
     given: SmallSet | None = None,
+    begun: SyntheticSet | None = None,
 ) -> Record:
     """The record of an experiment: the stored one if there is one, else made now and kept in `store`.
 
     A run that was killed goes on from its checkpoint. A second process that asks for the same key waits and gets the
     same record. `group` names the folder under runs/ (default <dataset>_<scale>). `given` is the set that is judged
-    where the method is foreign (`foreign.judge`). Everything that can be refused is
-    refused before any work: SettingError, DataError, StoreError.
+    where the method is foreign (`foreign.judge`), `begun` the one that the images begin from where `start_sha256` names
+    one. Everything that can be refused is refused before any work: SettingError, DataError, StoreError.
     """
     check_device(device)
     data: DataSet | None = None
     if experiment.dataset_sha256 is None and sources.own_path(experiment.dataset) is not None:
         data = load_data(experiment, device, data_root, download)
-        experiment = replace(experiment, dataset_sha256=data.sha256)
+        experiment = fitted(replace(experiment, dataset_sha256=data.sha256), Content.of(data))
     if (found := store.find(experiment.key)) is not None:
         _check_same_data(found, experiment, data_root)
         return found
@@ -200,16 +178,13 @@ def run(
     store.check_writable()
     if data is None:
         data = load_data(experiment, device, data_root, download)
-    settings.check_fit(data, experiment)
-    if experiment.method == "kip":
-        inducing_points.check_fit(data, experiment)
-    # The network itself would say so, but only after distilling.
-    networks.check_fit(experiment.eval_network, data.shape, experiment.eval_depth, experiment.eval_width, "eval_")
-    evaluate.check_fit(data, experiment, experiment.method == "full")
+    in_evaluation = evaluate.misfits(data, experiment, experiment.method == "full")
+    refuse([*settings.misfits(data, experiment), *in_evaluation])
+    distill.check_begun(data, experiment, begun)
     with store.lock(experiment.key):
         if (found := store.find(experiment.key)) is not None:
             return found
-        record = _make(experiment, data, store, progress or (lambda *_: None), given)
+        record = _make(experiment, data, store, progress or (lambda *_: None), given, begun)
         store.add(record, group)
         store.finish(experiment.key)
     return record
@@ -263,10 +238,52 @@ def identified(experiment: Experiment) -> Experiment:
     if path is None or experiment.dataset_sha256 is not None:
         return experiment
     try:
-        content = _content(_asked(experiment), sources.stamp(path))[0]
+        content = _content(_asked(experiment), sources.stamp(path))
     except DataError:
         return experiment
-    return replace(experiment, dataset_sha256=content)
+    return fitted(replace(experiment, dataset_sha256=content.sha256), content)
+
+
+def fitted(experiment: Experiment, content: Content) -> Experiment:
+    """The experiment with batch sizes that own data can serve, at the scales smoke and laptop; a line says so.
+
+    Only the scale's own numbers follow the data: what was set by hand stays, and is refused where it does not fit.
+    """
+    e = experiment
+    if e.scale not in ("smoke", "laptop") or sources.own_path(e.dataset) is None:
+        return e
+    usual = presets.numbers(e.scale, {"dataset": e.dataset, "method": e.method})
+    most = {
+        "batch_real": content.smallest,
+        "net_batch": content.n_train,
+        "kip_batch": content.n_train,
+        "eval_groups": max(2, content.n_test // 2),
+    }
+    smaller: dict[str, Any] = {}
+    for name, number in most.items():
+        if number < getattr(e, name) == usual.get(name, e.declared()[name].default):
+            smaller[name] = number
+    if told := smaller.keys() - e.idle():
+        words = ", ".join(f"{name} = {smaller[name]}" for name in sorted(told))
+        log.warning("%s is small: %s", sources.label(e.dataset), words)
+    return replace(e, **smaller)
+
+
+@dataclass(frozen=True)
+class Content:
+    """What tells a data set from others, and how large it is: images of its smallest class, of its two parts."""
+
+    sha256: str
+    smallest: int
+    n_train: int
+    n_test: int
+    whole_sha256: str = ""  # of the data that this part was taken from, where it was
+
+    @classmethod
+    def of(cls, data: DataSet, whole_sha256: str = "") -> Content:
+        """The content of a data set as it is used."""
+        smallest = int(data.train_labels.bincount(minlength=data.n_classes).min())
+        return cls(data.sha256, smallest, len(data.train_labels), len(data.test_labels), whole_sha256)
 
 
 def _asked(experiment: Experiment, root: str | Path | None = None) -> tuple[Any, ...]:
@@ -276,11 +293,11 @@ def _asked(experiment: Experiment, root: str | Path | None = None) -> tuple[Any,
 
 
 @functools.lru_cache(maxsize=64)
-def _content(asked: tuple[Any, ...], _: tuple[Any, ...]) -> tuple[str, ...]:
-    """Hashes of the data as they are used and, where a part is held out, of the whole they were taken from."""
+def _content(asked: tuple[Any, ...], _: tuple[Any, ...]) -> Content:
+    """The content of the data that an experiment uses."""
     dataset, root, size, train_limit, test_limit, part = asked
     data = datasets.load(dataset, root, "cpu", size, train_limit, test_limit)
-    return (data.validation(0.1).sha256, data.sha256) if part == "validation" else (data.sha256,)
+    return Content.of(data.validation(0.1), data.sha256) if part == "validation" else Content.of(data)
 
 
 def _check_same_data(record: Record, experiment: Experiment, root: str | Path | None) -> None:
@@ -298,15 +315,20 @@ def _check_same_data(record: Record, experiment: Experiment, root: str | Path | 
         here = _content(_asked(experiment, root), tuple(sources.stamp(pack) for pack in packs))
     except (DataError, SettingError):
         return
-    if record.data_sha256 not in here:
+    if record.data_sha256 not in (here.sha256, here.whole_sha256):
         raise StoreError(
             f"{record.key}: this record was made from other data called {name!r} (sha256 {record.data_sha256[:12]}) "
-            f"than lie here now ({here[0][:12]}). Give the data another name, or name another store"
+            f"than lie here now ({here.sha256[:12]}). Give the data another name, or name another store"
         )
 
 
 def _make(
-    experiment: Experiment, data: DataSet, store: Store, progress: Progress, given: SmallSet | None = None
+    experiment: Experiment,
+    data: DataSet,
+    store: Store,
+    progress: Progress,
+    given: SmallSet | None = None,
+    begun: SyntheticSet | None = None,
 ) -> Record:
     e, on_gpu = experiment, data.train_images.is_cuda
     origin = provenance.of_now(on_gpu)
@@ -315,7 +337,8 @@ def _make(
         device = data.train_images.device
         small = replace(given, images=given.images.to(device), labels=given.labels.to(device))
     else:
-        small = sets.distilled(data, e, e.set_key, store, progress) if e.set_key else sets.drawn(data, e)
+        made_here = sets.distilled(data, e, e.set_key, store, progress, begun) if e.set_key else None
+        small = made_here or sets.drawn(data, e)
     with clock.part("evaluate"):
         metrics = _judge(e, data, small, store, clock, progress)
     if e.method == "kip" and small.made is not None:
@@ -344,7 +367,7 @@ def _judge(
         progress("evaluate", len(rows), experiment.eval_seeds, {"accuracy": rows[-1]["accuracy"]})
 
     folders = (repository_root() / "data" / "groups", store.root / "groups")  # the committed ones come first
-    factor = experiment.factor if experiment.method in ("mix", "foreign") else 1
+    factor: int = experiment.factor if experiment.method in ("mix", "foreign") else 1
     if small.made is not None:
         factor = small.made.factor  # that of the set: KIP's is 1, whatever the setting says
     return evaluate.evaluate(small.images, small.labels, data, experiment, experiment.seed, folders, done, note, factor)

@@ -27,6 +27,16 @@ def stored_set(store: Store, key: str) -> SyntheticSet:
     return synthetic.read(path)
 
 
+def load_set(source: str | Path, store: Store | None = None) -> SyntheticSet:
+    """A distilled set from its file, or that of the record whose key begins so, in `store` (default: the usual one).
+
+    ``images, labels = rddlib.load_set("KEY").decoded()`` gives what to train on: float32 (N, C, H, W) in [0, 1], not
+    normalised, and int64 (N,). Raises DataError for a damaged file, StoreError where there is no such set.
+    """
+    file = Path(source).expanduser()
+    return synthetic.read(file) if file.suffix == ".npz" else stored_set(store or Store(), str(source))
+
+
 def images_of(found: SyntheticSet, stored: bool = False) -> tuple[Tensor, Tensor]:
     """Images (N, C, H, W) in [0, 1] and labels (N,), class by class: as one trains on them, or as `stored`."""
     return (found.images, found.labels) if stored else found.decoded()

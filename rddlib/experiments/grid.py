@@ -32,7 +32,7 @@ TOP_KEYS = ("title", "common", "scale", "arm")
 ARM_KEYS = ("name", "why", "value", "scales", "scale")
 MOST_RUNS = 10_000  # of one arm
 LONGEST_LINE = 2_000  # the parser's time grows with the square of the dots in a name, its memory too
-FIELDS = tuple(f.name for f in dataclasses.fields(Experiment) if f.name != "scale")
+FIELDS = tuple(name for name in Experiment.declared() if name != "scale")
 
 # What makes two runs cost the same, from "all of this" to "the scale alone": the first that any record meets is used.
 _LOOPS = ("outer_steps", "inner_steps", "eval_steps", "eval_seeds", "width", "eval_width", "train_limit", "test_limit")
@@ -164,7 +164,7 @@ def _experiment(settings: dict[str, Any], scale: str, where: str) -> Experiment:
     try:
         return Experiment.preset(scale, **settings)
     except SettingError as error:
-        raise SettingError(f"{where}: {error.name}", error.value, error.allowed) from error
+        raise error.within(f"{where}: ") from error
 
 
 def _scales(raw: dict[str, Any], allowed: Sequence[str], where: str) -> dict[str, dict[str, Any]]:

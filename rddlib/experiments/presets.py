@@ -8,12 +8,13 @@ shorter outer loop. paper: the full published protocol (IDC, DC, DSA, DM, GLaD a
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal, get_args
 
 from ..data.looks import base_name
 from ..models import networks, training
 
-SCALES = ("smoke", "laptop", "cpu", "gpu", "paper")
+Scale = Literal["smoke", "laptop", "cpu", "gpu", "paper"]
+SCALES = get_args(Scale)
 IMAGES_OF_TEN_CLASSES = 13000  # about 1,300 a class in ImageNet
 SIAMESE = ("dc", "dsa", "dm", "glad")  # one image a tile, DSA's augmentation, no CutMix
 

@@ -45,13 +45,26 @@ def drawn(data: DataSet, settings: DistillSettings) -> SmallSet:
     if s.method == "mix":
         begun = synthetic.quantised(synthetic.start(data, s.ipc, s.factor, generator(s.seed, "start")))
         return SmallSet(*begun.decoded())
-    stream = generator(s.seed, "draw") if s.method == "random" else None
-    index = synthetic.draw_real(data, s.ipc, stream).to(data.train_images.device)
+    if s.method == "herding":
+        index = synthetic.herded(data, s.ipc)
+    else:
+        index = synthetic.draw_real(data, s.ipc, generator(s.seed, "draw") if s.method == "random" else None)
+    index = index.to(data.train_images.device)
     return SmallSet(data.train_images[index], data.train_labels[index])
 
 
-def distilled(data: DataSet, settings: DistillSettings, key: str, store: Store, progress: Progress) -> SmallSet:
-    """The distilled set of `key`: the stored one if today's code made it, else made now, resuming where it was."""
+def distilled(
+    data: DataSet,
+    settings: DistillSettings,
+    key: str,
+    store: Store,
+    progress: Progress,
+    begun: SyntheticSet | None = None,
+) -> SmallSet:
+    """The distilled set of `key`: the stored one if today's code made it, else made now, resuming where it was.
+
+    `begun`: the set that it begins from, where the settings name one.
+    """
     with store.lock(key):
         if (found := _stored(store, key, data)) is not None:
             store.finish(key)  # a run that was killed may have left its checkpoint
@@ -67,7 +80,7 @@ def distilled(data: DataSet, settings: DistillSettings, key: str, store: Store, 
             progress("distill", done, steps, entry)
 
         with clock.part("distill"):
-            made, history = distill.distill(data, settings, store.work(key) / "state.pt", every, note)
+            made, history = distill.distill(data, settings, store.work(key) / "state.pt", every, note, begun)
         price = {kind: clock.rounded(kind)["distill"] for kind in ("wall", "cpu")}
         synthetic.save(
             store.distilled(key), synthetic.quantised(made), key=key, dataset=data.name, history=json.dumps(history),

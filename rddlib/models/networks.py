@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -27,8 +28,9 @@ FIXED_DEPTH: dict[str, Callable[[int, int, int, int], nn.Module]] = {
     "vgg11": architectures.VGG,
     "vit": architectures.ViT,
 }
-NETWORKS = ("convnet", *FIXED_DEPTH)
-PRECISIONS = ("float32", "bfloat16")
+Network = Literal["convnet", "resnetap10", "resnetap18", "resnet10", "resnet18", "vgg11", "vit"]
+Precision = Literal["float32", "bfloat16"]
+NETWORKS, PRECISIONS = get_args(Network), get_args(Precision)
 
 # Channels of every block (ConvNet) or of the first stage (ResNets, VGG; the last has eight times as many); dimensions
 # of the tokens (ViT).

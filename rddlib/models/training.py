@@ -11,7 +11,7 @@ import copy
 import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,8 @@ from ..base import SettingError, generator, sent
 from ..data import augment
 from ..data.dataset import DataSet
 
-RECIPES = ("idc", "dc", "glad")
+Recipe = Literal["idc", "dc", "glad"]
+RECIPES = get_args(Recipe)
 RULES = {"idc": "idc", "dc": "one", "glad": "one"}  # how augmentation operations are chosen
 AVERAGED = {"idc": None, "dc": None, "glad": 0.995}  # decay of the averaged weights, where these are tested
 DSA = "color_crop_cutout_flip_scale_rotate"

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -18,10 +19,10 @@ from scipy import sparse
 from scipy.optimize import linprog
 from torch import Tensor
 
-from ..base import SettingError, check_settings, generator, setting
+from ..base import SettingError, Settings, generator, setting
 from ..risk import RiskTerm, group_cvar
 
-METHODS = (
+Estimator = Literal[
     "gaussian_forward",
     "gaussian_central",
     "sphere_forward",
@@ -29,7 +30,8 @@ METHODS = (
     "difference_forward",
     "difference_central",
     "interpolation",
-)
+]
+METHODS = get_args(Estimator)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -266,18 +268,14 @@ def error_bound(method: str, n: int, probes: int, sigma: float, slope: float, sm
     return bias + (math.sqrt(n + 1) * slope + bend * math.sqrt(moment) + math.sqrt(n) * jitter) / math.sqrt(probes)
 
 
-@dataclasses.dataclass(frozen=True)
-class Search:
+class Search(Settings):
     """Settings of Algorithm 2."""
 
     epochs: int = setting(100, "steps taken; the paper leaves the number open", low=0)
     probes: int = setting(32, "M, directions of one gradient estimate", low=1)
     sigma: float = setting(0.1, "length of a probe, in units of the features", above=0.0)
-    method: str = setting("gaussian_forward", "gradient estimator", choices=METHODS)
+    method: Estimator = setting("gaussian_forward", "gradient estimator")
     first_step: float = setting(0.1, "s = first_step / sqrt(1 + E); 0.1 is the paper's", above=0.0)
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
     def step(self, epoch: int) -> float:
         """Step size of epoch E = 1, 2, ...: first_step / sqrt(1 + E)."""

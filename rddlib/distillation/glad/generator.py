@@ -8,7 +8,7 @@ tensors (safetensors) and says in its head which data it was trained on.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,15 +19,14 @@ import torch.nn.functional as F
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
-from ...base import SettingError, check_settings, digest, setting, write_atomic
+from ...base import SettingError, Settings, digest, setting, write_atomic
 from ...data.dataset import DataSet
 from ...data.sources import DataError
 
 GAIN = 2**0.5  # leaky ReLU halves the power of its input; this gives it back
 
 
-@dataclass(frozen=True, kw_only=True)
-class GeneratorSettings:
+class GeneratorSettings(Settings):
     """Everything that shapes a trained generator beside the data. Defaults fit 32 px photographs."""
 
     latent: int = setting(64, "numbers in the noise z and in a style w", low=2)
@@ -41,9 +40,6 @@ class GeneratorSettings:
     judge_steps: int = setting(400, "updates of the classifier whose features are compared", low=1)
     flip: bool = setting(True, "mirror images at random; not where letters or digits are read")
     seed: int = setting(0, "seed of weights, batches and noise", low=0)
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
 
 # --- the network ------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +24,8 @@ from . import generator
 from .generator import Generator
 
 Codes = dict[str, Tensor]
-STARTS = ("latent", "mean", "project")
+Start = Literal["latent", "mean", "project"]
+STARTS = get_args(Start)
 CLIP = 10.0  # bound of the feature map at the start, as in GLaD
 MEAN_OF = 1000  # latents averaged by start "mean", as in GLaD
 
@@ -95,10 +96,12 @@ class StylePrior:
     def __post_init__(self) -> None:
         most = len(self.network.synthesis.layer_names) - 1
         if isinstance(self.layer, bool) or not isinstance(self.layer, int) or not 0 <= self.layer <= most:
-            raise SettingError("layer", self.layer, f"an integer from 0 to {most}, where this generator can be cut")
+            raise SettingError(
+                "prior_layer", self.layer, f"an integer from 0 to {most}, where this generator can be cut"
+            )
         starts = STARTS if self.invert is not None else STARTS[:2]
         if self.start not in starts:
-            raise SettingError("start", self.start, f"one of {', '.join(starts)}")
+            raise SettingError("prior_start", self.start, f"one of {', '.join(starts)}")
 
     @property
     def sha256(self) -> str:

@@ -17,17 +17,17 @@ import copy
 import dataclasses
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ... import files
-from ...base import RESULTS, SettingError, digest, generator, setting, write_atomic
+from ...base import RESULTS, SettingError, Settings, digest, generator, refuse, setting, write_atomic
 from ...data.dataset import DataSet
 from ...data.sources import DataError
 from .. import synthetic
@@ -35,23 +35,24 @@ from ..synthetic import SyntheticSet
 from . import kernels
 from .kernels import Space
 
-KERNELS = ("fc", "conv")
 ROUND = 20  # steps between two entries of the history
 LARGEST_PAIRED = 16  # px: kernels of pixel pairs grow with the fourth power of the side
 
 OnStep = Callable[[int, dict[str, float]], None]
 
 
-@dataclass(frozen=True, kw_only=True)
-class KipSettings:
-    """The settings of KIP, for a settings class that has `ipc` and `seed` of its own to inherit."""
+class KipSettings(Settings):
+    """The settings of KIP."""
 
-    kernel: str = setting("fc", "KIP: the infinitely wide network whose tangent kernel is used", choices=KERNELS)
+    title: ClassVar[str] = "Kernel inducing points (method kip)"
+
+    ipc: int = setting(10, "stored images per class", low=1)
+    seed: int = setting(0, "distillation seed: the unit of replication", low=0)
+    kernel: Literal["fc", "conv"] = setting("fc", "KIP: the infinitely wide network whose tangent kernel is used")
     kip_depth: int = setting(1, "KIP: its hidden layers", low=1, high=8)
-    kip_pooling: str = setting(
-        "none", "KIP: pooling of the convolutional kernel: none, 2x2 after each layer, or global at the end",
-        choices=kernels.POOLINGS,
-    )  # fmt: skip
+    kip_pooling: kernels.Pooling = setting(
+        "none", "KIP: pooling of the convolutional kernel: none, 2x2 after each layer, or global at the end"
+    )
     kip_steps: int = setting(1000, "KIP: steps of Adam", low=1)
     kip_batch: int = setting(1000, "KIP: real images in one step", low=1)
     kip_lr: float = setting(0.04, "KIP: learning rate of images and labels", above=0)
@@ -59,16 +60,6 @@ class KipSettings:
     learn_labels: bool = setting(False, "KIP: labels are optimised too")
     kip_clamp: bool = setting(False, "KIP: the pixels are optimised and clamped to [0, 1] after every step")
     zca: bool = setting(True, "KIP: images are whitened (ZCA with a tenth of the mean eigenvalue added)")
-
-    @property
-    def ipc(self) -> int:
-        """Images per class: a field of the class that inherits."""
-        raise NotImplementedError
-
-    @property
-    def seed(self) -> int:
-        """Distillation seed: a field of the class that inherits."""
-        raise NotImplementedError
 
 
 # --- one step ---------------------------------------------------------------------------------------------
@@ -207,18 +198,23 @@ def optimise(
 
 
 def check_fit(data: DataSet, settings: KipSettings) -> None:
-    """Refuse settings that the data cannot serve, before any work."""
+    """Refuse settings that the data cannot serve, before any work: SettingError lists them all."""
+    refuse(misfits(data, settings))
+
+
+def misfits(data: DataSet, settings: KipSettings) -> Iterator[SettingError]:
+    """Each setting that the data cannot serve."""
     smallest = int(data.train_labels.bincount(minlength=data.n_classes).min())
     if settings.ipc > smallest:
-        raise SettingError("ipc", settings.ipc, f"at most {smallest}, the smallest class")
+        yield SettingError("ipc", settings.ipc, f"at most {smallest}, the smallest class")
     if settings.kip_batch > len(data.train_labels):
-        raise SettingError("kip_batch", settings.kip_batch, f"at most {len(data.train_labels)}, the training set")
+        yield SettingError("kip_batch", settings.kip_batch, f"at most {len(data.train_labels)}, the training set")
     if settings.kernel == "conv" and settings.kip_pooling != "none":
         side = max(data.shape[1:])
         if side > LARGEST_PAIRED:
-            raise SettingError("kip_pooling", settings.kip_pooling, f"none for images above {LARGEST_PAIRED} px")
+            yield SettingError("kip_pooling", settings.kip_pooling, f"none for images above {LARGEST_PAIRED} px")
         if settings.kip_pooling == "blocks" and min(data.shape[1:]) >> settings.kip_depth < 1:
-            raise SettingError("kip_depth", settings.kip_depth, f"so that {side} px can be halved that often")
+            yield SettingError("kip_depth", settings.kip_depth, f"so that {side} px can be halved that often")
 
 
 def _begin(data: DataSet, settings: KipSettings, space: Space) -> State:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,8 @@ from torch.utils.checkpoint import checkpoint
 from ...base import SettingError
 from ...data.dataset import DataSet
 
-POOLINGS = ("none", "blocks", "global")
+Pooling = Literal["none", "blocks", "global"]
+POOLINGS = get_args(Pooling)
 W_STD, B_STD = math.sqrt(2.0), 0.1  # of the published KIP
 ZCA_REGULARISATION = 0.1  # in units of the mean eigenvalue, as published
 
