@@ -184,6 +184,31 @@ def test_training_for_evaluation_waits_for_nothing(images: DataSet) -> None:
             torch.testing.assert_close(ours.detach().cpu(), theirs.detach(), rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("recipe", recipes.RECIPES)
+def test_five_networks_are_trained_in_the_operations_of_one(images: DataSet, recipe: str) -> None:
+    """At most 1.3 times as many; the host waits for none of them."""
+    how = recipes.Training(**{k.removeprefix("eval_"): v for k, v in recipes.numbers(recipe).items()}, steps=24)
+    with pretended() as counts:
+        d = images.to(DEVICE)
+        x, y = d.train_images[:64], d.train_labels[:64]
+        made = []
+        for number in (1, 5):
+            nets = [
+                networks.build("convnet", d.shape, d.n_classes, width=4, generator=generator(seed, "net")).to(DEVICE)
+                for seed in range(number)
+            ]
+            d.normalise(x)
+            counts.waits.clear()
+            begun = counts.launches
+            if number == 1:
+                recipes.train(nets[0], x, y, d, how, 0)
+            else:
+                recipes.train_together(nets, x, y, d, how, range(number))
+            assert counts.waits == []
+            made.append((counts.launches - begun) / how.steps)
+    assert made[1] <= 1.3 * made[0]
+
+
 # --- the parts --------------------------------------------------------------------------------------------
 
 

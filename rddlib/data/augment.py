@@ -222,3 +222,49 @@ def draw_box(n: int, size: tuple[int, int], generator: torch.Generator, probabil
         return Box(partner, 1.0, size, slice(0), slice(0))
     share = 1 - (bottom - top) * (right - left) / (h * w)
     return Box(partner, share, size, slice(top, bottom), slice(left, right))
+
+
+# --- several batches as one ---------------------------------------------------------------------------------
+
+
+def draw_batches(
+    strategy: str,
+    n: int,
+    size: int,
+    streams: Sequence[torch.Generator],
+    rule: str = "idc",
+    probability: float = 0.5,
+) -> list[Tensor | None]:
+    """Draws of augmentation and of CutMix for k batches of `n` images of `size` px, one stream a batch, on the host.
+
+    CutMix's partners (k * n,), boxes (k, size, size) and own shares (k,), None where it is never applied; then the
+    fields of a `Draw` of k * n rows, the same whatever was drawn (see `joined`). Each batch draws as it would alone.
+    """
+    draws, boxes = [], []
+    for stream in streams:
+        draws.append(draw(strategy, n, size, stream, rule))
+        boxes.append(draw_box(n, (size, size), stream, probability))
+    fields_of_all = vars(joined(draws, strategy, n, size)).values()
+    if probability == 0:
+        return [None, None, None, *fields_of_all]
+    partner = torch.cat([box.partner + i * n for i, box in enumerate(boxes)])
+    mask = torch.stack([box.mask() for box in boxes])
+    share = torch.tensor([box.share for box in boxes])
+    return [partner, mask, share, *fields_of_all]
+
+
+def apply_batches(x: Tensor, y: Tensor, drawn: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:
+    """Augment and mix k batches, one after another in `x` (k * n, C, H, W), by `draw_batches` on their device.
+
+    `y` (k * n, n_classes): a distribution over the classes for each image; those of mixed images are mixed alike.
+    """
+    partner, mask, share, *fields_of_all = drawn
+    x = apply(x, Draw(*fields_of_all))
+    if partner is None or mask is None or share is None:
+        return x, y
+    k = len(mask)
+    own, other = (t.unflatten(0, (k, -1)) for t in (x, x[partner]))
+    labels, labels_of_other = (t.unflatten(0, (k, -1)) for t in (y, y[partner]))
+    mixed = torch.where(mask[:, None, None], other, own)
+    mixed_labels = torch.lerp(labels_of_other, labels, share.to(y.dtype).view(k, 1, 1))
+    return mixed.flatten(0, 1), mixed_labels.flatten(0, 1)

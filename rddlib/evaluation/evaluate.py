@@ -6,7 +6,7 @@ best step would have claimed is measured by the audit, which looks on and change
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -116,12 +116,49 @@ def train(
 
     Returns what is tested, in evaluation mode: the last step. `at` and `look` as in `training.train`.
     """
-    net = networks.build(
+    how = settings.training(len(images), factor)
+    net = _fresh(data, settings, seed, images.device)
+    return recipes.train(net, images, labels, data, how, seed, at=at, look=look)
+
+
+def _fresh(data: DataSet, settings: EvaluateSettings, seed: int, device: torch.device) -> nn.Module:
+    return networks.build(
         settings.eval_network, data.shape, data.n_classes, depth=settings.eval_depth, width=settings.eval_width,
         generator=generator(seed, "evaluate", "net"),
-    ).to(images.device, non_blocking=True)  # fmt: skip
+    ).to(device, non_blocking=True)  # fmt: skip
+
+
+def _train_in_turn(
+    images: Tensor,
+    labels: Tensor,
+    data: DataSet,
+    settings: EvaluateSettings,
+    seeds: Sequence[int],
+    factor: int,
+    at: Collection[int],
+    looks: Sequence[Look],
+) -> Iterator[nn.Module]:
+    for number, seed in enumerate(seeds):
+        yield train(images, labels, data, settings, seed, factor, at, looks[number] if looks else None)
+
+
+def train_together(
+    images: Tensor,
+    labels: Tensor,
+    data: DataSet,
+    settings: EvaluateSettings,
+    seeds: Sequence[int],
+    factor: int = 1,
+    at: Collection[int] = (),
+    looks: Sequence[Look] = (),
+) -> list[nn.Module]:
+    """As `train` with each of these seeds, in the operations of one training; equal up to rounding.
+
+    Raises SettingError for a network that cannot be stacked with others, see `training.train_together`.
+    """
     how = settings.training(len(images), factor)
-    return recipes.train(net, images, labels, data, how, seed, at=at, look=look)
+    nets = [_fresh(data, settings, seed, images.device) for seed in seeds]
+    return recipes.train_together(nets, images, labels, data, how, seeds, at=at, looks=looks)
 
 
 def evaluate(
@@ -134,6 +171,7 @@ def evaluate(
     done: Sequence[Metrics] = (),
     on_seed: Callable[[list[Metrics]], None] | None = None,
     factor: int = 1,
+    together: bool | None = None,
 ) -> Metrics:
     """Train `eval_seeds` networks from scratch on `images` and test each; lists have one entry a network.
 
@@ -144,7 +182,9 @@ def evaluate(
     them (`metrics.nulls` says what chance gives), and `steps`, the updates of one training. With `eval_audit` there are
     `audit_last`, `audit_chosen`, `audit_best` and the curves behind them at `audit_steps`. `done` holds the results of
     trainings that need not be repeated; `on_seed` is called with all results so far; `folders` are those of
-    `groups.kmeans_groups`; `factor` is that of a multi-formation set, used by `eval_scale_steps`.
+    `groups.kmeans_groups`; `factor` is that of a multi-formation set, used by `eval_scale_steps`. `together`: whether
+    the trainings run side by side in one network (`train_together`), by default on CUDA wherever they can; it is no
+    setting, since the numbers are the same up to rounding, as they are from one device to another.
     """
     check_fit(data, settings)
     fused.keep_memory()
@@ -154,12 +194,15 @@ def evaluate(
     bench = TestBench.of(data, settings.eval_groups, settings.eval_shifts, settings.eval_honest_groups, folders,
                          settings.eval_corruptions)  # fmt: skip
     rows = list(done)
-    for number in range(len(rows), settings.eval_seeds):
-        look = Audit(data, *validation) if validation else None
-        with networks.arithmetic(settings.eval_precision, images.device):
-            net = train(images, labels, data, settings, derive_seed(seed, "evaluation", number), factor, at, look)
-            rows.append(bench.score(net, data) | (look.row() if look else {}))
-        if on_seed is not None:
-            on_seed(rows)
+    seeds = [derive_seed(seed, "evaluation", number) for number in range(len(rows), settings.eval_seeds)]
+    looks = [Audit(data, *validation) for _ in seeds] if validation else []
+    if together is None:
+        together = images.is_cuda and settings.eval_network != "vit"
+    way: Callable[..., Iterable[nn.Module]] = train_together if together and seeds else _train_in_turn
+    with networks.arithmetic(settings.eval_precision, images.device):
+        for number, net in enumerate(way(images, labels, data, settings, seeds, factor, at, looks)):
+            rows.append(bench.score(net, data) | (looks[number].row() if looks else {}))
+            if on_seed is not None:
+                on_seed(rows)
     metrics: Metrics = {name: [row[name] for row in rows] for name in rows[0]}
     return metrics | bench.facts(data) | {"steps": steps} | ({"audit_steps": at} if at else {})
