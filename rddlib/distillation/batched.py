@@ -88,11 +88,10 @@ class ClassLoop(Loop):
     # --- draws --------------------------------------------------------------------------------------------
 
     def host_step(self) -> StepDraws:
-        """What chance decides in one inner step, on the host: its images and, on a card, the network's updates.
+        """What chance decides in one inner step, on the host. On a card "net" and "risk" too: `Loop._update_draws`.
 
         "images": indices of real images (batch_real * n_classes,), places of the matched ones among all decoded images
-        (batch_synthetic * n_classes,), classes in turn, and the fields of the draws of augmentation for both. "net" and
-        "risk": see `Loop._update_draws`.
+        (batch_synthetic * n_classes,), classes in turn, and the fields of the draws of augmentation for both.
         """
         drawn = self.host_draws(range(self.data.n_classes))
         decoded, size = self.s.ipc * self.s.factor**2, self.data.shape[1]
@@ -109,7 +108,7 @@ class ClassLoop(Loop):
         return step
 
     def next_row(self) -> Tensor:
-        """The draws of the next inner step on the device, as one row of bytes."""
+        """The draws of the next inner step on the device, as one row of bytes (n,)."""
         if not self.rows:
             number = 1 if self.s.real_choice == "representative" else self.s.inner_steps
             steps = [self.host_step() for _ in range(number)]
@@ -120,7 +119,7 @@ class ClassLoop(Loop):
 
     def next_draws(self) -> StepDraws:
         """The draws of the next inner step on the device."""
-        return self.host_step() if self.device.type == "cpu" else self.from_row(self.next_row())
+        return self.from_row(self.next_row())
 
     def from_row(self, row: Tensor) -> StepDraws:
         """The draws that `next_row` gave as bytes, views of them."""
@@ -136,7 +135,7 @@ class ClassLoop(Loop):
 
     def image_steps(self) -> Tensor:
         """As `Loop.image_steps`: moves the images of every class, returns the summed distance."""
-        self.drawn = self.next_draws()
+        self.drawn = self.host_step() if self.device.type == "cpu" else self.next_draws()
         distances, gradients = self.gradients(self.reading_points())
         self._advance(gradients)
         return distances.sum()
@@ -177,7 +176,7 @@ class ClassLoop(Loop):
         if not self.in_matching:
             return _mean
         groups, n_groups = self._groups(x, self._labels(len(x)), self._matched_places(), real)
-        robust = vmap(partial(robust_loss, n_groups=n_groups, term=self.term))
+        robust: Callable[..., Tensor] = vmap(partial(robust_loss, n_groups=n_groups, term=self.term))
         weight = 1 + self.term.average + self.term.worst if self.term.differentiable else 1
         return lambda losses: robust(losses, self._rows(groups)).sum() / weight
 
@@ -186,16 +185,14 @@ class ClassLoop(Loop):
 
         `objective`: that of the images `wanted`.
         """
-        n, metric = self.data.n_classes, self.parts.metric
-        linear = metric == "dc"
+        n, linear = self.data.n_classes, self.parts.metric == "dc"
 
         def loss(logits: Tensor, objective: Objective = _mean) -> Tensor:
             losses = F.cross_entropy(logits, self._labels(len(logits)), reduction="none")
             return objective(self._rows(losses))
 
         def distances(found: list[Tensor]) -> Tensor:
-            own = [g.unflatten(0, (n, -1)) for g in found]
-            return vmap(partial(matching.distance, metric=metric))(target, own)
+            return self._distances(target, [g.unflatten(0, (n, -1)) for g in found])
 
         goal = fused.weight_gradients(self.net, wanted, partial(loss, objective=objective), linear, n)
         target = [g.unflatten(0, (n, -1)) for g in goal]
@@ -208,9 +205,14 @@ class ClassLoop(Loop):
         with fused.use(False):  # the fused forms are not for torch.func
             target = [t.detach() for t in self.statistics(by_class[0], objective)]
             found = self.statistics(by_class[1])
-            gaps = vmap(partial(matching.distance, metric=self.parts.metric))(target, found)
+            gaps = self._distances(target, found)
             (gradient,) = torch.autograd.grad(gaps.sum(), given)
         return gaps.detach(), gradient
+
+    def _distances(self, target: list[Tensor], found: list[Tensor]) -> Tensor:
+        """Distance of the statistics of each class (n_classes,); both (n_classes, ...) each."""
+        gaps: Tensor = vmap(partial(matching.distance, metric=self.parts.metric))(target, found)
+        return gaps
 
     def statistics(self, x: Tensor, objective: Objective = _mean) -> list[Tensor]:
         """What is matched, of each class's batch: (n_classes, ...) each; images x (n_classes, N, C, H, W).

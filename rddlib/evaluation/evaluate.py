@@ -6,7 +6,7 @@ best step would have claimed is measured by the audit, which looks on and change
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -128,37 +128,12 @@ def _fresh(data: DataSet, settings: EvaluateSettings, seed: int, device: torch.d
     ).to(device, non_blocking=True)  # fmt: skip
 
 
-def _train_in_turn(
-    images: Tensor,
-    labels: Tensor,
-    data: DataSet,
-    settings: EvaluateSettings,
-    seeds: Sequence[int],
-    factor: int,
-    at: Collection[int],
-    looks: Sequence[Look],
-) -> Iterator[nn.Module]:
-    for number, seed in enumerate(seeds):
-        yield train(images, labels, data, settings, seed, factor, at, looks[number] if looks else None)
-
-
-def train_together(
-    images: Tensor,
-    labels: Tensor,
-    data: DataSet,
-    settings: EvaluateSettings,
-    seeds: Sequence[int],
-    factor: int = 1,
-    at: Collection[int] = (),
-    looks: Sequence[Look] = (),
-) -> list[nn.Module]:
-    """As `train` with each of these seeds, in the operations of one training; equal up to rounding.
-
-    Raises SettingError for a network that cannot be stacked with others, see `training.train_together`.
-    """
-    how = settings.training(len(images), factor)
-    nets = [_fresh(data, settings, seed, images.device) for seed in seeds]
-    return recipes.train_together(nets, images, labels, data, how, seeds, at=at, looks=looks)
+def _together(asked: bool | None, settings: EvaluateSettings, device: torch.device) -> bool:
+    """Whether the trainings run side by side, with one operation for all: on CUDA, unless each is looked into."""
+    if asked and settings.eval_audit:
+        raise SettingError("eval_audit", settings.eval_audit, "0 for trainings side by side")
+    able = settings.eval_network != "vit" and not settings.eval_audit
+    return (device.type == "cuda" and able) if asked is None else asked
 
 
 def evaluate(
@@ -183,8 +158,8 @@ def evaluate(
     `audit_last`, `audit_chosen`, `audit_best` and the curves behind them at `audit_steps`. `done` holds the results of
     trainings that need not be repeated; `on_seed` is called with all results so far; `folders` are those of
     `groups.kmeans_groups`; `factor` is that of a multi-formation set, used by `eval_scale_steps`. `together`: whether
-    the trainings run side by side in one network (`train_together`), by default on CUDA wherever they can; it is no
-    setting, since the numbers are the same up to rounding, as they are from one device to another.
+    the trainings run side by side in one network, by default on CUDA where they can; it is no setting, since the
+    numbers are the same up to rounding, as they are from one device to another. SettingError where they cannot.
     """
     check_fit(data, settings)
     fused.keep_memory()
@@ -195,14 +170,18 @@ def evaluate(
                          settings.eval_corruptions)  # fmt: skip
     rows = list(done)
     seeds = [derive_seed(seed, "evaluation", number) for number in range(len(rows), settings.eval_seeds)]
-    looks = [Audit(data, *validation) for _ in seeds] if validation else []
-    if together is None:
-        together = images.is_cuda and settings.eval_network != "vit"
-    way: Callable[..., Iterable[nn.Module]] = train_together if together and seeds else _train_in_turn
-    with networks.arithmetic(settings.eval_precision, images.device):
-        for number, net in enumerate(way(images, labels, data, settings, seeds, factor, at, looks)):
-            rows.append(bench.score(net, data) | (looks[number].row() if looks else {}))
-            if on_seed is not None:
-                on_seed(rows)
+    stacked = []
+    if seeds and _together(together, settings, images.device):
+        fresh = [_fresh(data, settings, each, images.device) for each in seeds]
+        with networks.arithmetic(settings.eval_precision, images.device):
+            how = settings.training(len(images), factor)
+            stacked = recipes.train_together(fresh, images, labels, data, how, seeds)
+    for number, each in enumerate(seeds):
+        look = Audit(data, *validation) if validation else None
+        with networks.arithmetic(settings.eval_precision, images.device):
+            net = stacked[number] if stacked else train(images, labels, data, settings, each, factor, at, look)
+            rows.append(bench.score(net, data) | (look.row() if look else {}))
+        if on_seed is not None:
+            on_seed(rows)
     metrics: Metrics = {name: [row[name] for row in rows] for name in rows[0]}
     return metrics | bench.facts(data) | {"steps": steps} | ({"audit_steps": at} if at else {})

@@ -11,7 +11,7 @@ import copy
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -126,40 +126,38 @@ def train(
 
 
 def train_together(
-    nets: Sequence[nn.Module],
-    images: Tensor,
-    labels: Tensor,
-    data: DataSet,
-    how: Training,
-    seeds: Sequence[int],
-    purpose: str = "evaluate",
-    at: Collection[int] = (),
-    looks: Sequence[Look] = (),
+    nets: Sequence[nn.Module], images: Tensor, labels: Tensor, data: DataSet, how: Training, seeds: Sequence[int]
 ) -> list[nn.Module]:
-    """As `train` of each network with its seed and look, all in the operations of one; equal up to rounding.
+    """As `train` of each network with its seed, all in the operations of one; equal up to rounding.
 
-    For a device that waits for its host more than it computes. Raises SettingError for a network that cannot be stacked
-    (`stacked.stackable`): a ViT, whose dropout draws batch by batch.
+    For a device that waits for its host more than it computes. Errors as `stacked.stack`.
     """
     whole = stacked.stack(nets)
+    orders = [batches(len(images), how.batch, how.steps, generator(seed, "evaluate", "order")) for seed in seeds]
+    streams = [generator(seed, "evaluate", "augment") for seed in seeds]
+    soft = labels if labels.is_floating_point() else F.one_hot(labels, data.n_classes)
 
-    def look(step: int, tested: nn.Module) -> None:
-        stacked.unstack(tested, nets)
-        for net, each in zip(nets, looks, strict=True):
-            each(step, net.eval())
+    def losses() -> Iterator[Tensor]:
+        for indices in zip(*orders, strict=True):
+            n = len(indices[0])
+            drawn = augment.draw_batches(how.augment, n, images.shape[-1], streams, RULES[how.recipe], how.cutmix)
+            index, *drawn = sent_together([torch.cat(indices), *drawn], images.device)
+            x = data.normalise(images[index])
+            x, y = augment.apply_batches(x, soft[index].to(x.dtype), drawn)
+            side_by_side = x.unflatten(0, (-1, n)).transpose(0, 1).flatten(1, 2)  # (n, K * C, H, W)
+            yield F.cross_entropy(whole(side_by_side).flatten(0, 1), y, reduction="sum") / n
 
-    losses = _losses_together(whole, images, labels, data, how, seeds, purpose)
-    stacked.unstack(_descend(whole, losses, how, len(images), at, look if looks else None), nets)
+    stacked.unstack(_descend(whole, losses(), how, len(images)), nets)
     return [net.eval() for net in nets]
 
 
 def _descend(
-    net: nn.Module, losses: Iterator[Tensor], how: Training, n_images: int, at: Collection[int], look: Look | None
+    net: nn.Module, losses: Iterator[Tensor], how: Training, n: int, at: Collection[int] = (), look: Look | None = None
 ) -> nn.Module:
-    """Train `net` by the recipe, one update a loss; each is computed when its turn has come. Returns what is tested."""
+    """Train `net` on `n` images by the recipe, an update a loss, computed in its turn; returns what is tested."""
     optimiser = torch.optim.SGD(net.parameters(), lr=how.lr, momentum=0.9, weight_decay=5e-4)
     average = Average(net, decay) if (decay := AVERAGED[known(how.recipe)]) else None
-    a_pass = -(-n_images // how.batch)
+    a_pass = -(-n // how.batch)
     for step, loss in enumerate(losses):
         if how.recipe == "dc" and step == how.steps // 2:
             optimiser.state.clear()  # DC makes a new optimiser when the rate falls
@@ -174,23 +172,6 @@ def _descend(
             look(step + 1, average.net if average and average.updates else net)
             net.train()
     return average.net if average else net.eval()
-
-
-def _losses_together(
-    net: nn.Module, images: Tensor, labels: Tensor, data: DataSet, how: Training, seeds: Sequence[int], purpose: str
-) -> Iterator[Tensor]:
-    """For each update the losses of all stacked networks, summed: what `_loss` is for one of them."""
-    orders = [batches(len(images), how.batch, how.steps, generator(seed, purpose, "order")) for seed in seeds]
-    streams = [generator(seed, purpose, "augment") for seed in seeds]
-    soft = labels if labels.is_floating_point() else F.one_hot(labels, data.n_classes)
-    for indices in zip(*orders, strict=True):
-        n = len(indices[0])
-        drawn = augment.draw_batches(how.augment, n, images.shape[-1], streams, RULES[how.recipe], how.cutmix)
-        index, *drawn = sent_together([torch.cat(indices), *drawn], images.device)
-        x = data.normalise(images[cast(Tensor, index)])
-        x, y = augment.apply_batches(x, soft[cast(Tensor, index)].to(x.dtype), drawn)
-        side_by_side = x.unflatten(0, (-1, n)).transpose(0, 1).flatten(1, 2)  # (n, K * C, H, W)
-        yield F.cross_entropy(net(side_by_side).flatten(0, 1), y, reduction="sum") / n
 
 
 def batches(n: int, size: int, steps: int, stream: torch.Generator) -> list[Tensor]:
