@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -68,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    options, start, threads = parser().parse_args(words), time.monotonic(), min(2, os.cpu_count() or 1)
+    options, start, threads = parser().parse_args(words), time.monotonic(), min(2, torch.get_num_threads())
     if options.device == "cuda" and not torch.cuda.is_available():
         print("gpu_session: torch sees no GPU here; --device cpu --scale smoke tries the script out", file=sys.stderr)
         return 2

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -69,7 +68,7 @@ def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=9.0, help="time allowed; rounds get fewer, parts are left out")
     parser.add_argument(
-        "--threads", type=int, default=min(2, os.cpu_count() or 1), help="default 2; one is timed by CPU time"
+        "--threads", type=int, default=min(2, torch.get_num_threads()), help="default 2; one is timed by CPU time"
     )
     parser.add_argument("--quick", action="store_true", help="tiny work, once: does it run? Needs --out")
     parser.add_argument("--out", type=Path, help="file to write, default benchmarks/results/<device>.json")
