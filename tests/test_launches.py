@@ -1,13 +1,15 @@
 """What a graphics processor would be asked for, counted with a pretended one: operations, copies, waits of the host.
 
-The limits are the counts of today and may only fall. They do not depend on widths or sizes of batches, so
-that small ones stand for those of the laptop scale and of the paper.
+The limits are the counts of today and may only fall; those of benchmarks/results/operations.json stand on the page on
+performance. They do not depend on widths or sizes of batches, so that small ones stand for those of the scales.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -40,6 +42,9 @@ SIAMESE = "color_crop_cutout_flip_scale_rotate"
 DSA = LAPTOP | {
     "method": "dsa", "factor": 1, "match_augment": SIAMESE, "net_augment": SIAMESE, "cutmix": 0.0, "net_steps": 2,
 }  # fmt: skip
+ONCE = {"classes_at_once": True}
+FILE = Path(__file__).resolve().parent.parent / "benchmarks" / "results" / "operations.json"
+OPERATIONS = json.loads(FILE.read_text(encoding="utf-8"))["operations"]
 MATCHED = LAPTOP | {"risk": "upper", "where": "matching"}
 GLAD = DSA | {"method": "glad", "depth": 2, "ipc": 1}
 
@@ -77,34 +82,34 @@ def inner_step(d: DataSet, **chosen: Any) -> tuple[int, int, list[str]]:
 
 
 @pytest.mark.parametrize(
-    ("chosen", "image_step", "updates"),
+    ("chosen", "most"),
     [
-        (LAPTOP, 4222, 94),
-        (LAPTOP | {"classes_at_once": True}, 471, 94),
-        (PAPER | {"classes_at_once": True}, 471, 1117),
-        (DSA | {"classes_at_once": True}, 568, 154),
-        (MATCHED | {"classes_at_once": True}, 611, 89),
+        (LAPTOP | ONCE, OPERATIONS["laptop"]["now"]),
+        (PAPER | ONCE, OPERATIONS["paper"]["now"]),
+        (MATCHED | ONCE, OPERATIONS["matched"]["now"]),
+        (DSA | ONCE, 715),
+        (LAPTOP, 4312),
     ],
-    ids=["laptop, in turn", "laptop", "paper, upper", "dsa", "term in the matched gradient"],
+    ids=["laptop", "paper, upper", "term in the matched gradient", "dsa", "laptop, in turn"],
 )
 def test_an_inner_step_launches_few_operations_and_waits_for_none(
-    images: DataSet, chosen: dict[str, Any], image_step: int, updates: int
+    images: DataSet, chosen: dict[str, Any], most: int
 ) -> None:
     of_images, of_network, waits = inner_step(images, **chosen)
-    assert of_images <= image_step and of_network <= updates
+    assert of_images + of_network <= most
     assert waits == []
 
 
 def test_an_inner_step_of_glad_launches_few_operations() -> None:
-    of_images, of_network, waits = inner_step(data.load("digits"), **GLAD, classes_at_once=True)
-    assert of_images <= 526 and of_network <= 134
+    of_images, of_network, waits = inner_step(data.load("digits"), **GLAD, **ONCE)
+    assert of_images + of_network <= OPERATIONS["glad"]["now"]
     assert waits == []
 
 
-def test_the_goals(images: DataSet) -> None:
-    """Issue 16: 600 operations for an inner step of IDC as at laptop scale, 1,600 as published with the term."""
-    assert sum(inner_step(images, **LAPTOP, classes_at_once=True)[:2]) <= 600
-    assert sum(inner_step(images, **PAPER, classes_at_once=True)[:2]) <= 1600
+def test_the_goals() -> None:
+    """Issue 16; that the counts of today are kept is tested above."""
+    for each in OPERATIONS.values():
+        assert each["goal"] is None or each["now"] <= each["goal"]
 
 
 @pytest.mark.parametrize("chosen", [LAPTOP, PAPER, DSA], ids=["laptop", "paper, upper", "dsa"])
@@ -321,6 +326,7 @@ def test_five_networks_are_trained_in_the_operations_of_one(images: DataSet, rec
             assert counts.waits == []
             made.append((counts.launches - begun) / how.steps)
     assert made[1] <= 1.3 * made[0]
+    assert recipe != "idc" or made[1] <= OPERATIONS["evaluation"]["now"]
 
 
 # --- the parts --------------------------------------------------------------------------------------------
