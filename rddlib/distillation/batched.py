@@ -251,7 +251,7 @@ class ClassLoop(Loop):
     # --- shapes -------------------------------------------------------------------------------------------
 
     def _by_class(self, code: Tensor) -> Tensor:
-        return code.unflatten(0, (self.data.n_classes, self.s.ipc))
+        return code.view(self.data.n_classes, self.s.ipc, *code.shape[1:])
 
     def _labels(self, number: int) -> Tensor:
         """Labels of so many images, classes in turn."""
@@ -259,7 +259,7 @@ class ClassLoop(Loop):
 
     def _rows(self, values: Tensor) -> Tensor:
         """Numbers of images, classes in turn, as a row a class (n_classes, N)."""
-        return values.unflatten(0, (-1, self.data.n_classes)).T
+        return values.view(-1, self.data.n_classes).T
 
     def _powers(self, ends: list[tuple[int, int]]) -> Tensor:
         """m^a + .. + m^b for each class (n_classes,); an empty sum is 0."""
