@@ -131,17 +131,17 @@ def test_an_outer_step_waits_twice(images: DataSet, chosen: dict[str, Any]) -> N
 )
 def test_every_inner_step_is_the_same_sequence(images: DataSet, chosen: dict[str, Any]) -> None:
     """Names and shapes of all operations, whatever was drawn: a CUDA graph could hold an inner step."""
-    s = DistillSettings(**chosen, classes_at_once=True)
+    s = DistillSettings(**chosen | {"inner_steps": 6}, classes_at_once=True)
     with pretended() as counts:
         there, state, source = moved(images, s)
         each = batched.kind(s, there)(there, s, state, source)
         sequences = []
-        for _ in range(6):
+        for _ in range(s.inner_steps):
             begun = counts.launches
             each.image_steps()
             each.network_steps()
             sequences.append(counts.sequence[begun:])
-    for later in sequences[2:]:  # the first makes the optimiser's momentum
+    for later in sequences[2:]:  # the first sends the draws of all and makes the optimiser's momentum
         assert later == sequences[1]
 
 
