@@ -2,7 +2,7 @@
 # Works with GNU make 3.81 (macOS) and later. `make help` lists the rest.
 
 .DEFAULT_GOAL := help
-.PHONY: help env book class pdf test run grid grid-named bench benchtest serve lint clean distclean
+.PHONY: help env book class pdf test run grid grid-named bench benchtest gpu serve lint clean distclean
 
 VENV := .venv
 CONSTRAINTS ?= constraints.txt
@@ -69,6 +69,9 @@ grid-named:
 
 bench: $(ENV_STAMP) ## measure speed against the plain loop, <= 10 min on an idle machine: benchmarks/results/
 	$(PY) benchmarks/run_all.py $(ARGS)
+
+gpu: $(ENV_STAMP) ## on a machine with a card: check, measure, then the most valuable runs: make gpu MINUTES=25
+	$(PY) benchmarks/gpu_session.py --minutes $(or $(MINUTES),25) --out $(or $(OUT),_gpu) $(ARGS)
 
 benchtest: $(ENV_STAMP) ## the benchmarks' own tests: both ways give the same numbers, ratios keep to their limits
 	$(PY) -m pytest benchmarks -o python_files='bench_risk.py test_*.py' -p no:xdist $(ARGS)

@@ -1,13 +1,13 @@
-"""The M evaluations of one step of Algorithm 2: one batched call against a Python loop over the sets.
+"""What does one batched call save over a Python loop, for the M evaluations of one step of Algorithm 2?
 
-`python benchmarks/bench_zeroth.py` measures both in turn, in one process, and writes
-benchmarks/results/zeroth_<device>.json; test_speed.py holds the ratios to limits. The one asked for is 5. One thread
-for both: the gain is that of batching alone.
+One thread, medians: 3.6 to 14.7 x (results/zeroth_cpu-2-cores.json, which notebook 4 reads); 5 was asked for.
+`python benchmarks/bench_zeroth.py` measures both in turn, in one process, and writes that file; test_speed.py holds the
+ratios to limits.
 """
 
 from __future__ import annotations
 
-import argparse
+import itertools
 import json
 import time
 from collections.abc import Callable
@@ -67,50 +67,13 @@ def ratios(case: str, term: RiskTerm | None, rounds: int) -> dict[str, list[floa
     return {name: values[1:] for name, values in found.items()}  # the first round warms up
 
 
-def summary(values: list[float]) -> dict[str, float]:
-    low, middle, high = map(float, np.quantile(values, [0.25, 0.5, 0.75]))
-    return {"median": round(middle, 2), "quartile_low": round(low, 2), "quartile_high": round(high, 2)}
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--device", default="cpu-2-cores", help="what to call this machine in the file")
-    parser.add_argument("--rounds", type=int, default=30, help="rounds a case")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    rows = []
-    for case, (n, m, d, classes, probes, dtype) in CASES.items():
-        for name, term in TERMS.items():
-            found = {key: summary(values) for key, values in ratios(case, term, arguments.rounds).items()}
-            rows.append(
-                {
-                    "case": case,
-                    "loss": name,
-                    "n": n,
-                    "m": m,
-                    "d": d,
-                    "classes": classes,
-                    "M": probes,
-                    "dtype": str(dtype).removeprefix("torch."),
-                    **found,
-                }
-            )
-            print(
-                f"{case:42s} {name:18s} batched {found['batched_ms']['median']:7.2f} ms, "
-                f"loop {found['loop_ms']['median']:7.2f} ms, ratio {found['ratio']}"
-            )
-    result = {
-        "what": "M evaluations of the bilevel L(S): batched against a Python loop",
-        "device": arguments.device,
-        "threads": 1,
-        "clock": "CPU time",
-        "rounds": arguments.rounds,
-        "torch": torch.__version__.split("+")[0],
-        "rows": rows,
-    }
-    path = Path(__file__).parent / "results" / f"zeroth_{arguments.device}.json"
-    write_atomic(path, json.dumps(result, indent=1) + "\n")
-
-
 if __name__ == "__main__":
-    main()
+    torch.set_num_threads(1)
+    rows, names = [], ("quartile_low", "median", "quartile_high")
+    for case, term in itertools.product(CASES, TERMS):
+        found = ratios(case, TERMS[term], 30)
+        quartiles = {k: np.quantile(v, [0.25, 0.5, 0.75]).round(2).tolist() for k, v in found.items()}
+        spreads = {k: dict(zip(names, v, strict=True)) for k, v in quartiles.items()}
+        rows.append({"case": case, "loss": term, "M": CASES[case][4], **spreads})
+    path = Path(__file__).parent / "results" / "zeroth_cpu-2-cores.json"
+    write_atomic(path, json.dumps({"threads": 1, "clock": "CPU time", "rows": rows}, indent=1) + "\n")

@@ -1,4 +1,4 @@
-"""One lent machine, used well: check, measure, then make the most valuable missing runs until the time is spent.
+"""`make gpu MINUTES=25`: check, measure, then make the most valuable missing runs until the time is spent.
 
 All of it lies in --out, and the same command goes on from there: checks.json (fast against slow), <device>.json (for
 benchmarks/results/) and store/ (for `python -m rddlib merge`). Exit status 1: something failed, 3: runs are left.
@@ -19,7 +19,7 @@ sys.path[:0] = [folder for folder in (str(ROOT), str(ROOT / "benchmarks")) if fo
 import checks  # noqa: E402
 import run_all  # noqa: E402
 import torch  # noqa: E402
-from measure import How, cores, device_name  # noqa: E402
+from measure import How, device_name  # noqa: E402
 
 from rddlib.base import write_atomic  # noqa: E402
 from rddlib.experiments import grid  # noqa: E402
@@ -42,17 +42,6 @@ def measure(how: How, minutes: float, file: Path) -> None:
         run_all.write(run_all.measured(how, minutes, lambda found: run_all.write(found, file)), file)
 
 
-def note_costs(store: Store, file: Path) -> None:
-    """Add what the runs were and what they cost to the measurements, for the page on performance."""
-    names = ("dataset", "method", "risk", "ipc", "factor", "seed", "scale")
-    runs = [
-        {name: r.experiment[name] for name in names}
-        | {"key": r.key, "seconds": round(sum(r.seconds.values()), 1), "peak_memory_mb": r.peak_memory_mb}
-        for r in store.records()
-    ]
-    run_all.write(json.loads(file.read_text()) | {"runs": runs}, file)
-
-
 def missing(here: Store, out: Store, options: argparse.Namespace) -> list[grid.Job]:
     """The runs that neither the source tree nor the folder has, most valuable first; sets of theirs that are here."""
     known = {path.stem for store in (here, out) for path in store.files()}
@@ -73,13 +62,12 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--scale", choices=SCALES, default="gpu", help="of the runs; smoke measures tiny work only")
     top.add_argument("--grid", action="append", metavar="GRID", help="only runs of this grid; may be repeated")
     top.add_argument("--runs", type=int, metavar="N", help="at most N runs")
-    top.add_argument("--jobs", type=int, default=1, metavar="N", help="runs side by side on the device")
     top.add_argument("--data-root", metavar="DIR", help="where data lies (default $RDD_DATA, else data/cache)")
     return top
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    options, start, threads = parser().parse_args(words), time.monotonic(), min(2, cores())
+    options, start, threads = parser().parse_args(words), time.monotonic(), min(2, torch.get_num_threads())
     if options.device == "cuda" and not torch.cuda.is_available():
         print("gpu_session: torch sees no GPU here; --device cpu --scale smoke tries the script out", file=sys.stderr)
         return 2
@@ -91,8 +79,7 @@ def main(words: Sequence[str] | None = None) -> int:
     measure(how, 0.4 * options.minutes, file)
     where, jobs = Where(options.device, options.data_root), missing(Store(ROOT / "data"), store, options)
     left = max(0.0, options.minutes - (time.monotonic() - start) / 60)
-    outcome = Scheduler(jobs, store, options.jobs, where).go(left, lambda job, error: print(job.key, error or "made"))
-    note_costs(store, file)
+    outcome = Scheduler(jobs, store, 1, where).go(left, lambda job, error: print(job.key, error or "made"))
     return outcome.status
 
 

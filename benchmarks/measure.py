@@ -5,15 +5,16 @@ the other waits. On a processor with one thread the clock is the process's CPU t
 disturbs little; with more threads, and on a GPU, it is the wall clock. Arithmetic is counted by torch's own counter
 (convolutions and matrix products), and operands by adding up the sizes of what every operation reads and writes:
 traffic, were there no caches.
+
+The ceilings beside which all this stands, two threads of a processor (results/cpu-2-threads-x86_64.json), float32: 197
+GFLOP/s by a matrix product, 236 by the ConvNet's widest convolution, 32 GB/s read and written by a copy.
 """
 
 from __future__ import annotations
 
 import math
 import multiprocessing
-import os
 import platform
-import resource
 import statistics
 import sys
 import time
@@ -26,6 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from rddlib.data.dataset import DataSet
@@ -44,13 +46,12 @@ class How:
 
     threads: int = 1
     device: str = "cpu"
-    effort: float = 1.0  # rounds, as a multiple of the usual ones
     quick: bool = False  # one round of tiny work: does it run at all?
     end: float = math.inf  # time.monotonic() after which no round begins beyond the least
     stop: float = math.inf  # and after which none begins beyond the first
 
     def rounds(self, usual: int) -> int:
-        return 1 if self.quick else max(LEAST, round(usual * self.effort))
+        return 1 if self.quick else max(LEAST, usual)
 
     def clock(self) -> float:
         if self.device == "cuda":
@@ -72,20 +73,9 @@ class Operands(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if not func.is_view:
-            for t in [*tensors(args), *tensors(result)]:
-                self.bytes += t.numel() * t.element_size()
+            tensors = [t for t in tree_leaves((args, result)) if isinstance(t, Tensor)]
+            self.bytes += sum(t.numel() * t.element_size() for t in tensors)
         return result
-
-
-def tensors(values: Any) -> Iterator[Tensor]:
-    if isinstance(values, Tensor):
-        yield values
-    elif isinstance(values, tuple | list):
-        for value in values:
-            yield from tensors(value)
-
-
-# --- one way, in its process -------------------------------------------------------------------------------------
 
 
 def serve(pipe: Connection, factory: Factory, kind: str, arguments: tuple[Any, ...], how: How) -> None:
@@ -101,15 +91,6 @@ def serve(pipe: Connection, factory: Factory, kind: str, arguments: tuple[Any, .
         start = how.clock()
         work()
         pipe.send(how.clock() - start)
-    pipe.send(peak_memory_mb(how.device))
-
-
-def peak_memory_mb(device: str) -> int:
-    """Most memory held so far, in MB: of tensors on a GPU, else of the process."""
-    if device == "cuda":
-        return round(torch.cuda.max_memory_allocated() / 1e6)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6)
 
 
 def context(device: str) -> Any:
@@ -136,9 +117,6 @@ def process(factory: Factory, kind: str, arguments: tuple[Any, ...], how: How) -
         worker.kill()
 
 
-# --- both, in turn -----------------------------------------------------------------------------------------------
-
-
 def in_turn(factory: Factory, arguments: tuple[Any, ...], rounds: int, how: How | None = None) -> dict[str, Any]:
     """Seconds, ratio and counts of both kinds of `factory`; which one begins alternates from round to round."""
     how = how or How()
@@ -156,19 +134,12 @@ def in_turn(factory: Factory, arguments: tuple[Any, ...], rounds: int, how: How 
                 taken[kind] += [seconds] if number >= 0 else []
         for pipe in pipes.values():
             pipe.send(False)
-        peaks = {kind: pipe.recv() for kind, pipe in pipes.items()}
-    kinds = {kind: entry(taken[kind], counts[kind], peaks[kind]) for kind in KINDS}
-    return {"ratio": spread([a / b for a, b in zip(*taken.values(), strict=True)]), **kinds}
-
-
-def entry(taken: list[float], counted: dict[str, int], peak: int) -> dict[str, Any]:
-    """What is known of one kind: time, arithmetic, operands, and both over time."""
-    seconds = statistics.median(taken)
-    return {
-        "milliseconds": spread([1e3 * t for t in taken]), **counted, "peak_memory_mb": peak,
-        "gflop_per_second": significant(counted["flops"] / seconds / 1e9),
-        "operand_gb_per_second": significant(counted["operand_bytes"] / seconds / 1e9),
-    }  # fmt: skip
+    found: dict[str, Any] = {"ratio": spread([a / b for a, b in zip(*taken.values(), strict=True)])}
+    for kind in KINDS:
+        speed = significant(counts[kind]["flops"] / statistics.median(taken[kind]) / 1e9)
+        times = spread([1e3 * seconds for seconds in taken[kind]])
+        found[kind] = {"milliseconds": times, **counts[kind], "gflop_per_second": speed}
+    return found
 
 
 def spread(values: list[float]) -> dict[str, float]:
@@ -194,9 +165,6 @@ def significant(value: float, digits: int = 4) -> float:
     return float(f"{value:.{digits}g}")
 
 
-# --- what is measured on, and with ---------------------------------------------------------------------------------
-
-
 def random_data(n: int = 1000, size: int = 32, channels: int = 3, n_classes: int = 10, device: str = "cpu") -> DataSet:
     """Random pixels in the shape of a data set: times do not depend on what is in the images."""
     rng = torch.Generator().manual_seed(0)
@@ -208,13 +176,35 @@ def random_data(n: int = 1000, size: int = 32, channels: int = 3, n_classes: int
 
 
 def device_name(device: str, threads: int) -> str:
-    """A name for files and tables, e.g. cpu-2-threads-x86_64 or nvidia-h100; the machine's own name is not in it."""
+    """A name for files and tables, e.g. cpu-2-threads-x86_64 or nvidia-h100, without the machine's own."""
     if device == "cpu":
         return f"cpu-{threads}-threads-{platform.machine()}"
     words = torch.cuda.get_device_name().lower() if device == "cuda" else device
     return "-".join("".join(c if c.isalnum() else " " for c in words).split())
 
 
-def cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def ceilings(how: How) -> dict[str, float]:
+    """GFLOP/s of a float32 matrix product and of the ConvNet's widest convolution, GB/s read and written by a copy."""
+    big = how.device == "cuda"
+    side, batch, numbers = (8192, 512, 2**28) if big else (1536, 16, 2**25)
+    side, batch, numbers = (256, 2, 2**18) if how.quick else (side, batch, numbers)
+    a, x = torch.randn(side, side, device=how.device), torch.randn(batch, 128, 16, 16, device=how.device)
+    w = torch.randn(128, 128, 3, 3, device=how.device)
+    source, target = torch.zeros(numbers, device=how.device), torch.zeros(numbers, device=how.device)
+    best = {
+        "matmul_gflop_per_second": 2 * side**3 / shortest(lambda: a @ a, how) / 1e9,
+        "convolution_gflop_per_second": 2 * batch * 256 * 9 * 128**2
+        / shortest(lambda: torch.conv2d(x, w, padding=1), how) / 1e9,
+        "copy_gb_per_second": 2 * source.nbytes / shortest(lambda: target.copy_(source), how) / 1e9,
+    }  # fmt: skip
+    return {name: significant(value) for name, value in best.items()}
+
+
+def shortest(work: Callable[[], object], how: How, repeats: int = 15) -> float:
+    """Least seconds of several calls: a ceiling is what was reached once."""
+    taken = []
+    for _ in range(2 if how.quick else repeats + 1):
+        start = how.clock()
+        work()
+        taken.append(how.clock() - start)
+    return max(min(taken[1:]), 1e-9)

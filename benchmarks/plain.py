@@ -119,17 +119,6 @@ def places(n: int, h: int, w: int, device: torch.device) -> tuple[Tensor, ...]:
 # --- training ----------------------------------------------------------------------------------------------------
 
 
-class Meter:
-    """A running average of numbers, each of which is fetched from its tensor."""
-
-    def __init__(self) -> None:
-        self.sum, self.count = 0.0, 0
-
-    def update(self, value: float, n: int) -> None:
-        self.sum += value * n
-        self.count += n
-
-
 def normalised(x: Tensor, data: DataSet) -> Tensor:
     mean, std = (torch.tensor(t, device=x.device).view(1, -1, 1, 1) for t in (data.mean, data.std))
     return (x - mean) / std
@@ -146,9 +135,9 @@ class Trainer:
     def __init__(self, net: nn.Module, data: DataSet, strategy: str, cutmix: float, stream: torch.Generator) -> None:
         self.net, self.data, self.strategy, self.cutmix, self.stream = net, data, strategy, cutmix, stream
         self.optimiser = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
-        self.criterion, self.losses, self.top1 = nn.CrossEntropyLoss(), Meter(), Meter()
+        self.criterion, self.loss, self.top1 = nn.CrossEntropyLoss(), 0.0, 0.0
 
-    def step(self, x: Tensor, y: Tensor) -> float:
+    def step(self, x: Tensor, y: Tensor) -> None:
         x = augmented(normalised(x, self.data), augment.draw(self.strategy, len(x), x.shape[-1], self.stream))
         x, partner, share = augment.cutmix(x, self.stream, self.cutmix)
         partner = partner.to(x.device)
@@ -156,22 +145,20 @@ class Trainer:
         loss = self.criterion(output, y)
         if share < 1:
             loss = loss * share + self.criterion(output, y[partner]) * (1 - share)
-        self.losses.update(loss.item(), len(x))
-        self.top1.update(accuracy(output.data, y), len(x))
+        self.loss, self.top1 = loss.item(), accuracy(output.data, y)
         self.optimiser.zero_grad()
         loss.backward()
         self.optimiser.step()
-        return self.losses.sum / self.losses.count
 
     @torch.no_grad()
     def test(self, images: ImageList, size: int = 256) -> float:
         self.net.eval()
-        top1 = Meter()
+        right = 0.0
         for index in torch.arange(len(images.images)).split(size):
             x, y = images.batch(index)
-            top1.update(accuracy(self.net(normalised(x, self.data)), y), len(y))
+            right += accuracy(self.net(normalised(x, self.data)), y) * len(y)
         self.net.train()
-        return top1.sum / top1.count
+        return right / len(images.images)
 
 
 # --- distillation ------------------------------------------------------------------------------------------------

@@ -27,6 +27,8 @@ from pydantic.fields import FieldInfo
 # of another version are called stale, checkpoints are not used.
 RESULTS = 1
 
+ALIGNED = 16  # bytes
+
 
 class SettingError(ValueError):
     """Settings that cannot be used. The message names each of them, its value and what is allowed."""
@@ -242,23 +244,29 @@ def sent_together(tensors: Sequence[torch.Tensor | None], device: torch.device) 
     """Tensors of the host on `device`, in one copy that is not waited for; None stays None."""
     if device.type == "cpu":
         return list(tensors)
-    parts, places, end = [], list[tuple[int, int]](), 0
+    return unpacked(sent(packed(tensors), device), tensors)
+
+
+def packed(tensors: Sequence[torch.Tensor | None]) -> torch.Tensor:
+    """Tensors as one row of bytes, uint8 (n,), each beginning where numbers of any kind may begin."""
+    parts = [torch.empty(0, dtype=torch.uint8)]
     for tensor in tensors:
         if tensor is not None:
             raw = tensor.contiguous().view(-1).view(torch.uint8)
-            padding = -len(raw) % 16  # each begins where numbers of any kind may begin
-            parts.append(torch.nn.functional.pad(raw, (0, padding)))
-            places.append((end, end + len(raw)))
-            end += len(raw) + padding
-    if not parts:
-        return list(tensors)
-    whole, result, following = sent(torch.cat(parts), device), list[torch.Tensor | None](), iter(places)
-    for tensor in tensors:
+            parts.append(torch.nn.functional.pad(raw, (0, -len(raw) % ALIGNED)))
+    return torch.cat(parts)
+
+
+def unpacked(row: torch.Tensor, like: Sequence[torch.Tensor | None]) -> list[torch.Tensor | None]:
+    """The tensors of a `packed` row, views of it, wherever it lies; `like`: tensors of their types and shapes."""
+    result, begin = list[torch.Tensor | None](), 0
+    for tensor in like:
         if tensor is None:
             result.append(None)
-        else:
-            begin, stop = next(following)
-            result.append(whole[begin:stop].view(tensor.dtype).view(tensor.shape))
+            continue
+        size = tensor.numel() * tensor.element_size()
+        result.append(row[begin : begin + size].view(tensor.dtype).view(tensor.shape))
+        begin += size + -size % ALIGNED
     return result
 
 

@@ -136,15 +136,12 @@ def _run(operation: Any, args: Any, kwargs: dict[str, Any], counts: Counts) -> A
         _count_copy(isinstance(source, Pretended), there, kwargs, counts)
     elif here:
         _check_devices(name, args, tensors, counts)
-    if (here or there) and not _is_view(operation) and name not in NOT_LAUNCHED:
+    if (here or there) and not is_view(operation) and name not in NOT_LAUNCHED:
         shapes = str([(tuple(x.shape), str(x.dtype)) for x in tensors])
         counts.sequence.append((name, shapes))
     if here and (name in WAITING or _selects(name, tensors)):
         counts.waits.append(f"{name} {_where()}")
-    inner = tree_map(lambda x: x.held if isinstance(x, Pretended) else x, args)
-    how = tree_map(lambda x: x.held if isinstance(x, Pretended) else x, kwargs)
-    if device is not None:
-        how["device"] = torch.device("cpu")
+    inner, how = on_cpu((args, kwargs))
     result = operation(*inner, **how)
     if torch.Tag.inplace_view in operation.tags and here:
         with no_dispatch():
@@ -160,6 +157,17 @@ def _run(operation: Any, args: Any, kwargs: dict[str, Any], counts: Counts) -> A
         return Pretended(x) if there else x
 
     return tree_map(wrapped, result)
+
+
+def on_cpu(call: Any) -> Any:
+    """Arguments, or results, of an operation with the tensors and the device of the CPU that stand behind them."""
+
+    def one(x: Any) -> Any:
+        if isinstance(x, Pretended):
+            return x.held
+        return torch.device("cpu") if isinstance(x, torch.device) else x
+
+    return tree_map(one, call)
 
 
 def _count_copy(source_there: bool, there: bool, kwargs: dict[str, Any], counts: Counts) -> None:
@@ -185,7 +193,8 @@ def _selects(name: str, tensors: list[torch.Tensor]) -> bool:
     return name in INDEXED and any(x.dtype in (torch.bool, torch.uint8) for x in tensors[1:])
 
 
-def _is_view(operation: Any) -> bool:
+def is_view(operation: Any) -> bool:
+    """Whether an operation's result is a part of its input, so that nothing is launched."""
     return any(r.alias_info is not None and not r.alias_info.is_write for r in operation._schema.returns)
 
 

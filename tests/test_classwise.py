@@ -15,7 +15,7 @@ from rddlib.data.dataset import DataSet
 from rddlib.distillation import batched, distill
 from rddlib.distillation.batched import ClassLoop
 from rddlib.distillation.glad import prior
-from rddlib.distillation.loop import Loop
+from rddlib.distillation.loop import Loop, State, outer_step
 from rddlib.distillation.settings import DistillSettings
 from rddlib.experiments.experiment import Experiment
 from rddlib.models import networks
@@ -34,6 +34,10 @@ WAYS: dict[str, dict[str, Any]] = {
     "dc": {"method": "dc", "lr_image": 0.1},
     "dsa": {"method": "dsa", "match_augment": "color_crop_cutout_scale_rotate", "lr_image": 0.1},
     "dm": {"method": "dm", "net_steps": 0},
+    "upper, matched": {"risk": "upper", "where": "matching"},
+    "lower, matched, own class": {"risk": "lower", "where": "matching", "scope": "class", "space": "pixel"},
+    "released, matched": {"risk": "released", "where": "matching", "factor": 2},
+    "normalised": {"image_rule": "normalised", "lr_image": 0.01},
 }
 
 
@@ -116,6 +120,24 @@ def test_other_networks_at_once(network: str) -> None:
     assert torch.allclose(one.images, other.images, rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("image_step", ["sum", "class"])
+def test_a_prior_at_once(image_step: str) -> None:
+    """Codes of a generator, both kinds, in double precision: decoded and pulled back for all classes together."""
+    d = dataset.load("digits")
+    s = settings(method="glad", ipc=2, inner_steps=2, net_steps=1, image_step=image_step, lr_image=10.0)
+    source: Any = prior.load("generator", d, s.prior_layer)
+    codes = {name: code.double() for name, code in distill.begin(d, s, source).codes.items()}
+    source.network.double()
+    d = dataclasses.replace(d, train_images=d.train_images.double() / 255)
+    begun = State(codes, {name: torch.zeros_like(code) for name, code in codes.items()})
+    one, other = (outer_step(d, s, begun, source, kind) for kind in (Loop, ClassLoop))
+    for part in ("codes", "velocity"):
+        for name, ours in getattr(one, part).items():
+            theirs = getattr(other, part)[name]
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-9 * float(ours.abs().max()))
+            assert (ours - getattr(begun, part)[name]).abs().max() > 1e-5
+
+
 def test_at_once_in_lower_precision(digits: DataSet) -> None:
     """bfloat16 products are rounded elsewhere: the same way, to a few per cent."""
     d = dataclasses.replace(digits, train_images=(digits.train_images * 255).round().to(torch.uint8))
@@ -132,8 +154,7 @@ def test_at_once_in_lower_precision(digits: DataSet) -> None:
 @pytest.mark.parametrize(
     ("chosen", "why"),
     [
-        ({"method": "glad"}, "prior"),
-        ({"risk": "upper", "where": "matching"}, "where"),
+        ({"match_groups": "equal", "groups_from": "labels"}, "match_groups"),
         ({"network": "vit", "metric": "dc"}, "dropout"),
     ],
 )
@@ -180,16 +201,15 @@ def test_draws_of_an_inner_step_are_those_of_each_class(digits: DataSet, chosen:
 
 
 def test_images_of_network_steps_are_those_drawn_one_by_one(digits: DataSet) -> None:
-    together, one = (loop(Loop, digits, settings(net_steps=3)) for _ in range(2))
-    whole = together.stored().decoded()
-    for given, n, take in ((None, 80, torch.randint), (whole, 8, torch.randperm)):
-        found = together._net_indices(given)
-        size: Any = (n, (32,)) if given is None else (n,)
+    for kind, n, take in (("real", 80, torch.randint), ("synthetic", 8, torch.randperm)):
+        together, one = (loop(Loop, digits, settings(net_steps=3, net_data=kind)) for _ in range(2))
+        found = together._indices("net")
+        size: Any = (n, (32,)) if kind == "real" else (n,)
         assert len(found) == 3
         for index in found:
             assert torch.equal(index, take(*size, generator=one.streams["net batch"])[:32])
-    assert together._net_indices(None)[0].shape == (32,)
-    assert not loop(Loop, digits, settings(net_steps=0))._net_indices(None)
+        assert len(found[0]) == (32 if kind == "real" else 8)
+        assert not loop(Loop, digits, settings(net_steps=0, net_data=kind))._indices("net")
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float64])

@@ -131,6 +131,21 @@ def test_resumed_audit_is_the_same(digits: DataSet) -> None:
     assert evaluate.evaluate(x, y, digits, AUDITED, 0, done=json.loads(json.dumps(rows[0]))) == whole
 
 
+def test_networks_judged_together_are_those_judged_in_turn(digits: DataSet) -> None:
+    """The same report but for rounding, a first result that is there already included; what cannot be is refused."""
+    x, y = digits.train_images[:50], digits.train_labels[:50]
+    asked, rows = dataclasses.replace(SMALL, eval_seeds=3), []
+    in_turn = evaluate.evaluate(x, y, digits, asked, 0, on_seed=lambda r: rows.append(list(r)))
+    together = evaluate.evaluate(x, y, digits, asked, 0, done=rows[0], together=True)
+    assert together.keys() == in_turn.keys()
+    assert together["accuracy"][0] == in_turn["accuracy"][0]
+    for name in ("accuracy", "cluster_min", "class_min", "noise"):
+        torch.testing.assert_close(torch.tensor(together[name]), torch.tensor(in_turn[name]), rtol=0, atol=2.0)
+    for refused, said in (({"eval_network": "vit", "eval_width": 16}, "ViT"), ({"eval_audit": 2}, "eval_audit = 2")):
+        with pytest.raises(SettingError, match=said):
+            evaluate.evaluate(x, y, digits, dataclasses.replace(asked, **refused), 0, together=True)
+
+
 @pytest.mark.parametrize("recipe", ["dc", "glad"])
 def test_recipes_train_differently(digits: DataSet, recipe: str) -> None:
     x, y = digits.train_images, digits.train_labels

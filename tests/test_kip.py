@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pretend_gpu import DEVICE, pretended
 from sklearn.kernel_ridge import KernelRidge
 from torch import Tensor
 
-from rddlib.base import SettingError, generator
+from rddlib.base import DivergenceError, SettingError, generator
 from rddlib.data import dataset
 from rddlib.data.dataset import DataSet
 from rddlib.data.sources import DataError
@@ -91,6 +92,35 @@ def test_steps_equal_the_plain_ones(digits: DataSet, zca: bool, learn_labels: bo
     torch.testing.assert_close(made.targets, targets, rtol=0, atol=1e-8)
     assert float((made.support - begun.support).abs().max()) > 0.05
     assert torch.equal(made.targets, begun.targets) != learn_labels
+
+
+def test_a_kernel_without_a_factor_stops_the_run_at_its_step(digits: DataSet) -> None:
+    """Found at the end of a round, so that a graphics processor is not asked at every step."""
+    s = kip(kip_steps=3, kip_batch=6, kip_ridge=1e-30, zca=False)
+    alike = digits.train_images[:1].expand(20, -1, -1, -1)
+    space = Space.of(digits, False)
+    state = inducing_points.State(space.apply(alike), inducing_points.centred(torch.arange(20) // 2, 10))
+    seen = space.apply(digits.train_images, torch.float32)
+    with pytest.raises(DivergenceError, match=r"KIP, step 1: .* kip_ridge \(now 1e-30\)"):
+        inducing_points.run_round(seen, digits, s, space, state)
+    with pytest.raises(DivergenceError, match="KIP, evaluation"):
+        inducing_points._accuracy(state.support, state.targets, digits, s, space, 100)
+
+
+def test_a_round_waits_once(digits: DataSet) -> None:
+    """On the pretended graphics processor, whatever the number of steps; and it ends where the CPU does."""
+    s = kip(kip_steps=4, kip_batch=6, kip_ridge=1e-3, zca=False, learn_labels=True)
+    expected = inducing_points.optimise(digits, s)
+    with pretended() as counts:
+        there = digits.to(DEVICE)
+        space = Space.of(there, False)
+        state = inducing_points._begin(there, s, space)
+        seen = space.apply(there.train_images, torch.float32)
+        counts.waits.clear()
+        found = inducing_points.run_round(seen, there, s, space, state)
+        assert len(counts.waits) == 1, counts.waits
+        torch.testing.assert_close(found.support.cpu(), expected.support, rtol=0, atol=1e-9)
+    assert found.history[0] == pytest.approx(expected.history[0])
 
 
 def test_accuracy_equals_that_of_sklearn(digits: DataSet) -> None:

@@ -1,26 +1,32 @@
 """What a graphics processor would be asked for, counted with a pretended one: operations, copies, waits of the host.
 
-The limits are the counts of today and may only fall. They do not depend on widths or sizes of batches, so
-that small ones stand for those of the laptop scale and of the paper.
+The limits are the counts of today and may only fall; those of benchmarks/results/operations.json stand on the page on
+performance. They do not depend on widths or sizes of batches, so that small ones stand for those of the scales.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from pretend_gpu import DEVICE, Counts, pretended
+from pretend_gpu import DEVICE, Counts, is_view, on_cpu, pretended
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
 
-from rddlib.base import generator, received, sent_together
+from rddlib.base import SettingError, generator, received, sent_together
 from rddlib.data import augment
 from rddlib.data import dataset as data
 from rddlib.data.dataset import DataSet
-from rddlib.distillation import batched, distill, loop
+from rddlib.distillation import batched, distill, graph, loop
 from rddlib.distillation.batched import ClassLoop
 from rddlib.distillation.glad import prior
+from rddlib.distillation.graph import GraphLoop
 from rddlib.distillation.loop import Loop, State
 from rddlib.distillation.settings import DistillSettings
 from rddlib.models import fused, networks
@@ -36,6 +42,11 @@ SIAMESE = "color_crop_cutout_flip_scale_rotate"
 DSA = LAPTOP | {
     "method": "dsa", "factor": 1, "match_augment": SIAMESE, "net_augment": SIAMESE, "cutmix": 0.0, "net_steps": 2,
 }  # fmt: skip
+ONCE = {"classes_at_once": True}
+FILE = Path(__file__).resolve().parent.parent / "benchmarks" / "results" / "operations.json"
+OPERATIONS = json.loads(FILE.read_text(encoding="utf-8"))["operations"]
+MATCHED = LAPTOP | {"risk": "upper", "where": "matching"}
+GLAD = DSA | {"method": "glad", "depth": 2, "ipc": 1}
 
 
 @pytest.fixture(scope="module")
@@ -48,10 +59,10 @@ def images() -> DataSet:
 
 def moved(d: DataSet, s: DistillSettings) -> tuple[DataSet, State, prior.Prior]:
     """The data and the state before the first step on the pretended device; to be called where there is one."""
-    source = prior.load("none", d, 1)
-    begun = distill.begin(d, s, source)
+    begun = distill.begin(d, s, prior.load(s.parts().prior, d, 1))
     codes, velocity = ({name: t.to(DEVICE) for name, t in part.items()} for part in (begun.codes, begun.velocity))
-    return d.to(DEVICE), State(codes, velocity), source
+    there = d.to(DEVICE)
+    return there, State(codes, velocity), prior.load(s.parts().prior, there, 1)
 
 
 def inner_step(d: DataSet, **chosen: Any) -> tuple[int, int, list[str]]:
@@ -71,27 +82,34 @@ def inner_step(d: DataSet, **chosen: Any) -> tuple[int, int, list[str]]:
 
 
 @pytest.mark.parametrize(
-    ("chosen", "image_step", "updates"),
+    ("chosen", "most"),
     [
-        (LAPTOP, 4222, 94),
-        (LAPTOP | {"classes_at_once": True}, 471, 94),
-        (PAPER | {"classes_at_once": True}, 471, 1117),
-        (DSA | {"classes_at_once": True}, 568, 154),
+        (LAPTOP | ONCE, OPERATIONS["laptop"]["now"]),
+        (PAPER | ONCE, OPERATIONS["paper"]["now"]),
+        (MATCHED | ONCE, OPERATIONS["matched"]["now"]),
+        (DSA | ONCE, 715),
+        (LAPTOP, 4312),
     ],
-    ids=["laptop, in turn", "laptop", "paper, upper", "dsa"],
+    ids=["laptop", "paper, upper", "term in the matched gradient", "dsa", "laptop, in turn"],
 )
 def test_an_inner_step_launches_few_operations_and_waits_for_none(
-    images: DataSet, chosen: dict[str, Any], image_step: int, updates: int
+    images: DataSet, chosen: dict[str, Any], most: int
 ) -> None:
     of_images, of_network, waits = inner_step(images, **chosen)
-    assert of_images <= image_step and of_network <= updates
+    assert of_images + of_network <= most
     assert waits == []
 
 
-def test_the_goals(images: DataSet) -> None:
-    """Issue 16: 600 operations for an inner step of IDC as at laptop scale, 1,600 as published with the term."""
-    assert sum(inner_step(images, **LAPTOP, classes_at_once=True)[:2]) <= 600
-    assert sum(inner_step(images, **PAPER, classes_at_once=True)[:2]) <= 1600
+def test_an_inner_step_of_glad_launches_few_operations() -> None:
+    of_images, of_network, waits = inner_step(data.load("digits"), **GLAD, **ONCE)
+    assert of_images + of_network <= OPERATIONS["glad"]["now"]
+    assert waits == []
+
+
+def test_the_goals() -> None:
+    """Issue 16; that the counts of today are kept is tested above."""
+    for each in OPERATIONS.values():
+        assert each["goal"] is None or each["now"] <= each["goal"]
 
 
 @pytest.mark.parametrize("chosen", [LAPTOP, PAPER, DSA], ids=["laptop", "paper, upper", "dsa"])
@@ -113,17 +131,17 @@ def test_an_outer_step_waits_twice(images: DataSet, chosen: dict[str, Any]) -> N
 )
 def test_every_inner_step_is_the_same_sequence(images: DataSet, chosen: dict[str, Any]) -> None:
     """Names and shapes of all operations, whatever was drawn: a CUDA graph could hold an inner step."""
-    s = DistillSettings(**chosen, classes_at_once=True)
+    s = DistillSettings(**chosen | {"inner_steps": 6}, classes_at_once=True)
     with pretended() as counts:
         there, state, source = moved(images, s)
         each = batched.kind(s, there)(there, s, state, source)
         sequences = []
-        for _ in range(6):
+        for _ in range(s.inner_steps):
             begun = counts.launches
             each.image_steps()
             each.network_steps()
             sequences.append(counts.sequence[begun:])
-    for later in sequences[2:]:  # the first makes the optimiser's momentum
+    for later in sequences[2:]:  # the first sends the draws of all and makes the optimiser's momentum
         assert later == sequences[1]
 
 
@@ -145,21 +163,122 @@ def test_the_device_goes_the_way_of_the_cpu(images: DataSet, chosen: dict[str, A
 
 
 def test_draws_are_those_of_the_cpu(images: DataSet) -> None:
-    """All streams end where they end one class and one update after another."""
-    s = DistillSettings(**PAPER, classes_at_once=True)
+    """All streams end an outer step where they end one class and one update after another."""
+    s = DistillSettings(**PAPER | {"inner_steps": 2}, classes_at_once=True)
     source = prior.load("none", images, 1)
     here = Loop(images, s, distill.begin(images, s, source), source)
     with pretended():
         there, state, _ = moved(images, s)
         away = ClassLoop(there, s, state, source)
         for each in (here, away):
-            each.image_steps()
-            each.network_steps()
+            each.inner_step()
+            each.inner_step()
     for name, stream in here.streams.items():
         assert torch.equal(stream.get_state(), away.streams[name].get_state()), name
 
 
 # --- evaluation -------------------------------------------------------------------------------------------
+
+
+# --- as a CUDA graph ----------------------------------------------------------------------------------------
+
+
+def recorded(work: Callable[[], Any]) -> tuple[Callable[[], None], list[torch.Tensor]]:
+    """As `GraphLoop.capture`, without CUDA: every operation again, on the same tensors, into where its result lay.
+
+    As a graph it sees nothing of what Python does meanwhile. A recording has been carried out once; so the first replay
+    does nothing.
+    """
+    calls: list[tuple[Any, ...]] = []
+
+    class Recorder(TorchDispatchMode):
+        def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = operation(*args, **(kwargs or {}))
+            calls.append((operation, *on_cpu((args, kwargs or {}, result))))
+            return result
+
+    with Recorder():  # type: ignore[no-untyped-call]
+        results = list(work())
+    played = [False]
+
+    def replay() -> None:
+        for operation, args, kwargs, result in calls if played[0] else ():
+            if not is_view(operation):
+                for old, new in zip(*(tree_flatten(r)[0] for r in (result, operation(*args, **kwargs))), strict=True):
+                    if isinstance(old, torch.Tensor) and old is not new:
+                        old.copy_(new)
+        played[0] = True
+
+    return replay, results
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [LAPTOP, PAPER | {"worst_step": 0.1, "risk_images": 24}, DSA, MATCHED],
+    ids=["laptop", "paper, upper", "dsa", "term in the matched gradient"],
+)
+def test_inner_steps_can_be_played(images: DataSet, chosen: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A played outer step ends where the plain one on the CPU does, in double precision; nothing in it waits."""
+    doubled = dataclasses.replace(images, train_images=images.train_images.double() / 255)
+    s = DistillSettings(**chosen | {"inner_steps": 5})
+    source = prior.load("none", doubled, 1)
+    expected = loop.outer_step(doubled, s, distill.begin(doubled, s, source), source, Loop)
+    asked: list[tuple[int, int]] = []
+
+    def capture(work: Callable[[], Any]) -> tuple[Callable[[], None], list[torch.Tensor]]:
+        before = len(counts.waits), len(counts.copies)
+        made = recorded(work)
+        asked.append((len(counts.waits) - before[0], len(counts.copies) - before[1]))
+        return made
+
+    monkeypatch.setattr(GraphLoop, "capture", staticmethod(capture))
+    with pretended() as counts:
+        there, state, _ = moved(doubled, s)
+        there.normalise(there.train_images[:1])
+        counts.copies.clear()
+        found = loop.outer_step(there, s, state, source, GraphLoop)
+        assert asked == [(0, 0)]
+        assert sum("batched.py" in place or "base.py" in place for place in counts.copies) <= 6
+        for part in ("codes", "velocity"):
+            ours, theirs = (getattr(each, part)["pixels"].cpu() for each in (found, expected))
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-9 * float(theirs.abs().max()))
+    assert found.history[0] == pytest.approx(expected.history[0], rel=1e-5, abs=1e-7)
+
+
+def test_a_graph_is_refused_in_a_sentence_where_there_is_no_cuda(
+    images: DataSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    s = DistillSettings(**LAPTOP)
+    for off in (None, "0", ""):
+        monkeypatch.setenv(graph.SWITCH, off) if off is not None else monkeypatch.delenv(graph.SWITCH, raising=False)
+        assert graph.kind(s, images) is Loop
+    monkeypatch.setenv(graph.SWITCH, "1")
+    with pytest.raises(SettingError, match=r"^RDD_CUDA_GRAPH = '1': allowed is 0 on cpu: only CUDA has graphs$"):
+        distill.distill(images, s)
+
+
+def test_the_draws_of_an_outer_step_are_one_copy_and_those_of_the_cpu(images: DataSet) -> None:
+    s = DistillSettings(**PAPER | {"risk_images": 24}, classes_at_once=True)
+    with pretended() as counts:
+        there, state, source = moved(images, s)
+        each = ClassLoop(there, s, state, source)
+        counts.copies.clear()
+        counts.waits.clear()
+        rows = [each.next_draws() for _ in range(s.inner_steps)]
+        assert (len(counts.copies), counts.waits) == (1, [])
+        drawn = [{k: [t if t is None else t.cpu() for t in part] for k, part in row.items()} for row in rows]
+    plain = Loop(images, s, distill.begin(images, s, source), source)
+    for step in drawn:
+        for c, own in enumerate(plain.host_draws(range(10))):
+            assert torch.equal(step["images"][0][c::10], own.real)
+        for kind in ("net", "risk"):
+            indices = plain._indices(kind)
+            assert torch.equal(step[kind][0], torch.stack(indices))
+            for index, box, share in zip(indices, step[kind][2], step[kind][3], strict=True):
+                stream = plain.streams[f"{kind} augment"]
+                augment.draw(s.net_augment, len(index), 16, stream)
+                one = augment.draw_box(len(index), (16, 16), stream, s.cutmix)
+                assert torch.equal(box, one.mask()) and share == pytest.approx(one.share)
 
 
 def trained(d: DataSet, steps: int, counts: Counts | None) -> tuple[nn.Module, list[str]]:
@@ -182,6 +301,32 @@ def test_training_for_evaluation_waits_for_nothing(images: DataSet) -> None:
         assert waits == []
         for ours, theirs in zip(found.parameters(), expected.parameters(), strict=True):
             torch.testing.assert_close(ours.detach().cpu(), theirs.detach(), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("recipe", recipes.RECIPES)
+def test_five_networks_are_trained_in_the_operations_of_one(images: DataSet, recipe: str) -> None:
+    """At most 1.3 times as many; the host waits for none of them."""
+    how = recipes.Training(**{k.removeprefix("eval_"): v for k, v in recipes.numbers(recipe).items()}, steps=24)
+    with pretended() as counts:
+        d = images.to(DEVICE)
+        x, y = d.train_images[:64], d.train_labels[:64]
+        made = []
+        for number in (1, 5):
+            nets = [
+                networks.build("convnet", d.shape, d.n_classes, width=4, generator=generator(seed, "net")).to(DEVICE)
+                for seed in range(number)
+            ]
+            d.normalise(x)
+            counts.waits.clear()
+            begun = counts.launches
+            if number == 1:
+                recipes.train(nets[0], x, y, d, how, 0)
+            else:
+                recipes.train_together(nets, x, y, d, how, range(number))
+            assert counts.waits == []
+            made.append((counts.launches - begun) / how.steps)
+    assert made[1] <= 1.3 * made[0]
+    assert recipe != "idc" or made[1] <= OPERATIONS["evaluation"]["now"]
 
 
 # --- the parts --------------------------------------------------------------------------------------------

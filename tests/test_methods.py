@@ -326,7 +326,7 @@ def test_network_of_synthetic_images_never_sees_real_ones(digits: DataSet) -> No
     s = method("idc", net_data="synthetic", net_batch=4)
     moving = Loop(digits, s, distill.begin(digits, s, prior.load("none", digits, 1)), prior.load("none", digits, 1))
     whole = moving.stored().decoded()
-    x, y = moving._net_batch(whole, moving._net_indices(whole)[0])
+    x, y = moving._net_batch(whole, moving._indices("net")[0])
     stored = digits.normalise(moving.stored().images)
     assert len(x) == 4 and all((stored == image).flatten(1).all(1).any() for image in x)
     assert set(y.tolist()) <= {0, 1, 2}

@@ -204,3 +204,42 @@ def test_unknown_recipe_is_named(digits: DataSet) -> None:
     ):
         with pytest.raises(SettingError, match="recipe = 'dm'"):
             call()
+
+
+# --- several networks at once -----------------------------------------------------------------------------
+
+
+def doubled(size: int | None = None) -> DataSet:
+    d = dataset.load("digits", size=size, train_limit=60, test_limit=50)
+    return dataclasses.replace(d, train_images=d.train_images.double() / 255)
+
+
+def built(name: str, d: DataSet, seed: int) -> torch.nn.Module:
+    return networks.build(name, d.shape, 10, depth=2, width=4, generator=generator(seed, "net")).double()
+
+
+@pytest.mark.parametrize("labels", ["hard", "soft"])
+@pytest.mark.parametrize(
+    ("name", "recipe"),
+    [("convnet", "idc"), ("convnet", "dc"), ("convnet", "glad"), ("resnet10", "idc"), ("resnetap10", "glad"),
+     ("vgg11", "dc")],
+)  # fmt: skip
+def test_networks_trained_together_are_those_trained_alone(name: str, recipe: str, labels: str) -> None:
+    """In double precision: same streams, same updates, passes that end in a smaller batch."""
+    d = doubled(None if name == "convnet" else 16)
+    numbers = dataclasses.replace(how(recipe, augment=training.DSA, cutmix=0.7), steps=7)
+    y = d.train_labels if labels == "hard" else F.one_hot(d.train_labels, 10).double() * 0.9 + 0.01
+    fresh = [built(name, d, seed) for seed in range(3)]
+    together = training.train_together(copy.deepcopy(fresh), d.train_images, y, d, numbers, range(3))
+    for seed, (start, net) in enumerate(zip(fresh, together, strict=True)):
+        alone = training.train(copy.deepcopy(start), d.train_images, y, d, numbers, seed)
+        assert not net.training
+        ours, theirs, before = (torch.cat([p.detach().flatten() for p in n.parameters()]) for n in (net, alone, start))
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-9)
+        assert (theirs - before).abs().max() > 1e-3
+
+
+def test_a_network_that_cannot_be_stacked_is_refused() -> None:
+    d = doubled()
+    with pytest.raises(SettingError, match="ViT"):
+        training.train_together([built("vit", d, 0)] * 2, d.train_images, d.train_labels, d, how("idc"), [0, 1])

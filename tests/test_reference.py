@@ -82,10 +82,6 @@ def loop_of(d: DataSet, s: DistillSettings) -> Loop:
 @pytest.mark.parametrize("case", CASES)
 def test_the_fast_loop_equals_the_method_on_one_page(digits: DataSet, case: str, at_once: bool) -> None:
     s = settings(**CASES[case])
-    if at_once and s.where == "matching":
-        with pytest.raises(SettingError, match="classes_at_once"):
-            dataclasses.replace(s, classes_at_once=True)
-        return
     start = synthetic.start(digits, s.ipc, s.factor, generator(s.seed, "start")).images
     S = start.unflatten(0, (digits.n_classes, s.ipc))
     velocity = torch.zeros_like(S)

@@ -231,3 +231,40 @@ def draw_box(n: int, size: tuple[int, int], generator: torch.Generator, probabil
         return Box(partner, 1.0, size, slice(0), slice(0))
     share = 1 - (bottom - top) * (right - left) / (h * w)
     return Box(partner, share, size, slice(top, bottom), slice(left, right))
+
+
+# --- several batches as one ---------------------------------------------------------------------------------
+
+
+def draw_batches(
+    strategy: str, n: int, size: int, streams: Sequence[torch.Generator], rule: str, probability: float
+) -> list[Tensor | None]:
+    """Draws of augmentation and of CutMix for k batches of `n` images of `size` px, one stream a batch, on the host.
+
+    CutMix's partners (k * n,), boxes (k, size, size) and own shares (k,), then the fields of a `Draw` of k * n rows.
+    The same ones are None whatever was drawn: see `joined`. Each batch draws as it would alone.
+    """
+    draws, boxes = [], []
+    for stream in streams:
+        draws.append(draw(strategy, n, size, stream, rule))
+        boxes.append(draw_box(n, (size, size), stream, probability))
+    mixing: list[Tensor | None] = [None, None, None]
+    if probability > 0:
+        partner = torch.cat([box.partner + i * n for i, box in enumerate(boxes)])
+        mixing = [partner, torch.stack([box.mask() for box in boxes]), torch.tensor([box.share for box in boxes])]
+    return [*mixing, *vars(joined(draws, strategy, n, size)).values()]
+
+
+def apply_batches(x: Tensor, y: Tensor, drawn: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:
+    """Augment and mix k batches, one after another in `x` (k * n, C, H, W), by `draw_batches` on their device.
+
+    `y` (k * n, n_classes): a distribution over the classes for each image; those of mixed images are mixed alike.
+    """
+    partner, mask, share, *given = drawn
+    x = apply(x, Draw(*given))
+    if partner is None or mask is None or share is None:
+        return x, y
+    own, other, labels, others_labels = (t.unflatten(0, (len(mask), -1)) for t in (x, x[partner], y, y[partner]))
+    mixed = torch.where(mask[:, None, None], other, own)
+    mixed_labels = torch.lerp(others_labels, labels, share.to(y.dtype).view(-1, 1, 1))
+    return mixed.flatten(0, 1), mixed_labels.flatten(0, 1)

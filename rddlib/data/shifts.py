@@ -9,19 +9,13 @@ the same images.
 
 from __future__ import annotations
 
-import io
-from collections.abc import Sequence
-from pathlib import Path
-
 import numpy as np
 import torch
 from torch import Tensor
 
-from .. import files
-from ..base import SettingError, digest, generator, write_atomic
+from ..base import SettingError, generator
 from .corruptions import TABLE
 from .dataset import resized
-from .sources import DataError
 
 SHIFTS = ("noise", "blur", "invert")  # the paper's, in the order of its table
 MATCHED = ("noise_matched", "blur_matched")  # an inversion is as severe at any size
@@ -127,47 +121,3 @@ def corrupted(images: Tensor, kind: str, severity: int, seed: int = 0) -> Tensor
         found = change(images[start : start + BLOCK].cpu().float() / 255, constants[severity - 1], stream)
         out[start : start + BLOCK] = (found.clamp(0, 1) * 255).round().to(torch.uint8)
     return out.to(images.device)
-
-
-# --- kept on disk -----------------------------------------------------------------------------------------
-
-
-def cached(
-    images: Tensor, kind: str, severity: int = 1, seed: int = 0, folders: Sequence[str | Path] = ()
-) -> tuple[Tensor, str]:
-    """Shifted or corrupted images and their hash, from a file of one of `folders` where there is one.
-
-    `kind`: one of `CORRUPTIONS`, or of `SHIFTS` and `MATCHED` at the resolution of `images` with the 32 px numbers
-    (`severity` is then without meaning). Without a file one is written to the last of `folders`; without folders
-    nothing is. The file's name has a hash of the images and of all that was asked; its content is checked against its
-    own hash. **It holds images of the data set**: name a work folder, never one that is committed. Size: as the images
-    (31 MB for CIFAR-10's test part).
-    """
-    places = [Path(place) for place in folders]
-    asked = f"{kind}{severity}" if kind in TABLE else kind
-    constants = TABLE[kind][1] if kind in TABLE else shift_parameters("", kind, images.shape[-1])
-    name = f"{asked}-seed{seed}-{digest(f'{constants} {BLOCK}', images)[:16]}.npz"
-    for place in places:
-        if (place / name).is_file():
-            return _read_images(place / name, images)
-    if kind in TABLE:
-        found = corrupted(images, kind, severity, seed)
-    else:
-        found = shifted_as_defined(images, kind, "", seed=seed)
-    sha = digest(found)
-    if places:
-        buffer = io.BytesIO()
-        np.savez(buffer, images=found.cpu().numpy(), sha256=np.array(sha))
-        write_atomic(places[-1] / name, files.sealed(buffer.getvalue()))
-    return found, sha
-
-
-def _read_images(file: Path, like: Tensor) -> tuple[Tensor, str]:
-    try:
-        pack = files.arrays(files.read_plain(file))
-        images, sha = pack["images"], str(pack["sha256"])
-    except Exception as error:
-        raise DataError(f"{file}: cannot be read as saved images ({error}); delete it to have it made again") from error
-    if images.shape != tuple(like.shape) or images.dtype != np.uint8 or digest(images) != sha:
-        raise DataError(f"{file}: saved images do not fit their hash; delete the file to have it made again")
-    return torch.from_numpy(images).to(like.device), sha

@@ -15,7 +15,7 @@ it had K small ones.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import cast
 
@@ -24,15 +24,18 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call, vmap
 
-from ..base import sent, sent_together
+from ..base import packed, sent, unpacked
 from ..data import augment
 from ..data.dataset import DataSet
 from ..models import fused
+from ..risk import robust_loss
 from . import matching, synthetic
-from .glad.prior import Prior
-from .loop import Drawn, Loop, State
+from .glad.prior import Codes, Prior
+from .loop import Batch, Loop, State
 from .settings import DistillSettings
 
+StepDraws = dict[str, list[Tensor | None]]  # what chance decides in one inner step, see `ClassLoop.host_step`
+Objective = Callable[[Tensor], Tensor]  # losses (n_classes, N), a row a class -> a scalar that has no term of two rows
 MOST_AT_ONCE = 2**28  # 1 GB of float32; some six times as much is needed. IDC's numbers for CIFAR-10 are 1.7e8.
 
 
@@ -56,8 +59,17 @@ def kind(settings: DistillSettings, data: DataSet) -> type[Loop]:
     return ClassLoop if at_once(settings, data) else Loop
 
 
+def _mean(losses: Tensor) -> Tensor:
+    """The mean loss of each class, summed: losses (n_classes, N)."""
+    return losses.sum() / losses.shape[1]
+
+
 class ClassLoop(Loop):
-    """`Loop` with its image steps in closed form. The activations of all classes are in memory together."""
+    """`Loop` with its image steps in closed form. The activations of all classes are in memory together.
+
+    On a card the draws of a whole outer step are made on the host beforehand and sent in one copy, a row of bytes for
+    each inner step. Only where the network chooses the images that are matched is a row made when its turn has come.
+    """
 
     def __init__(self, data: DataSet, settings: DistillSettings, state: State, prior: Prior) -> None:
         super().__init__(data, settings, state, prior)
@@ -68,46 +80,20 @@ class ClassLoop(Loop):
         self.left = self._powers([(k - 1 - i, k - 1 - i) for i in range(k)])
         named = {id(p): name for name, p in self.net.named_parameters()}
         self.names = [named[id(p)] for p in self.matched]
+        self.classes = torch.arange(k, device=self.device)
+        self.rows: list[Tensor] = []  # draws of the inner steps to come, uint8 (bytes,) each, on the device
+        self.layout: StepDraws = {}  # tensors of the types and shapes that are in a row
+        self.drawn: StepDraws = {}  # draws of the present inner step, on the device
 
-    def image_steps(self) -> Tensor:
-        """As `Loop.image_steps`: moves the images of every class, returns the summed distance."""
-        classes = range(self.data.n_classes)
-        drawn = self.host_draws(classes)
-        distances, gradients = self.gradients(self.reading_points(), classes, drawn)
-        self._advance(gradients)
-        return distances.sum()
+    # --- draws --------------------------------------------------------------------------------------------
 
-    def reading_points(self) -> Tensor:
-        """The images (n_classes, ipc, C, H, W) as each class's turn finds them."""
-        x = self._by_class(self.codes["pixels"])
-        if self.parts.image_step == "sum":
-            return x
-        v = self._by_class(self.velocity["pixels"])
-        return x - self.rates["pixels"] * v * _like(self.before, v)
+    def host_step(self) -> StepDraws:
+        """What chance decides in one inner step, on the host. On a card "net" and "risk" too: `Loop._update_draws`.
 
-    def gradients(self, x: Tensor, classes: range, drawn: Sequence[Drawn]) -> tuple[Tensor, Tensor]:
-        """Distance of each of these classes (n,) and its gradient at their images x (n, ipc, C, H, W), all at once.
-
-        `drawn`: one draw a class, on the host. In the batches that are seen the classes take turns, image by image.
+        "images": indices of real images (batch_real * n_classes,), places of the matched ones among all decoded images
+        (batch_synthetic * n_classes,), classes in turn, and the fields of the draws of augmentation for both.
         """
-        x = x.detach().requires_grad_()
-        real, real_theta, place, theta = self._joined(drawn)
-        wanted = augment.apply(self.data.normalise(self.data.train_images[real]), real_theta)
-        decoded = synthetic.decode(x.flatten(0, 1), self.s.factor)
-        given = augment.apply(self.data.normalise(decoded[place]), theta)
-        labels = torch.arange(classes.start, classes.stop, classes.step, device=x.device)
-        known = self.parts.objective == "gradient" and fused.differentiable(self.net)
-        way = self._written_out if known and fused.allowed(given) and not fused.autocast(x) else self._repeated
-        gaps, at_given = way(wanted, given, labels)
-        (gradient,) = torch.autograd.grad(given, x, at_given)
-        return gaps, gradient
-
-    def _joined(self, drawn: Sequence[Drawn]) -> tuple[Tensor, augment.Draw, Tensor, augment.Draw]:
-        """Draws of n classes as those of two batches, classes in turn, on the device: sent in one copy.
-
-        Indices of real images (batch_real * n,), their draw, places of the matched ones among the decoded images of
-        these classes (batch_synthetic * n,), and their draw.
-        """
+        drawn = self.host_draws(range(self.data.n_classes))
         decoded, size = self.s.ipc * self.s.factor**2, self.data.shape[1]
         real = torch.stack([each.real for each in drawn], 1).flatten()
         every = torch.arange(decoded)
@@ -115,41 +101,121 @@ class ClassLoop(Loop):
         place = torch.stack(chosen, 1).flatten()
         thetas = [each.theta for each in drawn]
         joined = [augment.joined(thetas, self.s.match_augment, 1, size, len(t) // len(drawn)) for t in (real, place)]
-        fields = [list(vars(theta).values()) for theta in joined]
-        there = sent_together([real, place, *fields[0], *fields[1]], self.device)
-        number = len(fields[0])
-        first, second = augment.Draw(*there[2 : 2 + number]), augment.Draw(*there[2 + number :])
-        return cast(Tensor, there[0]), first, cast(Tensor, there[1]), second
+        step: StepDraws = {"images": [real, place, *vars(joined[0]).values(), *vars(joined[1]).values()]}
+        if self.device.type != "cpu" and (self.s.inner_steps > 1 or self.parts.train_last):
+            for kind in ("net", "risk"):
+                step[kind] = self._update_draws(self._indices(kind), self.streams[f"{kind} augment"])
+        return step
 
-    def _written_out(self, wanted: Tensor, given: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Distances (n,) and the gradient of their sum at the images `given`; both batches have classes in turn."""
-        n, metric = len(labels), self.parts.metric
+    def next_row(self) -> Tensor:
+        """The draws of the next inner step on the device, as one row of bytes (n,)."""
+        if not self.rows:
+            number = 1 if self.s.real_choice == "representative" else self.s.inner_steps
+            steps = [self.host_step() for _ in range(number)]
+            self.layout = steps[0]
+            rows = torch.stack([packed([t for part in step.values() for t in part]) for step in steps])
+            self.rows = list(sent(rows, self.device))
+        return self.rows.pop(0)
 
-        def loss(logits: Tensor) -> Tensor:
-            times = len(logits) // n
-            return F.cross_entropy(logits, labels.repeat(times), reduction="sum") / times
+    def next_draws(self) -> StepDraws:
+        """The draws of the next inner step on the device."""
+        return self.from_row(self.next_row())
+
+    def from_row(self, row: Tensor) -> StepDraws:
+        """The draws that `next_row` gave as bytes, views of them."""
+        there = iter(unpacked(row, [t for part in self.layout.values() for t in part]))
+        return {name: [next(there) for _ in part] for name, part in self.layout.items()}
+
+    def _update_batches(self, kind: str, whole: tuple[Tensor, Tensor] | None) -> Iterator[Batch]:
+        if self.device.type == "cpu":
+            return super()._update_batches(kind, whole)
+        return self._batches_together(whole, self.drawn[kind])
+
+    # --- images -------------------------------------------------------------------------------------------
+
+    def image_steps(self) -> Tensor:
+        """As `Loop.image_steps`: moves the images of every class, returns the summed distance."""
+        self.drawn = self.host_step() if self.device.type == "cpu" else self.next_draws()
+        distances, gradients = self.gradients(self.reading_points())
+        self._advance(gradients)
+        return distances.sum()
+
+    def reading_points(self) -> Codes:
+        """The codes of all images (n_classes * ipc, ...) as each class's turn finds them."""
+        if self.parts.image_step == "sum":
+            return self.codes
+        points = {}
+        for name, code in self.codes.items():
+            v = self._by_class(self.velocity[name])
+            points[name] = (self._by_class(code) - self.rates[name] * v * _like(self.before, v)).flatten(0, 1)
+        return points
+
+    def gradients(self, at: Codes) -> tuple[Tensor, Codes]:
+        """Distance of each class (n_classes,) and its gradient at the codes `at` of its images, all at once.
+
+        In the batches that are seen the classes take turns, image by image.
+        """
+        codes = {name: code.detach().requires_grad_() for name, code in at.items()}
+        images = self.prior.decode(codes, self.labels)
+        own = images.detach().requires_grad_()
+        real, place, *fields = self.drawn["images"]
+        number = len(fields) // 2
+        x = self.data.normalise(self.data.train_images[real])
+        wanted = augment.apply(x, augment.Draw(*fields[:number]))
+        decoded = synthetic.decode(own, self.s.factor)
+        given = augment.apply(self.data.normalise(decoded[place]), augment.Draw(*fields[number:]))
+        known = self.parts.objective == "gradient" and fused.differentiable(self.net)
+        way = self._written_out if known and fused.allowed(given) and not fused.autocast(x) else self._repeated
+        gaps, at_given = way(wanted, given, self._objective(x, cast(Tensor, real)))
+        (pixels,) = torch.autograd.grad(given, own, at_given)
+        pulled = torch.autograd.grad(images, list(codes.values()), pixels)
+        return gaps, dict(zip(codes, pulled, strict=True))
+
+    def _objective(self, x: Tensor, real: Tensor) -> Objective:
+        """What the gradients of the real images `x`, at the indices `real`, are taken of, see `Loop._target`."""
+        if not self.in_matching:
+            return _mean
+        groups, n_groups = self._groups(x, self._labels(len(x)), self._matched_places(), real)
+        robust: Callable[..., Tensor] = vmap(partial(robust_loss, n_groups=n_groups, term=self.term))
+        weight = 1 + self.term.average + self.term.worst if self.term.differentiable else 1
+        return lambda losses: robust(losses, self._rows(groups)).sum() / weight
+
+    def _written_out(self, wanted: Tensor, given: Tensor, objective: Objective) -> tuple[Tensor, Tensor]:
+        """Distances (n_classes,) and the gradient of their sum at the images `given`; classes in turn in both batches.
+
+        `objective`: that of the images `wanted`.
+        """
+        n, linear = self.data.n_classes, self.parts.metric == "dc"
+
+        def loss(logits: Tensor, objective: Objective = _mean) -> Tensor:
+            losses = F.cross_entropy(logits, self._labels(len(logits)), reduction="none")
+            return objective(self._rows(losses))
 
         def distances(found: list[Tensor]) -> Tensor:
-            own = [g.unflatten(0, (n, -1)) for g in found]
-            return vmap(partial(matching.distance, metric=metric))(target, own)
+            return self._distances(target, [g.unflatten(0, (n, -1)) for g in found])
 
-        linear = metric == "dc"
-        target = [g.unflatten(0, (n, -1)) for g in fused.weight_gradients(self.net, wanted, loss, linear, n)]
+        goal = fused.weight_gradients(self.net, wanted, partial(loss, objective=objective), linear, n)
+        target = [g.unflatten(0, (n, -1)) for g in goal]
         return fused.image_gradient(self.net, given.detach(), loss, distances, linear, n)
 
-    def _repeated(self, wanted: Tensor, given: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def _repeated(self, wanted: Tensor, given: Tensor, objective: Objective) -> tuple[Tensor, Tensor]:
         """As `_written_out` for any network and for feature means: weights repeated for every class, autograd."""
-        given, n = given.detach().requires_grad_(), len(labels)
-        by_class = [t.unflatten(0, (-1, n)).transpose(0, 1) for t in (wanted, given)]
+        given = given.detach().requires_grad_()
+        by_class = [t.unflatten(0, (-1, self.data.n_classes)).transpose(0, 1) for t in (wanted, given)]
         with fused.use(False):  # the fused forms are not for torch.func
-            target = [t.detach() for t in self.statistics(by_class[0], labels)]
-            found = self.statistics(by_class[1], labels)
-            gaps = vmap(partial(matching.distance, metric=self.parts.metric))(target, found)  # (n,)
+            target = [t.detach() for t in self.statistics(by_class[0], objective)]
+            found = self.statistics(by_class[1])
+            gaps = self._distances(target, found)
             (gradient,) = torch.autograd.grad(gaps.sum(), given)
         return gaps.detach(), gradient
 
-    def statistics(self, x: Tensor, labels: Tensor) -> list[Tensor]:
-        """What is matched, of each class's batch: (n, ...) each; images x (n, N, C, H, W), labels (n,).
+    def _distances(self, target: list[Tensor], found: list[Tensor]) -> Tensor:
+        """Distance of the statistics of each class (n_classes,); both (n_classes, ...) each."""
+        gaps: Tensor = vmap(partial(matching.distance, metric=self.parts.metric))(target, found)
+        return gaps
+
+    def statistics(self, x: Tensor, objective: Objective = _mean) -> list[Tensor]:
+        """What is matched, of each class's batch: (n_classes, ...) each; images x (n_classes, N, C, H, W).
 
         Differentiable in the images where they ask for it.
         """
@@ -162,32 +228,42 @@ class ClassLoop(Loop):
         matched = {name: weights[name].clone().requires_grad_() for name in self.names}
         weights |= matched
         logits = vmap(lambda w, batch: functional_call(self.net, w, (batch,)))(weights, x)  # (n, N, n_classes)
-        loss = F.cross_entropy(logits.flatten(0, 1), labels.repeat_interleave(size), reduction="sum") / size
+        losses = F.cross_entropy(logits.flatten(0, 1), self.classes.repeat_interleave(size), reduction="none")
+        loss = objective(losses.view(n, size))
         return list(torch.autograd.grad(loss, list(matched.values()), create_graph=x.requires_grad))
 
-    def _advance(self, gradients: Tensor) -> None:
-        """All steps of the images, by the gradients (n_classes, ipc, C, H, W)."""
-        if self.parts.image_step == "sum":
-            step = gradients
+    def _advance(self, gradients: Codes) -> None:
+        """All steps of the images, by the gradients (n_classes * ipc, ...) at their codes."""
+        for name, gradient in gradients.items():
+            code, velocity = self.codes[name], self.velocity[name]
+            g = self._by_class(gradient)
             if self.s.image_rule != "sgd":
-                step = torch.stack([self.direction(gradient) for gradient in gradients])
-            self.velocity["pixels"].mul_(self.s.momentum_image).add_(step.flatten(0, 1))
-            self.codes["pixels"] -= self.rates["pixels"] * self.velocity["pixels"]
-            return
-        x = self._by_class(self.codes["pixels"])
-        v = self._by_class(self.velocity["pixels"])
-        g = gradients
-        if self.s.image_rule != "sgd":
-            g = torch.stack([self.direction(gradient) for gradient in gradients])
-        x -= self.rates["pixels"] * (v * _like(self.through, v) + g * _like(self.after, g))
-        v.mul_(self.s.momentum_image**self.data.n_classes).add_(g * _like(self.left, g))
+                g = vmap(self.direction)(g)
+            if self.parts.image_step == "sum":
+                velocity.mul_(self.s.momentum_image).add_(g.flatten(0, 1))
+                code -= self.rates[name] * velocity
+                continue
+            v = self._by_class(velocity)
+            step = v * _like(self.through, v) + g * _like(self.after, g)
+            code -= self.rates[name] * step.flatten(0, 1)
+            v.mul_(self.s.momentum_image**self.data.n_classes).add_(g * _like(self.left, g))
+
+    # --- shapes -------------------------------------------------------------------------------------------
 
     def _by_class(self, code: Tensor) -> Tensor:
         return code.view(self.data.n_classes, self.s.ipc, *code.shape[1:])
 
+    def _labels(self, number: int) -> Tensor:
+        """Labels of so many images, classes in turn."""
+        return self.classes.repeat(number // self.data.n_classes)
+
+    def _rows(self, values: Tensor) -> Tensor:
+        """Numbers of images, classes in turn, as a row a class (n_classes, N)."""
+        return values.view(-1, self.data.n_classes).T
+
     def _powers(self, ends: list[tuple[int, int]]) -> Tensor:
         """m^a + .. + m^b for each class (n_classes,); an empty sum is 0."""
-        like = self.codes["pixels"]
+        like = next(iter(self.codes.values()))
         sums = [sum(self.s.momentum_image**j for j in range(a, b + 1)) for a, b in ends]
         return sent(torch.tensor(sums, dtype=like.dtype), like.device)
 

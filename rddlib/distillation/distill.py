@@ -19,7 +19,7 @@ from ..base import RESULTS, SettingError, digest, generator, write_atomic
 from ..data.dataset import DataSet
 from ..data.sources import DataError
 from ..models import fused, networks
-from . import batched, batches, clusters, synthetic
+from . import batches, clusters, graph, synthetic
 from .glad import prior
 from .kip import inducing_points
 from .loop import State, outer_step
@@ -61,7 +61,7 @@ def distill(
     try:
         while state.outer < settings.outer_steps:
             with networks.arithmetic(settings.precision, data.train_images.device):
-                state = outer_step(data, settings, state, source, batched.kind(settings, data))
+                state = outer_step(data, settings, state, source, graph.kind(settings, data))
             if checkpoint is not None and (state.outer % every == 0 or state.outer == settings.outer_steps):
                 save_state(checkpoint, state, of)
             if on_step is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import cast
 
 import torch
@@ -40,6 +41,7 @@ STREAMS = (
     "start batch",
     "start augment",
 )
+TOGETHER = 32  # updates before the first image step whose images are augmented in one call, on devices but a CPU
 PROBED = 256  # images on which the loop's network is probed: a few milliseconds beside an outer step
 
 
@@ -88,9 +90,10 @@ def outer_step(
         probed = {0: "probe_last"}
     distances, losses, looks = [], [], dict[str, Tensor]()
     for step in range(settings.inner_steps):
-        distances.append(loop.image_steps())
-        if step < trainings:
-            losses.append(loop.network_steps(first=step == 0, last=step == trainings - 1))
+        distance, loss = loop.inner_step(step < trainings, first=step == 0, last=step == trainings - 1)
+        distances.append(distance)
+        if loss is not None:
+            losses.append(loss)
             if step in probed and settings.net_steps:
                 looks[probed[step]] = loop.probe()
     loop.finish()
@@ -161,7 +164,8 @@ class Loop:
             if self.groups is None:
                 self.centres = sent(self._choose_centres(), self.device)
                 self.n_groups = len(self.centres)
-            self.group_weights = torch.full((self.n_groups,), 1 / self.n_groups, device=self.device)
+            like = next(iter(self.codes.values()))
+            self.group_weights = like.new_full((self.n_groups,), 1 / self.n_groups)
 
     @torch.no_grad()
     def stored(self) -> SyntheticSet:
@@ -172,6 +176,11 @@ class Loop:
         """After the last inner step: pixels are clamped, once an outer step, as published."""
         if set(self.codes) == {"pixels"} and self.parts.coordinates == "pixel":
             self.codes["pixels"].clamp_(0, 1)
+
+    def inner_step(self, trained: bool = True, first: bool = False, last: bool = False) -> tuple[Tensor, Tensor | None]:
+        """Image steps and, if it is `trained`, the network's updates; what both return. See `network_steps`."""
+        distance = self.image_steps()
+        return distance, self.network_steps(first, last) if trained else None
 
     # --- images -------------------------------------------------------------------------------------------
 
@@ -231,7 +240,7 @@ class Loop:
         if self.s.real_choice == "representative":
             return self.representatives.batch(c, self.net)
         if self.s.real_choice == "balanced":
-            return batch_of_groups(self.members[c], self._host_groups(), self.s.batch_real, self.streams["real"])
+            return batch_of_groups(self.members[c], self._host_groups, self.s.batch_real, self.streams["real"])
         chosen = torch.randperm(len(self.members[c]), generator=self.streams["real"])[: self.s.batch_real]
         return self.members[c][chosen]
 
@@ -360,9 +369,9 @@ class Loop:
         """
         sums = torch.zeros(2, device=self.device)
         whole = None if self.parts.net_data == "real" or not self.s.net_steps else self.stored().decoded()
-        extra = self._batches(None, self._extra_indices() if self.in_network else [], self.streams["risk augment"])
+        extra = self._update_batches("risk", None)
         tiles = self._centre_tiles() if self.in_network and self.s.net_steps else None
-        for number, batch in enumerate(self._batches(whole, self._net_indices(whole), self.streams["net augment"])):
+        for number, batch in enumerate(self._update_batches("net", whole)):
             losses = self._losses(batch)
             loss = losses.mean()
             if self.in_network:
@@ -378,15 +387,13 @@ class Loop:
 
     def start_network(self) -> None:
         """The updates before the first image step: real images, cross-entropy alone (IDC on ImageNet: ten epochs)."""
-        size, stream = (self.s.net_start_steps, self.s.net_batch), self.streams["start batch"]
-        if self.s.net_start_steps == 0:
-            return
-        indices = sent(torch.randint(len(self.data.train_labels), size, generator=stream), self.device)
-        for batch in self._batches(None, indices.unbind(), self.streams["start augment"]):
-            loss = self._losses(batch).mean()
-            self.optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            self.optimiser.step()
+        indices = self._indices("start")
+        for begin in range(0, len(indices), TOGETHER):
+            for batch in self._batches(None, indices[begin : begin + TOGETHER], self.streams["start augment"]):
+                loss = self._losses(batch).mean()
+                self.optimiser.zero_grad(set_to_none=True)
+                loss.backward()
+                self.optimiser.step()
 
     def _with_term(
         self, batch: Batch, losses: Tensor, extra: Batch | None, tiles: Tensor | None, looked_at: bool
@@ -409,7 +416,7 @@ class Loop:
         if self.s.worst_step:
             before = self.group_weights.to(losses.dtype)
             weights = group_weights(before, all_losses, groups, n_groups, self.term, self.s.worst_step)
-            self.group_weights = weights
+            self.group_weights.copy_(weights)
         if extra is None and weights is None:
             loss = robust_loss(losses, groups, n_groups, self.term)
         else:
@@ -464,27 +471,33 @@ class Loop:
         right: Tensor = predicted == self.data.test_labels[places]
         return right.double().mean()
 
-    def _extra_indices(self) -> list[Tensor]:
-        """Further real images (risk_images - net_batch,) of the term in each update; [] where there are none."""
-        if self.s.risk_images is None or self.s.risk_images == self.s.net_batch:
-            return []
-        size, stream = (self.s.net_steps, self.s.risk_images - self.s.net_batch), self.streams["risk batch"]
-        return list(sent(torch.randint(len(self.data.train_labels), size, generator=stream), self.device))
+    def _indices(self, kind: str) -> list[Tensor]:
+        """Which images each update takes, drawn on the host.
 
-    def _net_indices(self, whole: tuple[Tensor, Tensor] | None) -> Sequence[Tensor]:
-        """Which images each update takes, drawn ones of the real or of the `whole` synthetic set; sent in one copy."""
-        stream, drawn = self.streams["net batch"], []
-        for _ in range(self.s.net_steps):
-            if whole is None:
-                drawn.append(torch.randint(len(self.data.train_labels), (self.s.net_batch,), generator=stream))
-            else:
-                drawn.append(torch.randperm(len(whole[1]), generator=stream)[: self.s.net_batch])
-        return sent(torch.stack(drawn), self.device).unbind() if drawn else []
+        Of an inner step: for the training ("net"; real ones, or of the synthetic set) and further real ones for the
+        term ("risk"). Before the first image step: "start".
+        """
+        stream, updates = self.streams[f"{kind} batch"], self.s.net_steps
+        if kind == "net" and self.parts.net_data == "synthetic":
+            n = self.data.n_classes * self.s.ipc * self.s.factor**2
+            return [torch.randperm(n, generator=stream)[: self.s.net_batch] for _ in range(updates)]
+        n, size = len(self.data.train_labels), self.s.net_batch
+        if kind == "net":
+            return [torch.randint(n, (size,), generator=stream) for _ in range(updates)]
+        if kind == "start":
+            updates = self.s.net_start_steps
+        else:
+            size = (self.s.risk_images or size) - size if self.in_network else 0
+        return list(torch.randint(n, (updates, size), generator=stream)) if updates and size else []
 
     def _net_batch(self, whole: tuple[Tensor, Tensor] | None, index: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised images and labels of one update: real ones, or of the synthetic set as it is now."""
         images, labels = whole or (self.data.train_images, self.data.train_labels)
         return self.data.normalise(images[index]), labels[index]
+
+    def _update_batches(self, kind: str, whole: tuple[Tensor, Tensor] | None) -> Iterator[Batch]:
+        """The batches of the updates of one inner step; `kind` as in `_indices`."""
+        return self._batches(whole, self._indices(kind), self.streams[f"{kind} augment"])
 
     def _batches(
         self, whole: tuple[Tensor, Tensor] | None, indices: Sequence[Tensor], stream: torch.Generator
@@ -495,7 +508,7 @@ class Loop:
         operations whatever was drawn: their images are in memory together.
         """
         if self.device.type != "cpu":
-            yield from self._batches_together(whole, indices, stream)
+            yield from self._batches_together(whole, sent_together(self._update_draws(indices, stream), self.device))
             return
         for index in indices:
             x, y = self._net_batch(whole, index)
@@ -503,31 +516,22 @@ class Loop:
             seen, partner, share = augment.cutmix(augment.apply(x, drawn), stream, self.s.cutmix)
             yield Batch(x, y, index, seen, (partner, share))
 
-    def _batches_together(
-        self, whole: tuple[Tensor, Tensor] | None, indices: Sequence[Tensor], stream: torch.Generator
-    ) -> Iterator[Batch]:
+    def _update_draws(self, indices: Sequence[Tensor], stream: torch.Generator) -> list[Tensor | None]:
+        """The indices of k updates (k, n) and what `augment.draw_batches` draws for them, on the host; [] of none."""
         if not indices:
+            return []
+        how = self.s.net_augment, len(indices[0]), self.data.shape[1], [stream] * len(indices), self.parts.augment_rule
+        return [torch.stack(list(indices)), *augment.draw_batches(*how, self.s.cutmix)]
+
+    def _batches_together(self, whole: tuple[Tensor, Tensor] | None, drawn: Sequence[Tensor | None]) -> Iterator[Batch]:
+        """The batches of what `_update_draws` drew, on the device."""
+        if not drawn:
             return
-        k, n, size = len(indices), len(indices[0]), self.data.shape[1]
-        draws, boxes = [], []
-        for _ in indices:
-            draws.append(augment.draw(self.s.net_augment, n, size, stream, self.parts.augment_rule))
-            boxes.append(augment.draw_box(n, (size, size), stream, self.s.cutmix))
-        rows = vars(augment.joined(draws, self.s.net_augment, n, size))
-        partner = torch.cat([box.partner + i * n for i, box in enumerate(boxes)])
-        mask, share = torch.stack([box.mask() for box in boxes]), torch.tensor([box.share for box in boxes])
-        there = sent_together([partner, mask, share, *rows.values()], self.device)
-        partner, mask, share = (cast(Tensor, t) for t in there[:3])
-        index = torch.stack(list(indices)).flatten()
-        x, y = self._net_batch(whole, index)
-        seen = augment.apply(x, augment.Draw(*there[3:]))
+        index = cast(Tensor, drawn[0])
+        x, y = self._net_batch(whole, index.flatten())
         labels = F.one_hot(y, self.data.n_classes).to(x.dtype)
-        if self.s.cutmix > 0:
-            mask, share = mask.repeat_interleave(n, 0, output_size=k * n)[:, None], share.to(x.dtype)
-            share = share.repeat_interleave(n, 0, output_size=k * n)[:, None]
-            seen = torch.where(mask, seen[partner], seen)
-            labels = torch.lerp(labels[partner], labels, share)
-        for parts in zip(*(t.split(n) for t in (x, y, index, seen, labels)), strict=True):
+        seen, labels = augment.apply_batches(x, labels, drawn[1:])
+        for parts in zip(*(t.chunk(len(index)) for t in (x, y, index.flatten(), seen, labels)), strict=True):
             yield Batch(*parts)
 
     def _losses(self, batch: Batch) -> Tensor:
@@ -602,6 +606,7 @@ class Loop:
             return known, number
         return self.data.train_labels * number + known, number * self.data.n_classes
 
+    @cached_property
     def _host_groups(self) -> Tensor:
         """The groups of the data, on the host, where batches are drawn."""
         if self.data.train_groups is None:

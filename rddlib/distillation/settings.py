@@ -210,10 +210,6 @@ class DistillSettings(RiskSettings, KipSettings):
 
     def one_by_one(self) -> str:
         """Why the classes have to be taken one after another, "" if they need not."""
-        if self.parts().prior != "none":
-            return "with a prior: images alone are repeated, not generators"
-        if self.where == "matching" and self.risk != "control":
-            return "where = 'matching': each class has clusters of its own"
         if self.match_groups == "equal":
             return "with match_groups = 'equal': each class has weights of its own"
         return "for a ViT: its dropout draws batch by batch" if self.network == "vit" else ""

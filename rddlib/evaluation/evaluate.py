@@ -125,12 +125,24 @@ def train(
 
     Returns what is tested, in evaluation mode: the last step. `at` and `look` as in `training.train`.
     """
-    net = networks.build(
+    how = settings.training(len(images), factor)
+    net = _fresh(data, settings, seed, images.device)
+    return recipes.train(net, images, labels, data, how, seed, at=at, look=look)
+
+
+def _fresh(data: DataSet, settings: EvaluateSettings, seed: int, device: torch.device) -> nn.Module:
+    return networks.build(
         settings.eval_network, data.shape, data.n_classes, depth=settings.eval_depth, width=settings.eval_width,
         generator=generator(seed, "evaluate", "net"),
-    ).to(images.device, non_blocking=True)  # fmt: skip
-    how = settings.training(len(images), factor)
-    return recipes.train(net, images, labels, data, how, seed, at=at, look=look)
+    ).to(device, non_blocking=True)  # fmt: skip
+
+
+def _together(asked: bool | None, settings: EvaluateSettings, device: torch.device) -> bool:
+    """Whether the trainings run side by side, with one operation for all: on CUDA, unless each is looked into."""
+    if asked and settings.eval_audit:
+        raise SettingError("eval_audit", settings.eval_audit, "0 for trainings side by side")
+    able = settings.eval_network != "vit" and not settings.eval_audit
+    return (device.type == "cuda" and able) if asked is None else asked
 
 
 def evaluate(
@@ -143,6 +155,7 @@ def evaluate(
     done: Sequence[Metrics] = (),
     on_seed: Callable[[list[Metrics]], None] | None = None,
     factor: int = 1,
+    together: bool | None = None,
 ) -> Metrics:
     """Train `eval_seeds` networks from scratch on `images` and test each; lists have one entry a network.
 
@@ -154,7 +167,9 @@ def evaluate(
     them (`metrics.nulls` says what chance gives), and `steps`, the updates of one training. With `eval_audit` there are
     `audit_last`, `audit_chosen`, `audit_best` and the curves behind them at `audit_steps`. `done` holds the results of
     trainings that need not be repeated; `on_seed` is called with all results so far; `folders` are those of
-    `groups.kmeans_groups`; `factor` is that of a multi-formation set, used by `eval_scale_steps`.
+    `groups.kmeans_groups`; `factor` is that of a multi-formation set, used by `eval_scale_steps`. `together`: whether
+    the trainings run side by side in one network, by default on CUDA where they can; it is no setting, since the
+    numbers are the same up to rounding, as they are from one device to another. SettingError where they cannot.
     """
     check_fit(data, settings)
     fused.keep_memory()
@@ -164,10 +179,17 @@ def evaluate(
     bench = TestBench.of(data, settings.eval_groups, settings.eval_shifts, settings.eval_honest_groups, folders,
                          settings.eval_corruptions)  # fmt: skip
     rows = list(done)
-    for number in range(len(rows), settings.eval_seeds):
+    seeds = [derive_seed(seed, "evaluation", number) for number in range(len(rows), settings.eval_seeds)]
+    stacked = []
+    if seeds and _together(together, settings, images.device):
+        fresh = [_fresh(data, settings, each, images.device) for each in seeds]
+        with networks.arithmetic(settings.eval_precision, images.device):
+            how = settings.training(len(images), factor)
+            stacked = recipes.train_together(fresh, images, labels, data, how, seeds)
+    for number, each in enumerate(seeds):
         look = Audit(data, *validation) if validation else None
         with networks.arithmetic(settings.eval_precision, images.device):
-            net = train(images, labels, data, settings, derive_seed(seed, "evaluation", number), factor, at, look)
+            net = stacked[number] if stacked else train(images, labels, data, settings, each, factor, at, look)
             rows.append(bench.score(net, data) | (look.row() if look else {}))
         if on_seed is not None:
             on_seed(rows)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -17,9 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..base import SettingError, generator, sent
+from ..base import SettingError, generator, sent, sent_together
 from ..data import augment
 from ..data.dataset import DataSet
+from . import stacked
 
 Recipe = Literal["idc", "dc", "glad"]
 RECIPES = get_args(Recipe)
@@ -119,16 +120,49 @@ def train(
     would be tested then; it draws nothing from the streams, so training is the same bit for bit with and without it.
     """
     order, stream = generator(seed, purpose, "order"), generator(seed, purpose, "augment")
-    optimiser = torch.optim.SGD(net.parameters(), lr=how.lr, momentum=0.9, weight_decay=5e-4)
-    average = Average(net, decay) if (decay := AVERAGED[known(how.recipe)]) else None
-    a_pass = -(-len(images) // how.batch)
     indices = batches(len(images), how.batch, how.steps, order)
     places = sent(torch.cat(indices), images.device).split([len(index) for index in indices])
-    for step, index in enumerate(places):
+    losses = (_loss(net, data.normalise(images[index]), labels[index], how, stream) for index in places)
+    return _descend(net, losses, how, len(images), at, look)
+
+
+def train_together(
+    nets: Sequence[nn.Module], images: Tensor, labels: Tensor, data: DataSet, how: Training, seeds: Sequence[int]
+) -> list[nn.Module]:
+    """As `train` of each network with its seed, all in the operations of one; equal up to rounding.
+
+    For a device that waits for its host more than it computes. Errors as `stacked.stack`.
+    """
+    whole = stacked.stack(nets)
+    orders = [batches(len(images), how.batch, how.steps, generator(seed, "evaluate", "order")) for seed in seeds]
+    streams = [generator(seed, "evaluate", "augment") for seed in seeds]
+    soft = labels if labels.is_floating_point() else F.one_hot(labels, data.n_classes)
+
+    def losses() -> Iterator[Tensor]:
+        for indices in zip(*orders, strict=True):
+            n = len(indices[0])
+            drawn = augment.draw_batches(how.augment, n, images.shape[-1], streams, RULES[how.recipe], how.cutmix)
+            index, *drawn = sent_together([torch.cat(indices), *drawn], images.device)
+            x = data.normalise(images[index])
+            x, y = augment.apply_batches(x, soft[index].to(x.dtype), drawn)
+            side_by_side = x.unflatten(0, (-1, n)).transpose(0, 1).flatten(1, 2)  # (n, K * C, H, W)
+            yield F.cross_entropy(whole(side_by_side).flatten(0, 1), y, reduction="sum") / n
+
+    stacked.unstack(_descend(whole, losses(), how, len(images)), nets)
+    return [net.eval() for net in nets]
+
+
+def _descend(
+    net: nn.Module, losses: Iterator[Tensor], how: Training, n: int, at: Collection[int] = (), look: Look | None = None
+) -> nn.Module:
+    """Train `net` on `n` images by the recipe, an update a loss, computed in its turn; returns what is tested."""
+    optimiser = torch.optim.SGD(net.parameters(), lr=how.lr, momentum=0.9, weight_decay=5e-4)
+    average = Average(net, decay) if (decay := AVERAGED[known(how.recipe)]) else None
+    a_pass = -(-n // how.batch)
+    for step, loss in enumerate(losses):
         if how.recipe == "dc" and step == how.steps // 2:
             optimiser.state.clear()  # DC makes a new optimiser when the rate falls
         optimiser.param_groups[0]["lr"] = rate(how.recipe, how.lr, step, how.steps)
-        loss = _loss(net, data.normalise(images[index]), labels[index], how, stream)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()

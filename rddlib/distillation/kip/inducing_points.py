@@ -27,7 +27,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ... import files
-from ...base import RESULTS, SettingError, Settings, digest, generator, refuse, setting, write_atomic
+from ...base import (
+    RESULTS,
+    DivergenceError,
+    SettingError,
+    Settings,
+    digest,
+    generator,
+    received,
+    refuse,
+    sent,
+    setting,
+    write_atomic,
+)
 from ...data.dataset import DataSet
 from ...data.sources import DataError
 from .. import synthetic
@@ -100,7 +112,10 @@ class State:
 
 
 def run_round(seen: Tensor, data: DataSet, settings: KipSettings, space: Space, state: State) -> State:
-    """Up to `ROUND` steps; `seen` are the training images as the kernel sees them. `state` is left as it is."""
+    """Up to `ROUND` steps; `seen` are the training images as the kernel sees them. `state` is left as it is.
+
+    Raises DivergenceError, at the end of the round, with the step at which the loss was no finite number.
+    """
     support, targets = state.support.clone().requires_grad_(), state.targets.clone()
     moved = [support, targets.requires_grad_()] if settings.learn_labels else [support]
     rate = settings.kip_lr * (float(space.std.mean()) if settings.kip_clamp else 1)
@@ -111,7 +126,7 @@ def run_round(seen: Tensor, data: DataSet, settings: KipSettings, space: Space, 
     last = min(state.step + ROUND, settings.kip_steps)
     for step in range(state.step, last):
         stream = generator(settings.seed, "kip batch", step)
-        index = torch.randperm(len(seen), generator=stream)[: settings.kip_batch].to(seen.device)
+        index = sent(torch.randperm(len(seen), generator=stream)[: settings.kip_batch], seen.device)
         goal = centred(data.train_labels[index], data.n_classes)
         error = loss(settings, _seen(settings, support, space), targets, seen[index].double(), goal)
         adam.zero_grad(set_to_none=True)
@@ -121,8 +136,17 @@ def run_round(seen: Tensor, data: DataSet, settings: KipSettings, space: Space, 
             support.data.clamp_(0, 1)
         losses.append(error.detach())
     made = support.detach()
-    entry = {"loss": float(torch.stack(losses).mean()), "outside": _outside(_pixels(settings, made, space))}
+    told, outside = received([torch.stack(losses), _outside(_pixels(settings, made, space))])
+    bad = (~told.isfinite()).nonzero().flatten().tolist()
+    if bad:
+        raise _diverged(settings, f"step {state.step + bad[0] + 1}")
+    entry = {"loss": float(told.mean()), "outside": float(outside)}
     return State(made, targets.detach(), copy.deepcopy(adam.state_dict()), last, [*state.history, entry])
+
+
+def _diverged(settings: KipSettings, where: str) -> DivergenceError:
+    ridge = f"A larger kip_ridge (now {settings.kip_ridge:g}) may help"
+    return DivergenceError(f"KIP, {where}: the kernel of the images has no Cholesky factor, or is not finite. {ridge}")
 
 
 def _seen(settings: KipSettings, support: Tensor, space: Space) -> Tensor:
@@ -133,9 +157,9 @@ def _pixels(settings: KipSettings, support: Tensor, space: Space) -> Tensor:
     return support if settings.kip_clamp else space.pixels(support)
 
 
-def _outside(pixels: Tensor) -> float:
+def _outside(pixels: Tensor) -> Tensor:
     """Share of the pixel values outside of [0, 1] by more than rounding."""
-    return float(((pixels - 0.5).abs() > 0.5 + 1e-6).double().mean())
+    return ((pixels - 0.5).abs() > 0.5 + 1e-6).double().mean()
 
 
 # --- the whole --------------------------------------------------------------------------------------------
@@ -249,6 +273,8 @@ def _accuracy(
     support: Tensor, targets: Tensor, data: DataSet, settings: KipSettings, space: Space, batch: int
 ) -> float:
     weights = kernels.coefficients(kernel(settings, support, support), targets, settings.kip_ridge)
+    if not weights.isfinite().all():
+        raise _diverged(settings, "evaluation")
     parts = [space.apply(part, torch.float32).double() for part in data.test_images.split(batch)]
     found = torch.cat([(kernel(settings, part, support) @ weights).argmax(1) for part in parts])
     return 100 * float((found == data.test_labels).double().mean())
@@ -267,7 +293,7 @@ def storage(
         "optimised": _accuracy(_seen(settings, state.support, space), state.targets, data, settings, space, batch),
         "clamped": kernel_accuracy(clamped, data, settings, space, batch),
         "8 bits": kernel_accuracy(synthetic.quantised(clamped), data, settings, space, batch),
-        "outside": 100 * _outside(_pixels(settings, state.support, space)),
+        "outside": 100 * float(_outside(_pixels(settings, state.support, space))),
     }
 
 

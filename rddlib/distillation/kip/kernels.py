@@ -236,11 +236,13 @@ def coefficients(k_ss: Tensor, targets: Tensor, ridge: float) -> Tensor:
     """The weights of kernel ridge regression: (K_ss + ridge * trace(K_ss) / n * I)^-1 targets, (n, outputs).
 
     k_ss (n, n), targets (n, outputs). The ridge counts in units of the mean of the diagonal, as in KIP (Nguyen, Chen &
-    Lee 2021), and must be above 0.
+    Lee 2021), and must be above 0. Not a number where rounding leaves the matrix without a Cholesky factor: to raise
+    an error here would make a graphics processor wait for the host.
     """
     size = ridge * k_ss.diagonal().mean()
-    factor = torch.linalg.cholesky(k_ss + size * torch.eye(len(k_ss), dtype=k_ss.dtype, device=k_ss.device))
-    return torch.cholesky_solve(targets, factor)
+    matrix = k_ss + size * torch.eye(len(k_ss), dtype=k_ss.dtype, device=k_ss.device)
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    return torch.cholesky_solve(targets, torch.where(failed > 0, torch.nan, factor))
 
 
 def regress(k_ss: Tensor, k_ts: Tensor, targets: Tensor, ridge: float) -> Tensor:
