@@ -106,7 +106,8 @@ def test_every_arm_has_the_rate_that_was_chosen_for_it_and_twice_as_much_at_ten_
 def test_the_page_of_rules_tells_what_was_measured() -> None:
     text = " ".join((grid.repository_root() / "book" / "real_groups.md").read_text().split())
     found = real_groups.looks(committed("looks")[0]).set_index(["share", "look"]).round(1)
-    for share, look, head in ((0.1, "rotated", "all"), (0.1, "rotated", "random"), (0.1, "inverted", "all"),
-                              (0.1, "inverted", "random"), (0.1, "tinted", "random"), (0.05, "rotated", "all")):  # fmt: skip
+    told = [(0.1, "rotated", "all"), (0.1, "rotated", "random"), (0.1, "inverted", "all"), (0.1, "inverted", "random")]
+    told += [(0.1, "tinted", "random"), (0.05, "rotated", "all")]
+    for share, look, head in told:
         own = found.loc[(share, look)]
         assert f"{own[f'{head}_rare']:.1f} of {own[f'{head}_common']:.1f}" in text, (share, look, head)
