@@ -39,6 +39,7 @@ READERS = {
     "20_methods": LOOK,
     "21_robustness_tests": LOOK,
     "24_implementation_details": LOOK,
+    "27_real_groups": {"seeds": 2},
 }
 ELSEWHERE = {"00_quickstart", test_speedups.PAGE, *test_causes_pages.PAGES, *(p.stem for p in test_paper_pages.PAGES)}
 shown = test_paper_pages.shown  # the fixture: figures are drawn and closed
