@@ -71,14 +71,14 @@ def looks(records: Iterable[Record]) -> pd.DataFrame:
     """
     frame = tidy(records)
     own = frame[frame["test"] == "known_accuracy"]
-    means = own.groupby(["dataset", "method", "group"])["value"].mean()
+    means = own.groupby(["dataset", "method", "group"])["value"].mean().to_dict()
     rows = []
     for name in own["dataset"].unique():
         asked = recipe(name)
         if asked is None:
             raise SettingError("records", name, "runs on sets with a rare look")
-        everything = (float(means[name, "full", 0]), float(means[name, "full", 1]))
-        few = (float(means[name, "random", 0]), float(means[name, "random", 1]))
+        everything = (means[name, "full", 0], means[name, "full", 1])
+        few = (means[name, "random", 0], means[name, "random", 1])
         rows.append([asked.share, asked.look, *everything, *few, qualifies(everything, few)])
     columns = ["share", "look", "all_common", "all_rare", "random_common", "random_rare", "qualifies"]
     order = {"rotated": 0, "inverted": 1, "tinted": 2}
@@ -115,15 +115,21 @@ def by_arm(records: Iterable[Record], names: Mapping[str, str]) -> pd.DataFrame:
     return pd.concat(columns, axis=1)
 
 
+def by_seed_of(table: pd.DataFrame, ipc: int, arm: str, measure: str) -> dict[int, float]:
+    """Seed -> value of an arm, per cent, seeds in order; `table` as from `by_arm`."""
+    own = table.xs((ipc, arm), level=("ipc", "arm"))[measure].dropna().sort_index()
+    return dict(zip(own.index.tolist(), own.tolist(), strict=True))
+
+
 def level(table: pd.DataFrame, ipc: int, arm: str, measure: str) -> Interval:
-    """Mean of an arm over its seeds, with Student's 95 % interval; `table` as from `by_arm`."""
-    return rules.t_interval(table.loc[(ipc, arm), measure])
+    """Mean of an arm over its seeds, with Student's 95 % interval."""
+    return rules.t_interval(list(by_seed_of(table, ipc, arm, measure).values()))
 
 
 def paired(table: pd.DataFrame, ipc: int, arm: str, other: str, measure: str) -> list[float]:
     """Differences arm - other, one for each seed that both have, seeds in order."""
-    gap = (table.loc[(ipc, arm), measure] - table.loc[(ipc, other), measure]).dropna()
-    return [float(value) for value in gap.sort_index()]
+    left, right = (by_seed_of(table, ipc, name, measure) for name in (arm, other))
+    return [left[seed] - right[seed] for seed in left if seed in right]
 
 
 def against(table: pd.DataFrame, ipc: int, arm: str, other: str, measure: str) -> Interval:
