@@ -115,6 +115,12 @@ def by_arm(records: Iterable[Record], names: Mapping[str, str]) -> pd.DataFrame:
     return pd.concat(columns, axis=1)
 
 
+def present(table: pd.DataFrame, ipc: int) -> list[str]:
+    """The arms that have two seeds or more at `ipc` images a class, in the order of `ARMS`; `table` as from `by_arm`."""
+    seeds = table.groupby(level=("ipc", "arm")).size()
+    return [arm for arm in ARMS if seeds.get((ipc, arm), 0) >= 2]
+
+
 def by_seed_of(table: pd.DataFrame, ipc: int, arm: str, measure: str) -> dict[int, float]:
     """Seed -> value of an arm, per cent, seeds in order; `table` as from `by_arm`."""
     own = table.xs((ipc, arm), level=("ipc", "arm"))[measure].dropna().sort_index()
