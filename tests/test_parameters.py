@@ -32,6 +32,7 @@ CHANGED: dict[str, dict[str, object]] = {
     "04_algorithm_1_2": {"alpha": 0.6, "rare": 0.1, "seeds": 2, "epochs": 3, "probes": 4, "sigma": 0.2},
     "22_generative_prior": {"dataset": "digits", "columns": 2, "steps": 2, "seeds": 1, "seed": 1},
     "26_fair_test": {"grid": "sanity", "scale": "smoke"},
+    "27_real_groups": {"seeds": 3},
     "23_kip": {"points": [1], "seeds": 1, "steps": 2, "batch": 50, "zca": False, "depth": 2},
 }
 READERS = {
@@ -39,7 +40,6 @@ READERS = {
     "20_methods": LOOK,
     "21_robustness_tests": LOOK,
     "24_implementation_details": LOOK,
-    "27_real_groups": {"seeds": 2},
 }
 ELSEWHERE = {"00_quickstart", test_speedups.PAGE, *test_causes_pages.PAGES, *(p.stem for p in test_paper_pages.PAGES)}
 shown = test_paper_pages.shown  # the fixture: figures are drawn and closed

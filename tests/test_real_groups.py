@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+
 import pandas as pd
 import pytest
 from conftest import unmade
@@ -111,3 +114,38 @@ def test_the_page_of_rules_tells_what_was_measured() -> None:
     for share, look, head in told:
         own = found.loc[(share, look)]
         assert f"{own[f'{head}_rare']:.1f} of {own[f'{head}_common']:.1f}" in text, (share, look, head)
+
+
+def page() -> str:
+    cells = json.loads((grid.repository_root() / "notebooks" / "27_real_groups.ipynb").read_text())["cells"]
+    return " ".join(" ".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown").split())
+
+
+@pytest.fixture(scope="module")
+def measured() -> pd.DataFrame:
+    records, names = committed("real_groups")
+    assert len(records) == len(names)
+    return real_groups.by_arm(records, names)
+
+
+def test_every_interval_in_the_prose_of_the_page_is_one_that_the_records_give(measured: pd.DataFrame) -> None:
+    arms = real_groups.present(measured, 5)
+    known = {str(real_groups.against(measured, 5, a, b, m)) for m in ("common", "rare") for a in arms for b in arms}
+    front = (grid.repository_root() / "book" / "index.md").read_text()
+    front = front.split("**Where groups are real")[1].split("None of this says")[0]
+    told = re.findall(r"(-?\d+\.\d)(?: points)? (\[-?\d+\.\d, -?\d+\.\d\])", page() + front)
+    assert len(told) >= 8
+    assert {f"{mean} {span}" for mean, span in told} <= known
+
+
+def test_the_advice_stands_on_what_was_measured(measured: pd.DataFrame) -> None:
+    arms = ["balanced", "equal_true", "start_covering", "representative", "equal_found"]
+    arms += ["matching_upper_all", "network_upper"]
+    gaps = {a: [real_groups.against(measured, 5, a, "control", m).mean for m in ("rare", "common")] for a in arms}
+    told = re.findall(r"\((\+\d+\.\d), (-\d+\.\d)\)", page())
+    assert told == [(f"{rare:+.1f}", f"{common:+.1f}") for rare, common in gaps.values()]
+
+
+def test_the_gate_is_open_and_the_arm_that_the_page_names_has_won(measured: pd.DataFrame) -> None:
+    assert all(interval.low > 0 for interval in real_groups.gate(measured).values())
+    assert real_groups.best_without_labels(real_groups.primary(measured)) == "representative"
