@@ -116,7 +116,7 @@ def by_arm(records: Iterable[Record], names: Mapping[str, str]) -> pd.DataFrame:
 
 
 def present(table: pd.DataFrame, ipc: int) -> list[str]:
-    """The arms that have two seeds or more at `ipc` images a class, in the order of `ARMS`; `table` as from `by_arm`."""
+    """The arms with two seeds or more at `ipc` images a class, in the order of `ARMS`; `table` as from `by_arm`."""
     seeds = table.groupby(level=("ipc", "arm")).size()
     return [arm for arm in ARMS if seeds.get((ipc, arm), 0) >= 2]
 
