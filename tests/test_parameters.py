@@ -32,6 +32,7 @@ CHANGED: dict[str, dict[str, object]] = {
     "04_algorithm_1_2": {"alpha": 0.6, "rare": 0.1, "seeds": 2, "epochs": 3, "probes": 4, "sigma": 0.2},
     "22_generative_prior": {"dataset": "digits", "columns": 2, "steps": 2, "seeds": 1, "seed": 1},
     "26_fair_test": {"grid": "sanity", "scale": "smoke"},
+    "27_real_groups": {"seeds": 3},
     "23_kip": {"points": [1], "seeds": 1, "steps": 2, "batch": 50, "zca": False, "depth": 2},
 }
 READERS = {

@@ -1,0 +1,179 @@
+"""Sets with known groups: which look is of use, and what each arm does to the rare group, paired by seed.
+
+Everything that decides something here was fixed before the runs (the book's page "Where groups are real: the rules").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from ..base import SettingError
+from ..data.looks import recipe
+from ..experiments.grid import Job
+from ..experiments.records import Record
+from ..stats import Interval
+from . import rules
+from .mechanism import chosen_rates
+from .results import by_seed, tidy
+
+# What a network trained on all images must reach on the rare look, as a share of its accuracy on the common one, and
+# what one trained on a few random images may reach at most.
+LEAST_ALL, MOST_RANDOM = 0.85, 0.5
+FAMILY = 0.025  # one-sided level of the primary comparison, over all its arms together
+MARGIN = 2.0  # points within which two arms are called alike
+
+FLOORS = ("start", "start_representative", "start_covering")
+WITHOUT_LABELS = (
+    "network_upper",
+    "network_lower",
+    "matching_upper_all",
+    "matching_lower_all",
+    "matching_upper_class",
+    "matching_lower_class",
+    "equal_found",
+    "representative",
+)
+WITH_LABELS = ("matching_upper_true", "equal_true", "balanced", "covering")
+ARMS = (*FLOORS, "control", *WITHOUT_LABELS, *WITH_LABELS)
+
+# Name of a measure -> the metric of the records and the group, None where the metric is one number.
+MEASURES: dict[str, tuple[str, int | None]] = {
+    "common": ("known_accuracy", 0),
+    "rare": ("known_accuracy", 1),
+    "worst group": ("known_min", None),
+    "worst class": ("known_class_min", None),
+    "worst cluster": ("cluster_min", None),
+}
+
+
+# --- look and share ---------------------------------------------------------------------------------------
+
+
+def qualifies(everything: tuple[float, float], few: tuple[float, float]) -> bool:
+    """Whether a look can be learnt and can be lost.
+
+    everything, few: accuracy on the common and on the rare look, per cent, after training on all images and on a few
+    random ones.
+    """
+    learnt = everything[1] >= LEAST_ALL * everything[0]
+    lost = few[1] <= MOST_RANDOM * few[0]
+    return learnt and lost
+
+
+def looks(records: Iterable[Record]) -> pd.DataFrame:
+    """Looks by share and in the order of the rule: accuracies of both trainings in per cent, means over seeds.
+
+    Columns: share, look, all_common, all_rare, random_common, random_rare, qualifies. `records`: runs of the grid
+    `looks`, methods "full" and "random".
+    """
+    frame = tidy(records)
+    own = frame[frame["test"] == "known_accuracy"]
+    means = own.groupby(["dataset", "method", "group"])["value"].mean().to_dict()
+    rows = []
+    for name in own["dataset"].unique():
+        asked = recipe(name)
+        if asked is None:
+            raise SettingError("records", name, "runs on sets with a rare look")
+        everything = (means[name, "full", 0], means[name, "full", 1])
+        few = (means[name, "random", 0], means[name, "random", 1])
+        rows.append([asked.share, asked.look, *everything, *few, qualifies(everything, few)])
+    columns = ["share", "look", "all_common", "all_rare", "random_common", "random_rare", "qualifies"]
+    order = {"rotated": 0, "inverted": 1, "tinted": 2}
+    table = pd.DataFrame(rows, columns=columns)
+    table["order"] = table["look"].map(order)
+    return table.sort_values(["share", "order"], ascending=[False, True]).drop(columns="order").reset_index(drop=True)
+
+
+# --- arms -------------------------------------------------------------------------------------------------
+
+
+def arm_names(jobs: Iterable[Job]) -> dict[str, str]:
+    """Key of each run -> its arm, without the number of images a class that ends an arm's name in the grid."""
+    return {job.key: job.arms[0].split("/")[1].rstrip("0123456789").rstrip("_") for job in jobs}
+
+
+def rates(records: Iterable[Record], names: Mapping[str, str]) -> pd.DataFrame:
+    """The image rate that each arm gets (`mechanism.chosen_rates`): largest mean accuracy over both looks."""
+    frame = tidy(records)
+    own = frame[frame["test"] == "accuracy"]
+    own = own.assign(arm=own["key"].map(names))
+    return chosen_rates(by_seed(own, "arm", "lr_image"))
+
+
+def by_arm(records: Iterable[Record], names: Mapping[str, str]) -> pd.DataFrame:
+    """One row a run, index (ipc, arm, seed), one column a measure (`MEASURES`), in per cent."""
+    frame = tidy(records)
+    columns = []
+    for name, (test, group) in MEASURES.items():
+        own = frame[frame["test"] == test]
+        own = own if group is None else own[own["group"] == group]
+        own = own.assign(arm=own["key"].map(names))
+        columns.append(own.groupby(["ipc", "arm", "seed"])["value"].mean().rename(name))
+    return pd.concat(columns, axis=1)
+
+
+def present(table: pd.DataFrame, ipc: int) -> list[str]:
+    """The arms with two seeds or more at `ipc` images a class, in the order of `ARMS`; `table` as from `by_arm`."""
+    seeds = table.groupby(level=("ipc", "arm")).size()
+    return [arm for arm in ARMS if seeds.get((ipc, arm), 0) >= 2]
+
+
+def by_seed_of(table: pd.DataFrame, ipc: int, arm: str, measure: str) -> dict[int, float]:
+    """Seed -> value of an arm, per cent, seeds in order; `table` as from `by_arm`."""
+    own = table.xs((ipc, arm), level=("ipc", "arm"))[measure].dropna().sort_index()
+    return dict(zip(own.index.tolist(), own.tolist(), strict=True))
+
+
+def level(table: pd.DataFrame, ipc: int, arm: str, measure: str) -> Interval:
+    """Mean of an arm over its seeds, with Student's 95 % interval."""
+    return rules.t_interval(list(by_seed_of(table, ipc, arm, measure).values()))
+
+
+def paired(table: pd.DataFrame, ipc: int, arm: str, other: str, measure: str) -> list[float]:
+    """Differences arm - other, one for each seed that both have, seeds in order."""
+    left, right = (by_seed_of(table, ipc, name, measure) for name in (arm, other))
+    return [left[seed] - right[seed] for seed in left if seed in right]
+
+
+def against(table: pd.DataFrame, ipc: int, arm: str, other: str, measure: str) -> Interval:
+    """Mean of `paired`, with Student's 95 % interval."""
+    return rules.t_interval(paired(table, ipc, arm, other, measure))
+
+
+def gate(table: pd.DataFrame, ipc: int = 5) -> dict[str, Interval]:
+    """The two differences on the rare look that must lie above zero before any "no gain" is printed."""
+    return {
+        "equal_true - control": against(table, ipc, "equal_true", "control", "rare"),
+        "start_covering - start": against(table, ipc, "start_covering", "start", "rare"),
+    }
+
+
+def primary(table: pd.DataFrame, ipc: int = 5, arms: Sequence[str] = WITHOUT_LABELS) -> pd.DataFrame:
+    """The arms without labels against control on the rare look: difference, adjusted p (Holm), rejected, verdict.
+
+    Rows in order of `arms`; p is one-sided. The verdict is that of the single difference (`rules.decide`).
+    """
+    gaps = {arm: paired(table, ipc, arm, "control", "rare") for arm in arms}
+    adjusted = rules.holm({arm: rules.one_sided(gap) for arm, gap in gaps.items()})
+    rows = {}
+    for arm, gap in gaps.items():
+        decision = rules.decide(gap, MARGIN)
+        rows[arm] = {
+            "difference": decision.interval,
+            "p": adjusted[arm],
+            "rejected": adjusted[arm] <= FAMILY,
+            "verdict": decision.verdict,
+        }
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def best_without_labels(tested: pd.DataFrame) -> str | None:
+    """Among the arms whose hypothesis is rejected (`primary`), the one with the largest mean difference; else None."""
+    won = tested[tested["rejected"]]
+    if won.empty:
+        return None
+    means = [interval.mean for interval in won["difference"]]
+    return str(won.index[int(np.argmax(means))])
