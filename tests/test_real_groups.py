@@ -132,7 +132,7 @@ def test_every_interval_in_the_prose_of_the_page_is_one_that_the_records_give(me
     arms = real_groups.present(measured, 5)
     known = {str(real_groups.against(measured, 5, a, b, m)) for m in ("common", "rare") for a in arms for b in arms}
     front = (grid.repository_root() / "book" / "index.md").read_text()
-    front = front.split("**Where groups are real")[1].split("**At the paper")[0]
+    front = " ".join(front.split("**Where groups are real")[1].split("**At the paper")[0].split())
     told = re.findall(r"(-?\d+\.\d)(?: points)? (\[-?\d+\.\d, -?\d+\.\d\])", page() + front)
     assert len(told) >= 8
     assert {f"{mean} {span}" for mean, span in told} <= known
