@@ -81,10 +81,10 @@ NAMES = {"cluster_min": "worst group", "invert": "inversion", "coverage": "cover
 # Groups of verdicts as the summary has them, and the mark of each verdict in the figures.
 COLUMNS = {
     "supported": (rules.SUPPORTED,),
-    "no difference": (rules.NO_DIFFERENCE,),
+    "equal": (rules.NO_DIFFERENCE,),
     "contradicted": (rules.CONTRADICTED,),
-    "undecided": (rules.UNDECIDED,),
-    "cannot be judged": (rules.MECHANISM_OFF, rules.NO_ROOM),
+    "open": (rules.UNDECIDED,),
+    "not judged": (rules.MECHANISM_OFF, rules.NO_ROOM),
     "no runs": (rules.NO_RUNS, rules.NEEDS),
 }
 MARKS = {
