@@ -23,14 +23,18 @@ import tempfile
 import threading
 import time
 import zipfile
+from collections.abc import Callable, Mapping
 from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from .base import DataError, digest
+from .base import DataError, digest, write_atomic
+
+Built = TypeVar("Built")
 
 LARGEST = 512 * 2**20  # bytes of a file of ours
 UNPACKED = 2**30  # bytes that any archive may unpack to; a larger one must be mostly content, not zeros
@@ -142,6 +146,29 @@ def state_archive(path: str | Path, of: str) -> bytes | None:
     except (OSError, ValueError) as error:
         raise damaged(path, error) from error
     return raw if _same(path, found, of) else None
+
+
+def write_state(path: str | Path, content: Mapping[str, Any], of: str) -> None:
+    """Write a checkpoint of the run `of`, tensors and plain values, sealed, whole or not at all."""
+    buffer = BytesIO()
+    torch.save(dict(content), buffer)
+    write_atomic(path, sealed(buffer.getvalue(), of))
+
+
+def read_state(
+    path: str | Path, of: str, device: torch.device, build: Callable[[dict[str, Any]], Built]
+) -> Built | None:
+    """What `build` makes of the content of a checkpoint, its tensors on `device`; None where none is of the run `of`.
+
+    Raises DataError, and leaves the file, where it is damaged or `build` raises: it is not what was expected.
+    """
+    archive = state_archive(path, of)
+    if archive is None:
+        return None
+    try:
+        return build(torch.load(BytesIO(archive), weights_only=True, map_location=device))
+    except Exception as error:  # torch.load raises many kinds for a damaged file
+        raise damaged(path, error) from error
 
 
 def state_json(path: str | Path, of: str) -> dict[str, Any] | None:

@@ -6,7 +6,6 @@ A run that is stopped at any moment goes on from its checkpoint and ends in the 
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -15,9 +14,8 @@ from typing import Any
 import torch
 
 from .. import files
-from ..base import RESULTS, SettingError, digest, generator, write_atomic
+from ..base import RESULTS, SettingError, digest, generator
 from ..data.dataset import DataSet
-from ..data.sources import DataError
 from ..models import fused, networks
 from . import batches, clusters, graph, synthetic
 from .glad import prior
@@ -126,9 +124,7 @@ def origin(data: DataSet, settings: DistillSettings, prior_sha256: str = "") -> 
 
 def save_state(path: str | Path, state: State, of: str) -> None:
     """Write a checkpoint of the run `of` (`origin`), whole or not at all."""
-    buffer = io.BytesIO()
-    torch.save(_plain(state), buffer)
-    write_atomic(path, files.sealed(buffer.getvalue(), of))
+    files.write_state(path, _plain(state), of)
 
 
 def load_state(path: str | Path, like: State, of: str) -> State | None:
@@ -136,20 +132,17 @@ def load_state(path: str | Path, like: State, of: str) -> State | None:
 
     Raises DataError, and leaves the file, if it is damaged or does not fit.
     """
-    archive = files.state_archive(path, of)
-    if archive is None:
-        return None
     device = next(iter(like.codes.values())).device
-    try:
-        raw = torch.load(io.BytesIO(archive), weights_only=True, map_location=device)
+
+    def build(raw: dict[str, Any]) -> State:
         state = _state(raw, device)
         shapes = [{k: tuple(v.shape) for k, v in codes.items()} for codes in (state.codes, state.velocity)]
-    except Exception as error:  # torch.load raises many kinds for a damaged file
-        raise files.damaged(path, error) from error
-    expected = {k: tuple(v.shape) for k, v in like.codes.items()}
-    if shapes != [expected, expected]:
-        raise DataError(f"{path}: checkpoint of {shapes[0]}, expected {expected}; delete it to start this run again")
-    return state
+        expected = {k: tuple(v.shape) for k, v in like.codes.items()}
+        if shapes != [expected, expected]:
+            raise ValueError(f"of shapes {shapes[0]}, expected {expected}")
+        return state
+
+    return files.read_state(path, of, device, build)
 
 
 def _plain(state: State) -> dict[str, Any]:

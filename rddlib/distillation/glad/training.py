@@ -116,24 +116,19 @@ class Training:
         """Write a checkpoint, whole or not at all."""
         parts = {name: getattr(self, name).state_dict() for name in ("net", "optimiser", "schedule")}
         streams = {name: stream.get_state() for name, stream in self.streams.items()}
-        buffer = io.BytesIO()
-        torch.save({**parts, "streams": streams, "history": self.history, "of": self._origin()}, buffer)
-        write_atomic(path, files.sealed(buffer.getvalue(), self._of()))
+        content = {**parts, "streams": streams, "history": self.history, "of": self._origin()}
+        files.write_state(path, content, self._of())
 
     def load(self, path: str | Path) -> bool:
         """Go on from a checkpoint; False where there is none of this training. DataError, the file left, if damaged."""
-        archive = files.state_archive(path, self._of())
-        if archive is None:
-            return False
-        try:
-            raw = torch.load(io.BytesIO(archive), weights_only=True, map_location=self.data.train_images.device)
-            for name in ("net", "optimiser", "schedule"):
-                getattr(self, name).load_state_dict(raw[name])
-            for name, stream in self.streams.items():
-                stream.set_state(raw["streams"][name].cpu())
-            self.history = [dict(entry) for entry in raw["history"]]
-        except Exception as error:  # torch.load raises many kinds for a damaged file
-            raise files.damaged(path, error) from error
+        return bool(files.read_state(path, self._of(), self.data.train_images.device, self._take))
+
+    def _take(self, raw: dict[str, Any]) -> bool:
+        for name in ("net", "optimiser", "schedule"):
+            getattr(self, name).load_state_dict(raw[name])
+        for name, stream in self.streams.items():
+            stream.set_state(raw["streams"][name].cpu())
+        self.history = [dict(entry) for entry in raw["history"]]
         return True
 
 

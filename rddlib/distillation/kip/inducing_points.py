@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import io
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -38,10 +37,8 @@ from ...base import (
     refuse,
     sent,
     setting,
-    write_atomic,
 )
 from ...data.dataset import DataSet
-from ...data.sources import DataError
 from .. import synthetic
 from ..synthetic import SyntheticSet
 from . import kernels
@@ -309,10 +306,7 @@ def origin(data: DataSet, settings: KipSettings) -> str:
 
 def save_state(path: str | Path, state: State, of: str) -> None:
     """Write a checkpoint of the run `of` (`origin`), whole or not at all."""
-    buffer = io.BytesIO()
-    torch.save({"support": state.support, "targets": state.targets, "adam": state.adam, "step": state.step,
-                "history": state.history}, buffer)  # fmt: skip
-    write_atomic(path, files.sealed(buffer.getvalue(), of))
+    files.write_state(path, vars(state), of)
 
 
 def load_state(path: str | Path, like: State, of: str) -> State | None:
@@ -320,16 +314,11 @@ def load_state(path: str | Path, like: State, of: str) -> State | None:
 
     Raises DataError, and leaves the file, if it is damaged or does not fit.
     """
-    archive = files.state_archive(path, of)
-    if archive is None:
-        return None
-    try:
-        raw = torch.load(io.BytesIO(archive), weights_only=True, map_location=like.support.device)
+
+    def build(raw: dict[str, Any]) -> State:
         state = State(raw["support"], raw["targets"], dict(raw["adam"]), int(raw["step"]), list(raw["history"]))
-        shapes = state.support.shape, state.targets.shape
-    except Exception as error:  # torch.load raises many kinds for a damaged file
-        raise files.damaged(path, error) from error
-    if shapes != (like.support.shape, like.targets.shape):
-        expected = tuple(like.support.shape)
-        raise DataError(f"{path}: checkpoint of {tuple(shapes[0])}, expected {expected}; delete it")
-    return state
+        if (state.support.shape, state.targets.shape) != (like.support.shape, like.targets.shape):
+            raise ValueError(f"of {tuple(state.support.shape)}, expected {tuple(like.support.shape)}")
+        return state
+
+    return files.read_state(path, of, like.support.device, build)
