@@ -96,17 +96,25 @@ def shown(page: Page, lines: Sequence[Line], columns: Sequence[Column]) -> list[
 
 
 def levels(page: Page, lines: Sequence[Line], columns: Sequence[Column]) -> pd.DataFrame:
-    """Ours beside the paper's: for each column the paper's value, our mean with interval, and seeds done of planned."""
+    """Ours beside the paper's: for each column the paper's value, our mean with interval, and seeds done of planned.
+
+    A cell without a run is empty; the seeds beside it say whether one is planned, `Page.missing` how many are left.
+    """
     found: dict[tuple[str, str], list[str]] = {}
     lines = shown(page, lines, columns)
     for column in columns:
         own = [arm(page, line, column) for line in lines]
         if any(line.paper in column.paper for line in lines):
             found[column.name, "paper"] = [_number(column.paper.get(line.paper)) for line in lines]
-        found[column.name, "ours"] = [a.text(column.test) or NOT_PLANNED * (x.paper in column.paper)
-                                      for a, x in zip(own, lines, strict=True)]  # fmt: skip
+        found[column.name, "ours"] = [_ours(a, x, column) for a, x in zip(own, lines, strict=True)]
         found[column.name, "seeds"] = [a.count() for a in own]
     return pd.DataFrame(found, index=pd.Index([line.name for line in lines], name="arm"))
+
+
+def _ours(own: Arm, line: Line, column: Column) -> str:
+    if not own.planned:
+        return NOT_PLANNED if line.paper in column.paper else ""
+    return own.text(column.test) if own.seeds(column.test) else ""
 
 
 def _number(value: float | None, signed: bool = False) -> str:
@@ -166,10 +174,22 @@ def drops(page: Page, lines: Sequence[Line], columns: Sequence[Column]) -> list[
 
 
 def gains(found: Sequence[Gap]) -> pd.DataFrame:
-    """Comparisons as a table: the paper's gain, ours in points with its interval, seeds, and the side of zero."""
-    rows = [{"comparison": f"{g.line} - {g.base}", "where": g.column, "paper": _number(g.paper, True),
-             "ours (points)": cell(g.ours, signed=True), "seeds": g.ours.n if g.ours else 0, "zero": side(g.ours)}
-            for g in found]  # fmt: skip
+    """Comparisons as a table: the paper's gain, ours in points with its interval, seeds, and the side of zero.
+
+    Those without a run are left out, unless none has one: then the paper's gains stand alone.
+    """
+    run = [gap for gap in found if gap.ours is not None]
+    rows = [
+        {
+            "comparison": f"{gap.line} - {gap.base}",
+            "where": gap.column,
+            "paper": _number(gap.paper, True),
+            "ours (points)": cell(gap.ours, planned=False, signed=True),
+            "seeds": gap.ours.n if gap.ours else 0,
+            "zero": side(gap.ours) if gap.ours else "",
+        }
+        for gap in run or found
+    ]
     columns = ["comparison", "where", "paper", "ours (points)", "seeds", "zero"]
     return pd.DataFrame(rows, columns=columns).set_index(["comparison", "where"])
 
