@@ -270,15 +270,25 @@ def summary(found: Sequence[Verdict]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def effects(found: Sequence[Verdict]) -> list[Finding]:
+def effects(found: Sequence[Verdict], records: dict[str, Record]) -> list[Finding]:
     """Comparisons of the term with control that its mechanism allows to be judged, in the order of the ledger."""
-    own = (f for f in own_findings(found) if f.difference is not None and f.comparison.claim.reading != "-")
-    return [f for f in own if f.verdict in (*DECIDED, rules.UNDECIDED) and not f.why.startswith("gate not run")]
+    judged = (*DECIDED, rules.UNDECIDED)
+    return [f for f in of_the_term(found, records) if f.verdict in judged and not f.why.startswith("gate not run")]
 
 
-def short_loop(found: Sequence[Verdict]) -> list[Finding]:
-    """Comparisons with runs in which the term could not act."""
-    return [f for f in own_findings(found) if f.verdict == rules.MECHANISM_OFF]
+def short_loop(found: Sequence[Verdict], records: dict[str, Record]) -> list[Finding]:
+    """Comparisons of the term with control in which it could not act."""
+    return [f for f in of_the_term(found, records) if f.verdict == rules.MECHANISM_OFF]
+
+
+def of_the_term(found: Sequence[Verdict], records: dict[str, Record]) -> list[Finding]:
+    """The comparisons of two arms of one method of which one, and one only, is control."""
+    chosen = []
+    for finding in own_findings(found):
+        arms = [records[keys[0]].experiment for keys in finding.keys]
+        if len({e["method"] for e in arms}) == 1 and sorted(e["risk"] == "control" for e in arms) == [False, True]:
+            chosen.append(finding)
+    return chosen
 
 
 def own_findings(found: Sequence[Verdict]) -> list[Finding]:
@@ -388,7 +398,7 @@ def make(root: Path, into: Path, store: Store) -> dict[str, Any]:
         claims.Plan(GRIDS),
         claims.measures(root / "data" / "coverage"),
     )
-    judged, off = effects(found), short_loop(found)
+    judged, off = effects(found, ledger.records), short_loop(found, ledger.records)
     fragments = {
         "summary": summary(found),
         "effects": picture(judged),

@@ -208,19 +208,26 @@ def test_the_figure_names_what_the_term_changes_and_leaves_out_what_cannot_be_ju
     by_id = {c.id: c for c in claims.read()}
     chosen = [by_id["t1-cifar10-10-idc-upper"], by_id["t1-cifar10-10-idc-lower"], by_id["t1-cifar10-1-idc-upper"]]
     names = (rules.SUPPORTED, rules.MECHANISM_OFF, rules.UNDECIDED)
+    arms = {"control": {}, "upper": {"risk": "upper"}, "lower": {"risk": "lower"}, "dsa": {"method": "dsa"}}
+    runs = {name: record(Experiment.preset("laptop", **settings)) for name, settings in arms.items()}
+    records = {run.key: run for run in runs.values()}
     found = []
     for claim, name in zip(chosen, names, strict=True):
         (test,) = claims.comparisons(claim, by_id)
-        values = (1.0, 1.2, 0.9)
-        finding = verdicts.Finding(test, name, "because", "cpu", rules.t_interval(values), values)
+        values, keys = (1.0, 1.2, 0.9), ((runs[claim.reading].key,), (runs["control"].key,))
+        finding = verdicts.Finding(test, name, "because", "cpu", rules.t_interval(values), values, (), keys)
         found.append(verdicts.Verdict(claim, name, "because", (finding,)))
-    shown = pages.effects(found)
+    above = by_id["t1-cifar10-10-above-upper"]
+    other = dataclasses.replace(finding, comparison=claims.comparisons(above, by_id)[1], verdict=rules.SUPPORTED)
+    other = dataclasses.replace(other, keys=((runs["upper"].key,), (runs["dsa"].key,)))  # not an effect of the term
+    found.append(verdicts.Verdict(above, rules.SUPPORTED, "because", (other,)))
+    shown = pages.effects(found, records)
     assert [f.comparison.claim.id for f in shown] == ["t1-cifar10-10-idc-upper", "t1-cifar10-1-idc-upper"]
     text = pages.picture(shown)
     assert "IPC 10, IDC: accuracy, upper tail +1.0 [" in text and "lower tail" not in text
-    assert [f.comparison.claim.id for f in pages.short_loop(found)] == ["t1-cifar10-10-idc-lower"]
-    assert "1 lie above zero, 0 below" in pages.short_picture(pages.short_loop(found))
-    for named, groups in ((True, {"": shown}), (False, {"accuracy": pages.short_loop(found)})):
+    assert [f.comparison.claim.id for f in pages.short_loop(found, records)] == ["t1-cifar10-10-idc-lower"]
+    assert "1 lie above zero, 0 below" in pages.short_picture(pages.short_loop(found, records))
+    for named, groups in ((True, {"": shown}), (False, {"accuracy": pages.short_loop(found, records)})):
         pages.forest(groups, tmp_path / "forest.png", named)
         assert 1000 < (tmp_path / "forest.png").stat().st_size <= 150_000
     assert "No comparison" in pages.picture([]) and pages.short_picture([]) == ""
