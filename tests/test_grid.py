@@ -56,20 +56,42 @@ def test_every_grid_of_the_book_can_be_made_of_experiments(name: str) -> None:
         assert len({job.key for job in jobs}) == len(jobs)
 
 
-OF_THE_RISK = ("risk", "where", "alpha", "average", "worst", "scope", "space", "centres_in_all")
+OF_THE_RISK = ("risk", "where", "alpha", "average", "worst", "scope", "space", "centres_in_all", "groups_from")
+# Grids in which one procedure chose each arm's image rate: an arm and its control have each its own.
+OWN_RATES = ("real_groups", "real_groups_rates")
 
 
 @pytest.mark.parametrize("name", grid.names())
 def test_every_risk_arm_of_the_book_has_its_control(name: str) -> None:
     """A run with a risk term says nothing without the one that differs from it in the risk term alone."""
 
+    apart = {*OF_THE_RISK, *(["lr_image"] if name in OWN_RATES else [])}
+
     def rest(job: Job) -> tuple[object, ...]:
-        return tuple(v for k, v in vars(job.experiment).items() if k not in OF_THE_RISK)
+        return tuple(v for k, v in vars(job.experiment).items() if k not in apart)
 
     for scale in SCALES:
         jobs = grid.jobs([name], scale)
         controls = {rest(job) for job in jobs if job.experiment.risk == "control"}
         assert [job for job in jobs if rest(job) not in controls] == []
+
+
+def test_arms_with_rates_of_their_own_tried_all_that_control_tried_and_got_one_each() -> None:
+    """The price of a rate for each arm: as many trials at least as control had, and one rate in the test."""
+    tried: dict[str, set[float]] = {}
+    for job in grid.jobs(["real_groups_rates"], "smoke"):
+        for arm in job.arms:
+            tried.setdefault(arm, set()).add(job.experiment.lr_image)
+    control = tried["real_groups_rates/control"]
+    assert len(control) >= 3 and all(control <= rates for rates in tried.values())
+    chosen: dict[str, set[float]] = {}
+    for job in grid.jobs(["real_groups"], "smoke"):
+        for arm in job.arms:
+            chosen.setdefault(arm, set()).add(job.experiment.lr_image)
+    assert all(len(rates) == 1 for rates in chosen.values())
+    for arm, rates in chosen.items():
+        name = arm.removeprefix("real_groups/").removesuffix("_5")
+        assert f"real_groups_rates/{name}" not in tried or rates <= tried[f"real_groups_rates/{name}"]
 
 
 def test_lists_are_crossed_and_duplicates_are_one_job(tmp_path: Path) -> None:
