@@ -1,7 +1,7 @@
 """The numbers of each scale: what a data set, a method and a budget ask for. Any of them can be set by hand.
 
 smoke: digits, seconds on two cores. laptop: minutes on two cores, a short loop. cpu: the published inner loop whole, so
-that the loop's network learns; narrow networks, 16 px images, six outer steps. gpu: the paper's networks and data, a
+that the loop's network learns; narrow networks, six outer steps. gpu: the paper's networks and data, a
 shorter outer loop. paper: the full published protocol (IDC, DC, DSA, DM, GLaD as the released code of each runs it).
 """
 
@@ -51,7 +51,7 @@ def _for_data(name: str, scale: str) -> dict[str, Any]:
     if name == "digits":
         found |= {"depth": 2, "eval_depth": 2}
     if name.startswith("imagenet"):
-        found |= {"size": 64, "depth": 4, "eval_depth": 4} if scale == "laptop" else {"depth": 5, "eval_depth": 5}
+        found |= {"size": 64, "depth": 4, "eval_depth": 4} if scale in ("laptop", "cpu") else {"depth": 5, "eval_depth": 5}
     if name == "digits" or name.startswith("svhn"):
         found |= {"eval_augment": "color_crop_scale_rotate"}
     return found
@@ -106,7 +106,7 @@ def _laptop(known: dict[str, Any]) -> dict[str, Any]:
 def _cpu(known: dict[str, Any]) -> dict[str, Any]:
     """IDC's inner loop as published (100 steps, 8 updates of 256 images); short are the outer loop and the network."""
     ipc, method = known.get("ipc", 10), known.get("method", "idc")
-    found = {"size": 16, "width": 32, "eval_width": 32, "outer_steps": 6, "inner_steps": 100, "net_steps": 8,
+    found = {"width": 32, "eval_width": 32, "outer_steps": 6, "inner_steps": 100, "net_steps": 8,
              "lr_image": 0.02 * ipc / 10, "eval_steps": 1000, "eval_seeds": 3}  # fmt: skip
     if method in SIAMESE:
         found |= _siamese(known) | METHOD_NUMBERS["laptop"][method]
