@@ -58,7 +58,7 @@ def test_every_grid_of_the_book_can_be_made_of_experiments(name: str) -> None:
 
 OF_THE_RISK = ("risk", "where", "alpha", "average", "worst", "scope", "space", "centres_in_all", "groups_from")
 # Grids in which one procedure chose each arm's image rate: an arm and its control have each its own.
-OWN_RATES = ("real_groups", "real_groups_rates")
+OWN_RATES = ("real_groups", "real_groups_rates", "rates")
 
 
 @pytest.mark.parametrize("name", grid.names())

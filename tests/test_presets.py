@@ -49,7 +49,6 @@ def test_the_cpu_scale_keeps_the_published_inner_loop_whole() -> None:
     differ = {name for name in here if here[name] != paper[name]}
     assert differ == {
         "scale",
-        "size",
         "width",
         "eval_width",
         "outer_steps",

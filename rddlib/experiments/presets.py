@@ -51,7 +51,9 @@ def _for_data(name: str, scale: str) -> dict[str, Any]:
     if name == "digits":
         found |= {"depth": 2, "eval_depth": 2}
     if name.startswith("imagenet"):
-        found |= {"size": 64, "depth": 4, "eval_depth": 4} if scale in ("laptop", "cpu") else {"depth": 5, "eval_depth": 5}
+        found |= (
+            {"size": 64, "depth": 4, "eval_depth": 4} if scale in ("laptop", "cpu") else {"depth": 5, "eval_depth": 5}
+        )
     if name == "digits" or name.startswith("svhn"):
         found |= {"eval_augment": "color_crop_scale_rotate"}
     return found
