@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, dataclass_transform, get_args, get_origin
@@ -34,9 +34,12 @@ class SettingError(ValueError):
     """Settings that cannot be used. The message names each of them, its value and what is allowed."""
 
     def __init__(self, name: str, value: object, allowed: str, *others: SettingError) -> None:
-        own = f"{name} = {value!r}: allowed is {allowed}"
-        super().__init__("; ".join([own, *map(str, others)]))
-        self.name, self.value, self.allowed, self.others = name, value, allowed, others
+        first = f"{name} = {value!r}: allowed is {allowed}"
+        super().__init__("; ".join([first, *map(str, others)]))
+        self.name = name
+        self.value = value
+        self.allowed = allowed
+        self.others = others
 
     def within(self, where: str) -> SettingError:
         """The same misfits with `where` before the name of each, as in ``table1.toml, arm 'a': ipc``."""
@@ -45,10 +48,17 @@ class SettingError(ValueError):
 
 
 def refuse(misfits: Iterable[SettingError]) -> None:
-    """Raise one SettingError that lists all `misfits`; nothing where there are none."""
-    found = list({str(misfit): misfit for misfit in misfits}.values())
-    if found:
-        raise SettingError(found[0].name, found[0].value, found[0].allowed, *found[1:])
+    """Raise one SettingError that lists all `misfits`, each once; nothing where there are none."""
+    distinct = {str(misfit): misfit for misfit in misfits}
+    if distinct:
+        first, *others = distinct.values()
+        raise SettingError(first.name, first.value, first.allowed, *others)
+
+
+def check_choice(name: str, value: object, choices: Collection[str]) -> None:
+    """Raise SettingError unless `value` is one of the choices."""
+    if value not in choices:
+        raise SettingError(name, value, f"one of {', '.join(choices)}")
 
 
 class DataError(RuntimeError):
@@ -117,8 +127,8 @@ class Settings:
     @classmethod
     def misfit(cls, name: str, value: object) -> SettingError:
         """What is to be said of a value that its field does not take, or of a field that does not exist."""
-        if field := cls.declared().get(name):
-            return SettingError(name, value, allowed_values(field))
+        if name in cls.declared():
+            return SettingError(name, value, allowed_values(cls.declared()[name]))
         return SettingError("field", name, f"a field of {cls.__name__}{suggestion(name, cls.declared())}")
 
     @classmethod
@@ -232,23 +242,24 @@ def digest(*parts: Any) -> str:
     return sha.hexdigest()
 
 
-def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A tensor of the host on `device`; a graphics processor is not waited for. On its own device it is itself."""
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Copy to `device`, asynchronously on CUDA; no copy if already there."""
     if device.type == "cpu" or tensor.device.type != "cpu":
         return tensor.to(device)
-    # The copy is truly asynchronous from pinned memory, which PyTorch keeps until the copy is over.
-    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()  # without it the host waits; PyTorch keeps it until the copy is over
+    return tensor.to(device, non_blocking=True)
 
 
-def sent_together(tensors: Sequence[torch.Tensor | None], device: torch.device) -> list[torch.Tensor | None]:
-    """Tensors of the host on `device`, in one copy that is not waited for; None stays None."""
+def to_device_together(tensors: Sequence[torch.Tensor | None], device: torch.device) -> list[torch.Tensor | None]:
+    """Copy tensors of the host to `device`, in one asynchronous copy; None stays None."""
     if device.type == "cpu":
         return list(tensors)
-    return unpacked(sent(packed(tensors), device), tensors)
+    return unpack_bytes(to_device(pack_bytes(tensors), device), tensors)
 
 
-def packed(tensors: Sequence[torch.Tensor | None]) -> torch.Tensor:
-    """Tensors as one row of bytes, uint8 (n,), each beginning where numbers of any kind may begin."""
+def pack_bytes(tensors: Sequence[torch.Tensor | None]) -> torch.Tensor:
+    """Tensors as one row of bytes, uint8 (n,), each at a multiple of 16 bytes, where any dtype may begin."""
     parts = [torch.empty(0, dtype=torch.uint8)]
     for tensor in tensors:
         if tensor is not None:
@@ -257,9 +268,10 @@ def packed(tensors: Sequence[torch.Tensor | None]) -> torch.Tensor:
     return torch.cat(parts)
 
 
-def unpacked(row: torch.Tensor, like: Sequence[torch.Tensor | None]) -> list[torch.Tensor | None]:
-    """The tensors of a `packed` row, views of it, wherever it lies; `like`: tensors of their types and shapes."""
-    result, begin = list[torch.Tensor | None](), 0
+def unpack_bytes(row: torch.Tensor, like: Sequence[torch.Tensor | None]) -> list[torch.Tensor | None]:
+    """The tensors in a row of `pack_bytes`, as views of it; `like`: tensors of their dtypes and shapes."""
+    result: list[torch.Tensor | None] = []
+    begin = 0
     for tensor in like:
         if tensor is None:
             result.append(None)
@@ -270,12 +282,12 @@ def unpacked(row: torch.Tensor, like: Sequence[torch.Tensor | None]) -> list[tor
     return result
 
 
-def received(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Tensors of numbers, all on one device, on the host; a graphics processor is waited for once."""
+def to_host(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Copy tensors of numbers, all on one device, to the host, which waits once for all of them."""
     if not tensors or tensors[0].device.type == "cpu":
         return list(tensors)
-    whole = torch.cat([t.detach().double().flatten() for t in tensors]).cpu()
-    parts = whole.split([t.numel() for t in tensors])
+    together = torch.cat([t.detach().double().flatten() for t in tensors]).cpu()
+    parts = together.split([t.numel() for t in tensors])
     return [part.to(t.dtype).view(t.shape) for part, t in zip(parts, tensors, strict=True)]
 
 

@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
-from .base import SettingError, Settings, setting
+from .base import SettingError, Settings, check_choice, setting
 
 Tail = Literal["upper", "lower"]
 TAILS = get_args(Tail)
@@ -175,8 +175,7 @@ class RiskTerm(TermWeights):
         lower: the paper's bracket with a plus sign. upper: textbook risk aversion. literal: the printed minus
         sign, unbounded below.
         """
-        if name not in PRESETS:
-            raise SettingError("risk", name, "one of " + ", ".join(PRESETS))
+        check_choice("risk", name, PRESETS)
         return RiskTerm(**(PRESETS[name] | overrides))
 
 

@@ -19,7 +19,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from rddlib.base import SettingError, generator, received, sent_together
+from rddlib.base import SettingError, generator, to_device_together, to_host
 from rddlib.data import augment
 from rddlib.data import dataset as data
 from rddlib.data.dataset import DataSet
@@ -337,7 +337,7 @@ def test_tensors_are_sent_and_received_together() -> None:
         torch.rand(3, 2, dtype=torch.float64), None, torch.arange(5), torch.tensor([True, False, True]), torch.rand(7),
     ]  # fmt: skip
     with pretended() as counts:
-        there = sent_together(tensors, DEVICE)
+        there = to_device_together(tensors, DEVICE)
         assert (len(counts.copies), counts.waits) == (1, [])
         for ours, theirs in zip(there, tensors, strict=True):
             if theirs is None:
@@ -347,7 +347,7 @@ def test_tensors_are_sent_and_received_together() -> None:
                 assert torch.equal(ours.cpu(), theirs)
         counts.waits.clear()
         whole = [t for t in there if t is not None]
-        back = received(whole)
+        back = to_host(whole)
         assert len(counts.waits) == 1
     for ours, theirs in zip(back, (t for t in tensors if t is not None), strict=True):
         assert ours.dtype == theirs.dtype and torch.equal(ours, theirs)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from pydantic import AfterValidator
 from torch import Tensor
 
-from ..base import SettingError, sent
+from ..base import SettingError, check_choice, to_device
 
 # Strengths as published (IDC misc/augment.py).
 SCALE, ROTATE, CROP, CUTOUT = 1.2, 15.0, 0.125, 0.5
@@ -41,7 +41,7 @@ class Draw:
         """The same draw on another device; a shared crop stays on the host, where its two numbers are read."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         stays = "crop" if self.crop is not None and len(self.crop) == 1 else ""
-        return Draw(**{k: v if v is None or k == stays else sent(v, device) for k, v in values.items()})
+        return Draw(**{k: v if v is None or k == stays else to_device(v, device) for k, v in values.items()})
 
 
 def joined(draws: Sequence[Draw], strategy: str, rows: int, size: int, times: int = 1) -> Draw:
@@ -97,8 +97,7 @@ def draw(strategy: str, n: int, size: int, generator: torch.Generator, rule: str
     rule "one": of all operations named, one is chosen a call, as in DSA's published evaluation and matching.
     """
     names = operations(strategy)
-    if rule not in RULES:
-        raise SettingError("rule", rule, f"one of {', '.join(RULES)}")
+    check_choice("rule", rule, RULES)
     if rule == "one" and names:
         names = (names[int(torch.randint(len(names), (1,), generator=generator))],)
     # Every stream is drawn whether used or not, so that strategies differ only in what they apply.
@@ -195,10 +194,10 @@ def cutmix(x: Tensor, generator: torch.Generator, probability: float = 0.5) -> t
     keeps; the loss of an image is share * loss(own label) + (1 - share) * loss(partner's label).
     """
     box = draw_box(len(x), (x.shape[2], x.shape[3]), generator, probability)
-    partner = sent(box.partner, x.device)
+    partner = to_device(box.partner, x.device)
     if box.share == 1:
         return x, partner, 1.0
-    return torch.where(sent(box.mask(), x.device), x[partner], x), partner, box.share
+    return torch.where(to_device(box.mask(), x.device), x[partner], x), partner, box.share
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..base import SettingError, generator
+from ..base import SettingError, check_choice, generator
 from .corruptions import TABLE
 from .dataset import resized
 
@@ -56,8 +56,7 @@ def shift_parameters(dataset: str, kind: str, side: int = 32) -> dict[str, float
     ``blur_matched``): sigma sqrt(0.005) and a radius of 2/32 of the side, on the image as the network sees it; at
     32 px they are the released ones. Source: protocol of the released code (data_processing.ipynb, cells 6 and 10).
     """
-    if kind not in SHIFTS + MATCHED:
-        raise SettingError("kind", kind, f"one of {', '.join(SHIFTS + MATCHED)}")
+    check_choice("kind", kind, SHIFTS + MATCHED)
     if kind == "invert":
         return {}
     if kind == "blur_matched":
@@ -108,8 +107,7 @@ def corrupted(images: Tensor, kind: str, severity: int, seed: int = 0) -> Tensor
     The same seed gives all severities of a kind the same random draws. Raises SettingError for a kind, severity or
     images that it cannot use. Cost on one core: 0.1 to 3 s for 10,000 images of 32 px, 4 to 60 s for 4,000 of 128 px.
     """
-    if kind not in TABLE:
-        raise SettingError("kind", kind, f"one of {', '.join(CORRUPTIONS)}")
+    check_choice("kind", kind, CORRUPTIONS)
     if isinstance(severity, bool) or severity not in SEVERITIES:
         raise SettingError("severity", severity, "an integer from 1 to 5")
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[2] != images.shape[3] or images.shape[3] < 8:

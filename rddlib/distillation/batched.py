@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call, vmap
 
-from ..base import packed, sent, unpacked
+from ..base import pack_bytes, to_device, unpack_bytes
 from ..data import augment
 from ..data.dataset import DataSet
 from ..models import fused
@@ -113,8 +113,8 @@ class ClassLoop(Loop):
             number = 1 if self.s.real_choice == "representative" else self.s.inner_steps
             steps = [self.host_step() for _ in range(number)]
             self.layout = steps[0]
-            rows = torch.stack([packed([t for part in step.values() for t in part]) for step in steps])
-            self.rows = list(sent(rows, self.device))
+            rows = torch.stack([pack_bytes([t for part in step.values() for t in part]) for step in steps])
+            self.rows = list(to_device(rows, self.device))
         return self.rows.pop(0)
 
     def next_draws(self) -> StepDraws:
@@ -123,7 +123,7 @@ class ClassLoop(Loop):
 
     def from_row(self, row: Tensor) -> StepDraws:
         """The draws that `next_row` gave as bytes, views of them."""
-        there = iter(unpacked(row, [t for part in self.layout.values() for t in part]))
+        there = iter(unpack_bytes(row, [t for part in self.layout.values() for t in part]))
         return {name: [next(there) for _ in part] for name, part in self.layout.items()}
 
     def _update_batches(self, kind: str, whole: tuple[Tensor, Tensor] | None) -> Iterator[Batch]:
@@ -265,7 +265,7 @@ class ClassLoop(Loop):
         """m^a + .. + m^b for each class (n_classes,); an empty sum is 0."""
         like = next(iter(self.codes.values()))
         sums = [sum(self.s.momentum_image**j for j in range(a, b + 1)) for a, b in ends]
-        return sent(torch.tensor(sums, dtype=like.dtype), like.device)
+        return to_device(torch.tensor(sums, dtype=like.dtype), like.device)
 
 
 def _like(numbers: Tensor, images: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..base import SettingError
+from ..base import check_choice
 from ..data.dataset import DataSet
 from ..models.features import FeatureNet, embedded, kmeans
 
@@ -40,8 +40,7 @@ def nearest_of_class(points: Tensor, labels: Tensor, centres: Tensor, centre_lab
 
 def assign(points: Tensor, labels: Tensor, centres: Tensor, centre_labels: Tensor, scope: str = "all") -> Tensor:
     """Cluster index (N,) of each point under one of the two scopes, ``all`` or ``class``."""
-    if scope not in SCOPES:
-        raise SettingError("scope", scope, f"one of {', '.join(SCOPES)}")
+    check_choice("scope", scope, SCOPES)
     if scope == "class":
         return nearest_of_class(points, labels, centres, centre_labels)
     return nearest(points, centres)

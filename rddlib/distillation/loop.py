@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..base import DivergenceError, SettingError, generator, received, sent, sent_together
+from ..base import DivergenceError, SettingError, generator, to_device, to_device_together, to_host
 from ..data import augment
 from ..data.dataset import DataSet, by_channel
 from ..models import fused, networks
@@ -100,7 +100,7 @@ def outer_step(
     looks |= loop.mechanism()
     finite = torch.stack([code.isfinite().all() for code in loop.codes.values()]).all()
     trained = torch.stack(losses) if losses else distances[0].new_zeros(0, 2)
-    moved, trained, finite, *values = received([torch.stack(distances), trained, finite, *looks.values()])
+    moved, trained, finite, *values = to_host([torch.stack(distances), trained, finite, *looks.values()])
     _check_finite(loop, moved, trained, bool(finite), state.outer)
     entry = {"distance": float(moved.mean()), "cross_entropy": 0.0, "risk": 0.0}
     if losses:
@@ -162,7 +162,7 @@ class Loop:
         self.seen_gradients: list[Tensor] = []  # ratio and cosine of the term's gradient there, (2,)
         if self.risky:
             if self.groups is None:
-                self.centres = sent(self._choose_centres(), self.device)
+                self.centres = to_device(self._choose_centres(), self.device)
                 self.n_groups = len(self.centres)
             like = next(iter(self.codes.values()))
             self.group_weights = like.new_full((self.n_groups,), 1 / self.n_groups)
@@ -227,7 +227,7 @@ class Loop:
             return draws
         names = ("flip", "color", "affine", "cutout")
         each = [[d.real, d.some, *(getattr(d.theta, name) for name in names)] for d in draws]
-        there = iter(sent_together([t for tensors in each for t in tensors], self.device))
+        there = iter(to_device_together([t for tensors in each for t in tensors], self.device))
         result = []
         for d in draws:
             real, some = cast(Tensor, next(there)), next(there)
@@ -508,7 +508,9 @@ class Loop:
         operations whatever was drawn: their images are in memory together.
         """
         if self.device.type != "cpu":
-            yield from self._batches_together(whole, sent_together(self._update_draws(indices, stream), self.device))
+            yield from self._batches_together(
+                whole, to_device_together(self._update_draws(indices, stream), self.device)
+            )
             return
         for index in indices:
             x, y = self._net_batch(whole, index)

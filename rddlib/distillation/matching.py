@@ -12,7 +12,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from ..base import SettingError
+from ..base import check_choice
 
 Objective = Literal["gradient", "mean"]
 Metric = Literal["idc", "dc", "l1", "l1_mean"]
@@ -24,8 +24,7 @@ def matched_parameters(net: nn.Module, metric: str) -> list[nn.Parameter]:
 
     Biases and norm parameters (one axis) never count.
     """
-    if metric not in METRICS:
-        raise SettingError("metric", metric, f"one of {', '.join(METRICS)}")
+    check_choice("metric", metric, METRICS)
     least = 2 if metric == "dc" else 4
     return [p for p in net.parameters() if p.ndim >= least]
 
@@ -48,8 +47,7 @@ def distance(real: Sequence[Tensor], synthetic: Sequence[Tensor], metric: str = 
     dc: sum over layers and rows of 1 - cosine, a row being the weights into one output (DC, Zhao et al. 2021, Eq. 10).
     l1, l1_mean: absolute differences, summed, or their mean in each tensor (IDC's options; l1 on ImageNet).
     """
-    if metric not in METRICS:
-        raise SettingError("metric", metric, f"one of {', '.join(METRICS)}")
+    check_choice("metric", metric, METRICS)
     one = {"idc": _squares, "dc": _cosines, "l1": _absolute, "l1_mean": _absolute_mean}[metric]
     return torch.stack([one(r, s) for r, s in zip(real, synthetic, strict=True)]).sum()
 

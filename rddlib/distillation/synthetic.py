@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import files
-from ..base import SettingError, digest, write_atomic
+from ..base import SettingError, check_choice, digest, write_atomic
 from ..data.dataset import DataSet
 from ..data.sources import DataError
 from . import clusters
@@ -98,8 +98,7 @@ def choose_centres(synthetic: SyntheticSet, most: int, how: str, generator: torc
     random: section 4.1 of the paper (10 random synthetic samples where IPC exceeds 10). greedy: as released, the first
     image, then always the one farthest, in pixels, from the one chosen last (new_strategy.py of the released code).
     """
-    if how not in CHOICES:
-        raise SettingError("centre_choice", how, f"one of {', '.join(CHOICES)}")
+    check_choice("centre_choice", how, CHOICES)
     n_classes = len(synthetic.images) // synthetic.ipc
     if how == "random" or synthetic.ipc <= most:
         return clusters.choose_centres(n_classes, synthetic.ipc, most, generator)

@@ -14,7 +14,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from ..base import SettingError
+from ..base import SettingError, check_choice
 
 NORMS = ("instance", "batch")
 
@@ -68,8 +68,7 @@ class ResNet(Network):
         blocks: int = 1, pooled: bool = False, norm: str = "instance",
     ) -> None:  # fmt: skip
         super().__init__()
-        if norm not in NORMS:
-            raise SettingError("norm", norm, f"one of {', '.join(NORMS)}")
+        check_choice("norm", norm, NORMS)
         left = halvings(size, 3)  # above 64 px three are left whatever the stem takes
         layers: list[nn.Module] = [_stem(in_channels, width, size, pooled, norm)]
         for stage, (a, b) in enumerate(pairwise([width, width, 2 * width, 4 * width, 8 * width])):

@@ -16,7 +16,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from ..base import SettingError
+from ..base import SettingError, check_choice
 from . import architectures, fused
 
 # Architectures whose name says how deep they are: for these the setting `depth` has no effect.
@@ -106,8 +106,7 @@ def check_fit(name: str, shape: tuple[int, int, int], depth: int, width: int, pr
 
 def _skeleton(name: str, shape: tuple[int, int, int], n_classes: int, depth: int, width: int) -> nn.Module:
     """A network without storage: the default initialisation would draw from the global generator."""
-    if name not in NETWORKS:
-        raise SettingError("network", name, f"one of {', '.join(NETWORKS)}")
+    check_choice("network", name, NETWORKS)
     channels, size, _ = shape
     if shape[1] != shape[2]:
         raise SettingError("size", f"{shape[1]} x {shape[2]}", "square images")

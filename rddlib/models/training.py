@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..base import SettingError, generator, sent, sent_together
+from ..base import check_choice, generator, to_device, to_device_together
 from ..data import augment
 from ..data.dataset import DataSet
 from . import stacked
@@ -51,8 +51,7 @@ def numbers(recipe: str, network: str = "convnet", mirrored: bool = True) -> dic
 
 def known(recipe: str) -> str:
     """The recipe's name; SettingError where there is none of this name."""
-    if recipe not in RECIPES:
-        raise SettingError("recipe", recipe, f"one of {', '.join(RECIPES)}")
+    check_choice("recipe", recipe, RECIPES)
     return recipe
 
 
@@ -121,7 +120,7 @@ def train(
     """
     order, stream = generator(seed, purpose, "order"), generator(seed, purpose, "augment")
     indices = batches(len(images), how.batch, how.steps, order)
-    places = sent(torch.cat(indices), images.device).split([len(index) for index in indices])
+    places = to_device(torch.cat(indices), images.device).split([len(index) for index in indices])
     losses = (_loss(net, data.normalise(images[index]), labels[index], how, stream) for index in places)
     return _descend(net, losses, how, len(images), at, look)
 
@@ -142,7 +141,7 @@ def train_together(
         for indices in zip(*orders, strict=True):
             n = len(indices[0])
             drawn = augment.draw_batches(how.augment, n, images.shape[-1], streams, RULES[how.recipe], how.cutmix)
-            index, *drawn = sent_together([torch.cat(indices), *drawn], images.device)
+            index, *drawn = to_device_together([torch.cat(indices), *drawn], images.device)
             x = data.normalise(images[index])
             x, y = augment.apply_batches(x, soft[index].to(x.dtype), drawn)
             side_by_side = x.unflatten(0, (-1, n)).transpose(0, 1).flatten(1, 2)  # (n, K * C, H, W)

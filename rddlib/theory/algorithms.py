@@ -19,7 +19,7 @@ from scipy import sparse
 from scipy.optimize import linprog
 from torch import Tensor
 
-from ..base import SettingError, Settings, generator, setting
+from ..base import SettingError, Settings, check_choice, generator, setting
 from ..risk import RiskTerm, group_cvar
 
 Estimator = Literal[
@@ -182,8 +182,7 @@ def draw_directions(method: str, dimension: int, probes: int, rng: torch.Generat
     Gaussian: N(0, I). Sphere: uniform of length 1. Difference: the coordinate axes (probes = dimension).
     Interpolation: random orthonormal bases, one under the other (probes >= dimension). SettingError otherwise.
     """
-    if method not in METHODS:
-        raise SettingError("method", method, "one of " + ", ".join(METHODS))
+    check_choice("method", method, METHODS)
     if (
         probes < 1
         or (method.startswith("difference") and probes != dimension)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.special import logsumexp, softmax, xlogy
 
-from ..base import SettingError
+from ..base import SettingError, check_choice
 
 Array = NDArray[np.float64]
 Worst = tuple[float, Array]  # the value of a robust objective and the weights that attain it
@@ -149,8 +149,7 @@ def cvar_predictor(frequencies: Array, losses: Array, alpha: float, tail: str = 
 
 
 def _check_ball(ball: str) -> None:
-    if ball not in BALLS:
-        raise SettingError("ball", ball, "one of " + ", ".join(BALLS))
+    check_choice("ball", ball, BALLS)
 
 
 def _largest_share(losses: Array, masses: Array, alpha: float) -> Array:

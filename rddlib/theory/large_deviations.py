@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.optimize import brentq, linprog, minimize
 from scipy.special import gammaln, logsumexp, xlogy
 
-from ..base import SettingError
+from ..base import SettingError, check_choice
 from .f_divergence import Array, cvar_predictor
 
 Event = Callable[[Array], NDArray[np.bool_]]  # frequencies (B, K) -> whether the event occurs, (B,)
@@ -288,5 +288,4 @@ def robustness_bound(cells: int, spread: float, width: float, n: int, delta: flo
 
 
 def _check_side(side: str) -> None:
-    if side not in SIDES:
-        raise SettingError("side", side, "one of " + ", ".join(SIDES))
+    check_choice("side", side, SIDES)

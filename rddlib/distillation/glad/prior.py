@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...base import SettingError, digest, repository_root
+from ...base import SettingError, check_choice, digest, repository_root
 from ...data.dataset import DataSet
 from ...data.sources import DataError
 from . import generator
@@ -100,8 +100,7 @@ class StylePrior:
                 "prior_layer", self.layer, f"an integer from 0 to {most}, where this generator can be cut"
             )
         starts = STARTS if self.invert is not None else STARTS[:2]
-        if self.start not in starts:
-            raise SettingError("prior_start", self.start, f"one of {', '.join(starts)}")
+        check_choice("prior_start", self.start, starts)
 
     @property
     def sha256(self) -> str:

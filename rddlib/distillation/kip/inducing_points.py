@@ -33,10 +33,10 @@ from ...base import (
     Settings,
     digest,
     generator,
-    received,
     refuse,
-    sent,
     setting,
+    to_device,
+    to_host,
 )
 from ...data.dataset import DataSet
 from .. import synthetic
@@ -123,7 +123,7 @@ def run_round(seen: Tensor, data: DataSet, settings: KipSettings, space: Space, 
     last = min(state.step + ROUND, settings.kip_steps)
     for step in range(state.step, last):
         stream = generator(settings.seed, "kip batch", step)
-        index = sent(torch.randperm(len(seen), generator=stream)[: settings.kip_batch], seen.device)
+        index = to_device(torch.randperm(len(seen), generator=stream)[: settings.kip_batch], seen.device)
         goal = centred(data.train_labels[index], data.n_classes)
         error = loss(settings, _seen(settings, support, space), targets, seen[index].double(), goal)
         adam.zero_grad(set_to_none=True)
@@ -133,7 +133,7 @@ def run_round(seen: Tensor, data: DataSet, settings: KipSettings, space: Space, 
             support.data.clamp_(0, 1)
         losses.append(error.detach())
     made = support.detach()
-    told, outside = received([torch.stack(losses), _outside(_pixels(settings, made, space))])
+    told, outside = to_host([torch.stack(losses), _outside(_pixels(settings, made, space))])
     bad = (~told.isfinite()).nonzero().flatten().tolist()
     if bad:
         raise _diverged(settings, f"step {state.step + bad[0] + 1}")

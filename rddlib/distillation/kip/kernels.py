@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ...base import SettingError
+from ...base import SettingError, check_choice
 from ...data.dataset import DataSet
 
 Pooling = Literal["none", "blocks", "global"]
@@ -104,8 +104,7 @@ def conv_kernels(
     the blocks are computed again in the backward pass. Raises SettingError for settings that do not fit.
     """
     x, y = _checked(x, y, depth)
-    if pooling not in POOLINGS:
-        raise SettingError("pooling", pooling, f"one of {', '.join(POOLINGS)}")
+    check_choice("pooling", pooling, POOLINGS)
     if pooling == "blocks" and min(x.shape[2:]) >> depth < 1:
         raise SettingError("depth", depth, f"so that {min(x.shape[2:])} px can be halved that often")
     pixels = x.shape[2] * x.shape[3]
