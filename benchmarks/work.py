@@ -114,13 +114,13 @@ def inner_step(kind: str, device: str, chosen: Mapping[str, Any]) -> Work:
     """One IDC inner step after another from the same start: the images. `chosen` as in `begun`."""
     ours = begun(device, chosen)
     if kind == "reference":
-        loop = PlainLoop(ours.data, ours.s, ours.codes["pixels"])
+        loop = PlainLoop(ours.data, ours.s, ours.codes["pixels"].flatten(0, 1))
         return lambda: (loop.inner_step(), loop.images.detach())[1]
 
     def step() -> Tensor:
         with networks.arithmetic(ours.s.precision, ours.device):
             ours.inner_step()
-        return ours.codes["pixels"]
+        return ours.codes["pixels"].flatten(0, 1)
 
     return step
 

@@ -23,10 +23,10 @@ import tempfile
 import threading
 import time
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -35,6 +35,7 @@ from numpy.typing import NDArray
 from .base import DataError, digest, write_atomic
 
 Built = TypeVar("Built")
+Going = TypeVar("Going", bound="Resumable")
 
 LARGEST = 512 * 2**20  # bytes of a file of ours
 UNPACKED = 2**30  # bytes that any archive may unpack to; a larger one must be mostly content, not zeros
@@ -46,17 +47,25 @@ LITTER_AGE = 3600.0  # seconds after which nobody writes it any more
 log = logging.getLogger(__name__)
 
 
-def read_plain(path: str | Path, most: int = LARGEST, follow: bool = True) -> bytes:
-    """The bytes of a file. ValueError for pipes, devices and what is larger than `most`; links unless `follow`."""
+@contextlib.contextmanager
+def open_plain(path: str | Path, most: int = LARGEST, follow: bool = True) -> Iterator[BinaryIO]:
+    """A file open for reading. ValueError for pipes, devices and what is larger than `most`; links unless `follow`."""
     flags = getattr(os, "O_NONBLOCK", 0)  # a pipe that nobody writes to is not waited for
-    flags |= 0 if follow else getattr(os, "O_NOFOLLOW", 0)
+    if not follow:
+        flags |= getattr(os, "O_NOFOLLOW", 0)
     with os.fdopen(os.open(path, os.O_RDONLY | flags), "rb") as file:
-        found = os.fstat(file.fileno())
-        if not stat.S_ISREG(found.st_mode):
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
             raise ValueError("it is not a plain file")
-        if found.st_size > most:
-            raise ValueError(f"it is too large ({found.st_size} bytes)")
-        return file.read(found.st_size)
+        if status.st_size > most:
+            raise ValueError(f"it is too large ({status.st_size} bytes)")
+        yield file
+
+
+def read_plain(path: str | Path, most: int = LARGEST, follow: bool = True) -> bytes:
+    """The bytes of a file. Errors as `open_plain`."""
+    with open_plain(path, most, follow) as file:
+        return file.read()
 
 
 # --- JSON -------------------------------------------------------------------------------------------------
@@ -120,15 +129,90 @@ def check_unpacked(file: BinaryIO, most: int | None = None) -> None:
         raise ValueError(f"it would be too large when unpacked ({unpacked} bytes)")
 
 
+def read_npz(
+    path: str | Path,
+    content: str,
+    needed: Collection[str] = (),
+    optional: Collection[str] | None = None,
+    most: int = LARGEST,
+) -> dict[str, NDArray[Any]]:
+    """The arrays of an .npz file: those `needed` and `optional`; all by default.
+
+    Its seal is checked if it has one, its size before unpacking, and no pickle is loaded. Raises DataError, with the
+    file's name and the `content` it should have, where it is missing, damaged, too large or lacks a needed entry.
+    """
+    try:
+        with open_plain(path, most) as file:
+            entries = _arrays(file, names=None if optional is None else {*needed, *optional})
+        for name in needed:
+            if name not in entries:
+                raise ValueError(f"entry {name!r} is missing")
+    except Exception as error:  # a damaged zip raises many kinds, zlib's own among them
+        raise DataError(f"{path}: cannot be read as {content} ({error})") from error
+    return entries
+
+
+def write_npz(path: str | Path, entries: Mapping[str, Any]) -> Path:
+    """Write arrays, numbers and texts as a sealed .npz, whole or not at all."""
+    buffer = BytesIO()
+    np.savez_compressed(buffer, **entries)
+    return write_atomic(path, sealed(buffer.getvalue()))
+
+
 def arrays(raw: bytes, most: int | None = None) -> dict[str, NDArray[Any]]:
-    """The arrays in the bytes of an .npz; its seal is checked, its size before unpacking, and no pickle is loaded."""
-    made_of(raw)
-    check_unpacked(BytesIO(raw), most)
-    with np.load(BytesIO(raw), allow_pickle=False) as pack:
-        return {name: np.asarray(pack[name]) for name in pack.files}
+    """The arrays in the bytes of an .npz, checked as by `read_npz`; `most`: bytes that it may unpack to."""
+    return _arrays(BytesIO(raw), most)
+
+
+def _arrays(file: BinaryIO, most: int | None = None, names: Collection[str] | None = None) -> dict[str, NDArray[Any]]:
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(size - 256, 0))
+    if SEAL.search(file.read()):  # else a large file is not read twice
+        file.seek(0)
+        made_of(file.read())
+    check_unpacked(file, most)
+    with np.load(file, allow_pickle=False) as pack:
+        entries = {name: pack[name] for name in pack.files if names is None or name in names}
+    for name, array in entries.items():
+        if not isinstance(array, np.ndarray):  # NumPy hands out as bytes what it does not know
+            raise ValueError(f"{name!r} is no plain array")
+    return entries
 
 
 # --- states of runs that go on ----------------------------------------------------------------------------
+
+
+class Resumable(Protocol):
+    """The state of a computation in rounds, with an entry of the history for each round that is done."""
+
+    history: list[dict[str, float]]
+
+
+def advance_to(
+    rounds: int,
+    state: Going,
+    advance: Callable[[Going], Going],
+    save: Callable[[Going], object] | None,
+    every: int,
+    report: Callable[[Going], object],
+) -> Going:
+    """Advance a state until `rounds` rounds are done, and return it.
+
+    `save` writes a checkpoint: after each `every` rounds, after the last one, and on KeyboardInterrupt. `report` is
+    called after each round.
+    """
+    try:
+        while len(state.history) < rounds:
+            state = advance(state)
+            done = len(state.history)
+            if save is not None and (done % every == 0 or done == rounds):
+                save(state)
+            report(state)
+    except KeyboardInterrupt:
+        if save is not None:
+            save(state)
+        raise
+    return state
 
 
 def state_archive(path: str | Path, of: str) -> bytes | None:
@@ -140,12 +224,12 @@ def state_archive(path: str | Path, of: str) -> bytes | None:
         return None
     try:
         raw = read_plain(path)
-        found = made_of(raw)
-        if found is None and not zipfile.is_zipfile(BytesIO(raw)):
+        sealed_of = made_of(raw)
+        if sealed_of is None and not zipfile.is_zipfile(BytesIO(raw)):
             raise ValueError("it is no archive")
     except (OSError, ValueError) as error:
         raise damaged(path, error) from error
-    return raw if _same(path, found, of) else None
+    return raw if _same(path, sealed_of, of) else None
 
 
 def write_state(path: str | Path, content: Mapping[str, Any], of: str) -> None:
@@ -180,8 +264,8 @@ def state_json(path: str | Path, of: str) -> dict[str, Any] | None:
         content = from_json(raw)
     except (OSError, ValueError) as error:
         raise damaged(path, error) from error
-    found = content.get("of") if b'"checksum": ' in raw else None
-    return content if _same(path, found, of) else None
+    written_for = content.get("of") if b'"checksum": ' in raw else None
+    return content if _same(path, written_for, of) else None
 
 
 def damaged(path: str | Path, error: Exception) -> DataError:
@@ -190,10 +274,10 @@ def damaged(path: str | Path, error: Exception) -> DataError:
     return DataError(f"{path}: damaged checkpoint ({why}); delete it to start this run again")
 
 
-def _same(path: str | Path, found: object, of: str) -> bool:
-    if found != of:
+def _same(path: str | Path, written_for: object, of: str) -> bool:
+    if written_for != of:
         log.warning("%s: is of other data, settings or code; it is not used, and that part begins anew", path)
-    return found == of
+    return written_for == of
 
 
 def collect_litter(*folders: Path) -> None:

@@ -166,6 +166,11 @@ class RiskTerm(TermWeights):
         if self.zero_padded and self.tail != "lower":
             yield SettingError("tail", self.tail, "lower where zero_padded is set")
 
+    @property
+    def total_weight(self) -> float:
+        """1 + average + worst, the weights of cross-entropy and term together; 1 where the term has no gradient."""
+        return 1 + self.average + self.worst if self.differentiable else 1.0
+
     @staticmethod
     def preset(name: str, **overrides: Any) -> RiskTerm:
         """One of the named variants, other fields as given; SettingError for an unknown name or field.

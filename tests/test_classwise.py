@@ -189,13 +189,13 @@ def test_draws_of_an_inner_step_are_those_of_each_class(digits: DataSet, chosen:
         assert torch.equal(drawn.real, members[torch.randperm(len(members), generator=streams["real"])[: s.batch_real]])
         theta = augment.draw(s.match_augment, 1, digits.shape[1], streams["match augment"], "idc")
         for field in dataclasses.fields(theta):
-            ours, theirs = (getattr(t, field.name) for t in (drawn.theta, theta))
+            ours, theirs = (getattr(t, field.name) for t in (drawn.omega, theta))
             assert (ours is None and theirs is None) or torch.equal(ours, theirs)
         if "batch_synthetic" in chosen:
-            assert drawn.some is not None
-            assert torch.equal(drawn.some, torch.randperm(8, generator=streams["synthetic batch"])[:3])
+            assert drawn.subset is not None
+            assert torch.equal(drawn.subset, torch.randperm(8, generator=streams["synthetic batch"])[:3])
         else:
-            assert drawn.some is None
+            assert drawn.subset is None
     for name, stream in streams.items():
         assert torch.equal(stream.get_state(), together.streams[name].get_state())
 

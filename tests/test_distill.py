@@ -45,7 +45,7 @@ def loop_of(d: DataSet, s: DistillSettings) -> Loop:
 
 
 def pixels(loop: Loop) -> torch.Tensor:
-    return loop.codes["pixels"].clone()
+    return loop.codes["pixels"].flatten(0, 1).clone()
 
 
 def test_shared_momentum_carries_other_classes_along(digits: DataSet) -> None:
@@ -130,7 +130,7 @@ def test_damaged_checkpoint_is_refused_and_left(digits: DataSet, tmp_path: Path,
 
 
 def test_checkpoint_of_other_shape_is_refused(digits: DataSet, tmp_path: Path) -> None:
-    zeros = torch.zeros(10, 1, 8, 8)
+    zeros = torch.zeros(10, 1, 1, 8, 8)
     state = State({"pixels": zeros}, {"pixels": zeros})
     distill.save_state(tmp_path / "state.pt", state, distill.origin(digits, SMALL))
     with pytest.raises(DataError, match="expected"):
@@ -184,14 +184,14 @@ def test_more_images_than_centres_use_some(digits: DataSet) -> None:
     assert len(loop.centres) == 20 and len(set(loop.centres.tolist())) == 20
     assert torch.equal(loop.centres // 3, torch.arange(10).repeat_interleave(2))
     x = digits.normalise(digits.train_images[:50])
-    found, n = loop._groups(x, digits.train_labels[:50], loop._centre_places(), torch.arange(50))
-    assert n == 20 and int(found.max()) < 20
+    found = loop._groups(x, digits.train_labels[:50], loop._centre_points(), torch.arange(50))
+    assert loop.n_groups == 20 and int(found.max()) < 20
 
 
 def test_class_scope_keeps_images_with_their_own(digits: DataSet) -> None:
     s = dataclasses.replace(SMALL, risk="upper", scope="class", space="pixel", factor=2)
     loop = loop_of(digits, s)
     y = digits.train_labels[:64]
-    found, _ = loop._groups(digits.normalise(digits.train_images[:64]), y, loop._centre_places(), torch.arange(64))
+    found = loop._groups(digits.normalise(digits.train_images[:64]), y, loop._centre_points(), torch.arange(64))
     assert torch.equal(found // s.ipc, y)
     assert clusters.SCOPES == ("all", "class")

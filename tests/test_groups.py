@@ -16,6 +16,7 @@ from rddlib.data import dataset
 from rddlib.data.dataset import DataSet
 from rddlib.data.sources import DataError
 from rddlib.distillation import clusters
+from rddlib.distillation.synthetic import SyntheticSet, choose_centres
 from rddlib.evaluation import groups
 from rddlib.evaluation.groups import Partition
 from rddlib.models import networks
@@ -48,8 +49,9 @@ def test_scope_matters_here() -> None:
 
 
 def test_centres_are_all_or_some_of_each_class() -> None:
-    assert clusters.choose_centres(3, 2, 10, generator(0)).tolist() == list(range(6))
-    some = clusters.choose_centres(3, 50, 10, generator(0))
+    few, many = (SyntheticSet(torch.zeros(3 * ipc, 1, 1, 1), ipc) for ipc in (2, 50))
+    assert choose_centres(few, 10, "random", generator(0)).tolist() == list(range(6))
+    some = choose_centres(many, 10, "random", generator(0))
     assert len(set(some.tolist())) == 30 and (some // 50).bincount().tolist() == [10] * 3
 
 

@@ -86,7 +86,7 @@ def written(folder: Path, data: DataSet) -> dict[str, Kind]:
     about = {"key": LOOP.set_key, "history": "[]", "seconds": '{"wall": 1.0, "cpu": 1.0}'}
     synthetic.save(store.distilled(LOOP.set_key), SyntheticSet(images, 2, 1), **about)
     groups.kmeans_groups(data.normalise(data.test_images), 10, 0, folder / "groups")
-    codes = {"pixels": images}
+    codes = {"pixels": images.unflatten(0, (10, 2))}
     like = State(codes, codes)
     distill.save_state(folder / "state.pt", State(codes, codes, 2, [{"loss": 1.25}]), of)
     kip = inducing_points._begin(data, KIP, Space.of(data, True))

@@ -21,7 +21,7 @@ from rddlib.data import augment, dataset
 from rddlib.data.dataset import DataSet
 from rddlib.distillation import distill, loop, matching, synthetic
 from rddlib.distillation.glad import prior
-from rddlib.distillation.loop import Drawn, Loop, State
+from rddlib.distillation.loop import ClassDraws, Loop, State
 from rddlib.distillation.settings import LOOPED, PARTS, DistillSettings, check_fit
 from rddlib.models import fused, networks
 
@@ -46,9 +46,9 @@ def method(name: str, **changes) -> DistillSettings:
     return dataclasses.replace(TINY, **({"method": name} | changes))
 
 
-def of_class(d: DataSet, c: int, theta: augment.Draw) -> Drawn:
+def of_class(d: DataSet, c: int, omega: augment.Draw) -> ClassDraws:
     """The first eight real images of a class under one draw."""
-    return Drawn((d.train_labels == c).nonzero().flatten()[:8], theta, None)
+    return ClassDraws(d.members[c][:8], omega, None)
 
 
 def plain_rows(weight_gradient: Tensor) -> list[Tensor]:
@@ -115,7 +115,8 @@ def one_step(d: DataSet, s: DistillSettings) -> tuple[Tensor, Tensor]:
     """The start, and the images after one outer step of the library; pixels, float64."""
     begun = distill.begin(d, s, prior.load("none", d, 1))
     assert begun.codes["pixels"].dtype == torch.float64
-    return begun.codes["pixels"], loop.outer_step(d, s, begun, prior.load("none", d, 1)).codes["pixels"]
+    ended = loop.outer_step(d, s, begun, prior.load("none", d, 1))
+    return begun.codes["pixels"].flatten(0, 1), ended.codes["pixels"].flatten(0, 1)
 
 
 @pytest.mark.parametrize("name", ["dc", "dsa"])
@@ -182,8 +183,8 @@ def test_glad_equals_the_plain_step(digits: DataSet) -> None:
     begun = distill.begin(digits, s, source)
     made = loop.outer_step(digits, s, begun, source)
 
-    w, f = begun.codes["w"].clone().requires_grad_(), begun.codes["f"].clone().requires_grad_()
-    plain = Plain(digits, s, source.decode(begun.codes, torch.arange(3)))
+    w, f = (begun.codes[name].flatten(0, 1).clone().requires_grad_() for name in ("w", "f"))
+    plain = Plain(digits, s, source.decode({"w": w, "f": f}, torch.arange(3)).detach())
     of_codes = torch.optim.SGD([{"params": [f], "lr": 2.0}, {"params": [w], "lr": 2e-3}], momentum=0.5)
     of_net = torch.optim.SGD(plain.net.parameters(), lr=s.lr_net)
     for step in range(2):
@@ -195,8 +196,8 @@ def test_glad_equals_the_plain_step(digits: DataSet) -> None:
             index = torch.randint(len(digits.train_labels), (s.net_batch,), generator=plain.streams["net batch"])
             x = (digits.train_images[index] - plain.mean) / plain.std
             plain.train(x, digits.train_labels[index], of_net)
-    assert torch.allclose(made.codes["f"], f.detach(), atol=1e-8, rtol=0)
-    assert torch.allclose(made.codes["w"], w.detach(), atol=1e-8, rtol=0)
+    assert torch.allclose(made.codes["f"].flatten(0, 1), f.detach(), atol=1e-8, rtol=0)
+    assert torch.allclose(made.codes["w"].flatten(0, 1), w.detach(), atol=1e-8, rtol=0)
     assert (made.codes["f"] - begun.codes["f"]).abs().max() > 1e-3
 
 
@@ -222,7 +223,7 @@ def test_matched_target_is_the_gradient_of_the_robust_objective(digits: DataSet,
     moving = robust_loop(digits, variant)
     x = digits.normalise(digits.train_images[digits.train_labels == 1][:8])
     theta = augment.draw("none", 1, 8, generator(0))
-    target = moving._target(of_class(digits, 1, theta), 1, moving._centre_places())
+    target = moving._target(of_class(digits, 1, theta), 1, moving._centre_points())
 
     with torch.no_grad():
         places = moving.net.embed(digits.normalise(moving.stored().images))[2:4]  # class 1's two images
@@ -248,7 +249,7 @@ def test_matched_target_is_the_gradient_of_the_robust_objective(digits: DataSet,
 def test_image_gradient_of_robust_matching_by_finite_differences(digits: DataSet) -> None:
     """The images' gradient is that of the distance to the robust target: differences of the whole distance."""
     moving = robust_loop(digits)
-    places, state = moving._centre_places(), {n: g.get_state() for n, g in moving.streams.items()}
+    places, state = moving._centre_points(), {n: g.get_state() for n, g in moving.streams.items()}
 
     def gap() -> tuple[Tensor, dict[str, Tensor]]:
         for name, stream in moving.streams.items():
@@ -257,9 +258,9 @@ def test_image_gradient_of_robust_matching_by_finite_differences(digits: DataSet
 
     _, gradient = gap()
     direction = torch.randn(gradient["pixels"].shape, generator=generator(0, "direction")).double()
-    moving.codes["pixels"][:2] += 1e-6 * direction
+    moving.codes["pixels"][0] += 1e-6 * direction
     above, _ = gap()
-    moving.codes["pixels"][:2] -= 2e-6 * direction
+    moving.codes["pixels"][0] -= 2e-6 * direction
     below, _ = gap()
     assert torch.allclose((above - below) / 2e-6, (gradient["pixels"] * direction).sum(), rtol=1e-5, atol=0)
 
@@ -270,7 +271,7 @@ def test_robust_target_is_the_plain_one_where_the_tail_is_all(digits: DataSet) -
     moving.term = dataclasses.replace(moving.term, alpha=1.0, worst=0.0)
     drawn = of_class(digits, 0, augment.draw("none", 1, 8, generator(0)))
     robust, plain = (
-        moving._target(drawn, 0, moving._centre_places()),
+        moving._target(drawn, 0, moving._centre_points()),
         moving._target(drawn, 0, None),
     )
     for a, b in zip(robust, plain, strict=True):
@@ -281,7 +282,7 @@ def test_released_term_leaves_the_target_as_it_is(digits: DataSet) -> None:
     moving = robust_loop(digits, "released")
     drawn = of_class(digits, 0, augment.draw("none", 1, 8, generator(0)))
     for a, b in zip(
-        moving._target(drawn, 0, moving._centre_places()),
+        moving._target(drawn, 0, moving._centre_points()),
         moving._target(drawn, 0, None),
         strict=True,
     ):

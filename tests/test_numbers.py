@@ -24,6 +24,7 @@ from rddlib.data import augment, corruptions, dataset
 from rddlib.distillation import clusters, distill, matching, synthetic
 from rddlib.distillation.glad import prior
 from rddlib.distillation.kip import inducing_points
+from rddlib.distillation.loop import stored_set
 from rddlib.evaluation import evaluate, groups
 from rddlib.evaluation.metrics import TestBench
 from rddlib.experiments import provenance, sets
@@ -93,7 +94,7 @@ def distilled(e: Experiment) -> list[float]:
         return [*three_numbers(made.images), *losses, inducing_points.kernel_accuracy(made, images, e)]
     source = prior.load(e.parts().prior, images, e.prior_layer, e.prior_start)
     with torch.no_grad():
-        start = source.decode(distill.begin(images, e, source).codes, distill.labels(images, e))
+        start = stored_set(distill.begin(images, e, source).codes, source, e).images
     return [*three_numbers(made.images - start), history[-1]["distance"]]
 
 

@@ -17,6 +17,7 @@ from rddlib.distillation.clusters import with_found_groups
 from rddlib.distillation.glad import prior
 from rddlib.distillation.loop import Loop
 from rddlib.distillation.settings import DistillSettings
+from rddlib.distillation.synthetic import SyntheticSet
 from rddlib.risk import RiskTerm
 
 TINY = DistillSettings(
@@ -96,11 +97,12 @@ def test_the_fast_loop_equals_the_method_on_one_page(digits: DataSet, case: str,
 
 
 def test_centres_in_all_are_random_stored_images_of_all_classes() -> None:
-    drawn = [synthetic.centres_in_all(10, 10, 10, "all", generator(seed)) for seed in range(40)]
+    stored = SyntheticSet(torch.zeros(100, 1, 1, 1), 10)
+    drawn = [synthetic.choose_centres(stored, 10, "random", generator(seed), in_all=10) for seed in range(40)]
     assert all(len(set(c.tolist())) == 10 and c.max() < 100 for c in drawn)
     classes_met = {len({i // 10 for i in c.tolist()}) for c in drawn}
     assert max(classes_met) < 10  # drawn from all together: some class has none
-    by_class = synthetic.centres_in_all(10, 10, 25, "class", generator(0))
+    by_class = synthetic.choose_centres(stored, 10, "random", generator(0), in_all=25, scope="class")
     counts = (by_class // 10).bincount(minlength=10)
     assert len(by_class) == 25 and counts.min() == 2 and counts.max() == 3
 
@@ -140,7 +142,7 @@ def test_the_term_may_be_taken_over_more_images_than_the_update(digits: DataSet)
     every = torch.cat([index, more])
     x, y = digits.normalise(digits.train_images[every]), digits.train_labels[every]
     losses = torch.nn.functional.cross_entropy(plain.net(x), y, reduction="none")
-    gaps = torch.cdist(plain.net.embed(x), plain.net.embed(digits.normalise(plain.codes["pixels"])))
+    gaps = torch.cdist(plain.net.embed(x), plain.net.embed(digits.normalise(plain.codes["pixels"].flatten(0, 1))))
     nearest = gaps.argmin(1)
     tails = torch.stack([risk.cvar(losses[nearest == g], s.alpha) for g in nearest.unique()])
     loss = losses[:32].mean() + tails.mean() + tails.max()
@@ -183,7 +185,7 @@ def test_the_terms_gradient_is_measured_against_that_of_the_mean_loss(digits: Da
     index = torch.randint(200, (32,), generator=plain.streams["net batch"])
     x, y = digits.normalise(digits.train_images[index]), digits.train_labels[index]
     losses = torch.nn.functional.cross_entropy(plain.net(x), y, reduction="none")
-    gaps = torch.cdist(plain.net.embed(x), plain.net.embed(digits.normalise(plain.codes["pixels"])))
+    gaps = torch.cdist(plain.net.embed(x), plain.net.embed(digits.normalise(plain.codes["pixels"].flatten(0, 1))))
     groups = gaps.argmin(1)
     term = risk.group_risk(losses, groups, 20, RiskTerm.preset("upper"))
     parameters = list(plain.net.parameters())
@@ -272,7 +274,7 @@ def test_equal_groups_are_the_distances_to_all_groups_together(grouped: DataSet)
     fast, plain = loop_of(grouped, s), loop_of(grouped, s)
     drawn = fast.draws([3])[0]
     _, moved = fast.matching_gradient(3, None, drawn)
-    own = plain.codes["pixels"][6:8].clone().requires_grad_()
+    own = plain.codes["pixels"][3].clone().requires_grad_()
     given = plain._statistic(plain.seen(own, drawn), 3)
     total = torch.zeros((), dtype=torch.float64)
     for g in (0, 1):
@@ -318,7 +320,7 @@ def test_batches_and_starts_take_each_group_alike(grouped: DataSet) -> None:
     s = settings(**KNOWN, start="covering", ipc=4)
     begun = distill.begin(grouped, s, prior.load("none", grouped, 1)).codes["pixels"]
     for c in range(10):
-        places = [int((grouped.train_images - image).abs().flatten(1).sum(1).argmin()) for image in begun[4 * c :][:4]]
+        places = [int((grouped.train_images - image).abs().flatten(1).sum(1).argmin()) for image in begun[c]]
         assert grouped.train_labels[places].tolist() == [c] * 4
         assert sorted(grouped.train_groups[places].tolist()) == [0, 0, 1, 1]
 
@@ -333,7 +335,7 @@ def test_a_representative_start_lies_nearer_to_the_class_than_a_random_one(digit
             begun = distill.begin(digits, s, prior.load("none", digits, 1)).codes["pixels"]
             for c in range(10):
                 own = digits.train_images[digits.train_labels == c]
-                found.append(torch.cdist(own.flatten(1), begun[5 * c : 5 * c + 5].flatten(1)).amin(1).mean())
+                found.append(torch.cdist(own.flatten(1), begun[c].flatten(1)).amin(1).mean())
         gaps[choice] = float(torch.stack(found).mean())
     assert gaps["representative"] < 0.95 * gaps["random"]
 

@@ -40,9 +40,8 @@ def loop_of(d: DataSet, s: DistillSettings) -> Loop:
 
 
 def chooser(d: DataSet, s: DistillSettings, seed: int = 0) -> tuple[Representatives, torch.nn.Module]:
-    members = [(d.train_labels == c).nonzero().flatten() for c in range(d.n_classes)]
     net = networks.build("convnet", d.shape, d.n_classes, depth=2, width=4, generator=generator(0, "net"))
-    return Representatives(d, members, s, generator(seed, "stream")), net
+    return Representatives(d, s, generator(seed, "stream")), net
 
 
 # --- one batch --------------------------------------------------------------------------------------------
@@ -79,7 +78,7 @@ def test_a_representative_batch_is_nearer_to_the_class_mean_than_random_ones(dig
     whole = dataset.load("digits")
     made, net = chooser(whole, dataclasses.replace(SMALL, real_pool=None))
     farther, sparser = [], []
-    for c, own in enumerate(made.members):
+    for c, own in enumerate(whole.members):
         points = features.embedded(net, whole.train_images[own], whole)
 
         def gap(part: torch.Tensor, points: torch.Tensor = points) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,19 @@ class DataSet:
         """(channels, height, width) of one image."""
         c, h, w = self.train_images.shape[1:]
         return c, h, w
+
+    @cached_property
+    def members(self) -> list[Tensor]:
+        """Indices of the training images of each class, in order, on the host."""
+        labels = self.train_labels.cpu()
+        return [(labels == c).nonzero().flatten() for c in range(self.n_classes)]
+
+    @cached_property
+    def host_groups(self) -> Tensor:
+        """`train_groups` on the host, where batches are drawn. SettingError where the data has none."""
+        if self.train_groups is None:
+            raise SettingError("groups_from", "labels", f"'nearest' or 'found': {self.name} has no labels of groups")
+        return self.train_groups.cpu()
 
     def to(self, device: str | torch.device) -> DataSet:
         """The same set with its tensors on `device`."""

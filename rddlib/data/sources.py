@@ -18,12 +18,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from .. import files
 from ..base import DataError as DataError
 from ..base import SettingError
-from ..files import check_unpacked
 from .folders import Arrays as Arrays
 from .folders import read_folder
 
+ENTRIES = ("train_images", "train_labels", "test_images", "test_labels", "classes")
 GROUP_ENTRIES = ("train_groups", "test_groups", "group_names")
 
 # ImageNet subsets: wnid and name, in the order of the labels. ImageNet-10: IDC; A-E: GLaD; Imagenette: fast.ai. The
@@ -160,25 +161,11 @@ def read_npz(path: Path) -> Arrays:
 
     It may hold groups too: train_groups, test_groups, integers (N,) in [0, G), and group_names (G,).
     """
-    wanted = ("train_images", "train_labels", "test_images", "test_labels", "classes")
     if not path.is_file():
-        raise DataError(f"no data: looked for the file {path}. Give the path of an .npz with keys {', '.join(wanted)}.")
-    try:
-        with open(path, "rb") as file:
-            check_unpacked(file)
-            with np.load(file, allow_pickle=False) as pack:
-                if missing := [k for k in wanted if k not in pack.files]:
-                    raise DataError(f"{path}: key {missing[0]!r} is missing; an .npz here needs {', '.join(wanted)}")
-                arrays = {k: pack[k] for k in (*wanted, *GROUP_ENTRIES) if k in pack.files}
-    except DataError:
-        raise
-    except Exception as error:  # a damaged zip raises many kinds; all mean the same to the reader
-        raise DataError(f"{path}: cannot be read as an .npz of plain arrays ({error})") from error
-    if foreign := [
-        k for k, array in arrays.items() if not isinstance(array, np.ndarray)
-    ]:  # NumPy hands out unknown bytes as bytes
-        raise DataError(f"{path}: {foreign[0]!r} cannot be read as a plain array")
-    return arrays
+        raise DataError(
+            f"no data: looked for the file {path}. Give the path of an .npz with keys {', '.join(ENTRIES)}."
+        )
+    return files.read_npz(path, f"an .npz with {', '.join(ENTRIES)}", ENTRIES, GROUP_ENTRIES, most=sys.maxsize)
 
 
 # --- ImageNet -------------------------------------------------------------------------------------------------

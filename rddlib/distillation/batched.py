@@ -83,7 +83,7 @@ class ClassLoop(Loop):
         self.classes = torch.arange(k, device=self.device)
         self.rows: list[Tensor] = []  # draws of the inner steps to come, uint8 (bytes,) each, on the device
         self.layout: StepDraws = {}  # tensors of the types and shapes that are in a row
-        self.drawn: StepDraws = {}  # draws of the present inner step, on the device
+        self.step_draws: StepDraws = {}  # draws of the present inner step, on the device
 
     # --- draws --------------------------------------------------------------------------------------------
 
@@ -93,15 +93,18 @@ class ClassLoop(Loop):
         "images": indices of real images (batch_real * n_classes,), places of the matched ones among all decoded images
         (batch_synthetic * n_classes,), classes in turn, and the fields of the draws of augmentation for both.
         """
-        drawn = self.host_draws(range(self.data.n_classes))
-        decoded, size = self.s.ipc * self.s.factor**2, self.data.shape[1]
-        real = torch.stack([each.real for each in drawn], 1).flatten()
-        every = torch.arange(decoded)
-        chosen = [(every if each.some is None else each.some) + i * decoded for i, each in enumerate(drawn)]
-        place = torch.stack(chosen, 1).flatten()
-        thetas = [each.theta for each in drawn]
-        joined = [augment.joined(thetas, self.s.match_augment, 1, size, len(t) // len(drawn)) for t in (real, place)]
-        step: StepDraws = {"images": [real, place, *vars(joined[0]).values(), *vars(joined[1]).values()]}
+        draws = self.host_draws(range(self.data.n_classes))
+        n_decoded = self.s.ipc * self.s.factor**2
+        real = torch.stack([d.real for d in draws], 1).flatten()
+        all_of_class = torch.arange(n_decoded)
+        subsets = [all_of_class if d.subset is None else d.subset for d in draws]
+        place = torch.stack([subset + c * n_decoded for c, subset in enumerate(subsets)], 1).flatten()
+        omegas = [d.omega for d in draws]
+        step: StepDraws = {"images": [real, place]}
+        for batch in (real, place):
+            times = len(batch) // len(draws)
+            joined = augment.joined(omegas, self.s.match_augment, 1, self.data.shape[1], times)
+            step["images"] += vars(joined).values()
         if self.device.type != "cpu" and (self.s.inner_steps > 1 or self.parts.train_last):
             for kind in ("net", "risk"):
                 step[kind] = self._update_draws(self._indices(kind), self.streams[f"{kind} augment"])
@@ -123,31 +126,31 @@ class ClassLoop(Loop):
 
     def from_row(self, row: Tensor) -> StepDraws:
         """The draws that `next_row` gave as bytes, views of them."""
-        there = iter(unpack_bytes(row, [t for part in self.layout.values() for t in part]))
-        return {name: [next(there) for _ in part] for name, part in self.layout.items()}
+        tensors = iter(unpack_bytes(row, [t for part in self.layout.values() for t in part]))
+        return {name: [next(tensors) for _ in part] for name, part in self.layout.items()}
 
-    def _update_batches(self, kind: str, whole: tuple[Tensor, Tensor] | None) -> Iterator[Batch]:
+    def _update_batches(self, kind: str, pool: tuple[Tensor, Tensor] | None) -> Iterator[Batch]:
         if self.device.type == "cpu":
-            return super()._update_batches(kind, whole)
-        return self._batches_together(whole, self.drawn[kind])
+            return super()._update_batches(kind, pool)
+        return self._batches_together(pool, self.step_draws[kind])
 
     # --- images -------------------------------------------------------------------------------------------
 
     def image_steps(self) -> Tensor:
         """As `Loop.image_steps`: moves the images of every class, returns the summed distance."""
-        self.drawn = self.host_step() if self.device.type == "cpu" else self.next_draws()
+        self.step_draws = self.host_step() if self.device.type == "cpu" else self.next_draws()
         distances, gradients = self.gradients(self.reading_points())
         self._advance(gradients)
         return distances.sum()
 
     def reading_points(self) -> Codes:
-        """The codes of all images (n_classes * ipc, ...) as each class's turn finds them."""
+        """The codes of all images (n_classes, ipc, ...) as each class's turn finds them."""
         if self.parts.image_step == "sum":
             return self.codes
         points = {}
         for name, code in self.codes.items():
-            v = self._by_class(self.velocity[name])
-            points[name] = (self._by_class(code) - self.rates[name] * v * _like(self.before, v)).flatten(0, 1)
+            velocity = self.velocity[name]
+            points[name] = code - self.rates[name] * velocity * _like(self.before, velocity)
         return points
 
     def gradients(self, at: Codes) -> tuple[Tensor, Codes]:
@@ -156,34 +159,35 @@ class ClassLoop(Loop):
         In the batches that are seen the classes take turns, image by image.
         """
         codes = {name: code.detach().requires_grad_() for name, code in at.items()}
-        images = self.prior.decode(codes, self.labels)
-        own = images.detach().requires_grad_()
-        real, place, *fields = self.drawn["images"]
+        flat = {name: code.flatten(0, 1) for name, code in codes.items()}
+        images = self.prior.decode(flat, self.labels.flatten())
+        pixels = images.detach().requires_grad_()
+        real, place, *fields = self.step_draws["images"]
         number = len(fields) // 2
         x = self.data.normalise(self.data.train_images[real])
-        wanted = augment.apply(x, augment.Draw(*fields[:number]))
-        decoded = synthetic.decode(own, self.s.factor)
-        given = augment.apply(self.data.normalise(decoded[place]), augment.Draw(*fields[number:]))
+        seen_real = augment.apply(x, augment.Draw(*fields[:number]))
+        decoded = synthetic.decode(pixels, self.s.factor)
+        seen = augment.apply(self.data.normalise(decoded[place]), augment.Draw(*fields[number:]))
         known = self.parts.objective == "gradient" and fused.differentiable(self.net)
-        way = self._written_out if known and fused.allowed(given) and not fused.autocast(x) else self._repeated
-        gaps, at_given = way(wanted, given, self._objective(x, cast(Tensor, real)))
-        (pixels,) = torch.autograd.grad(given, own, at_given)
-        pulled = torch.autograd.grad(images, list(codes.values()), pixels)
-        return gaps, dict(zip(codes, pulled, strict=True))
+        written_out = known and fused.allowed(seen) and not fused.autocast(x)
+        compare = self._written_out if written_out else self._repeated
+        distances, at_seen = compare(seen_real, seen, self._objective(x, cast(Tensor, real)))
+        (at_pixels,) = torch.autograd.grad(seen, pixels, at_seen)
+        at_codes = torch.autograd.grad(images, list(codes.values()), at_pixels)
+        return distances, dict(zip(codes, at_codes, strict=True))
 
     def _objective(self, x: Tensor, real: Tensor) -> Objective:
         """What the gradients of the real images `x`, at the indices `real`, are taken of, see `Loop._target`."""
         if not self.in_matching:
             return _mean
-        groups, n_groups = self._groups(x, self._labels(len(x)), self._matched_places(), real)
-        robust: Callable[..., Tensor] = vmap(partial(robust_loss, n_groups=n_groups, term=self.term))
-        weight = 1 + self.term.average + self.term.worst if self.term.differentiable else 1
-        return lambda losses: robust(losses, self._rows(groups)).sum() / weight
+        groups = self._groups(x, self._labels(len(x)), self._centre_points(), real)
+        robust: Callable[..., Tensor] = vmap(partial(robust_loss, n_groups=self.n_groups, term=self.term))
+        return lambda losses: robust(losses, self._rows(groups)).sum() / self.term.total_weight
 
-    def _written_out(self, wanted: Tensor, given: Tensor, objective: Objective) -> tuple[Tensor, Tensor]:
-        """Distances (n_classes,) and the gradient of their sum at the images `given`; classes in turn in both batches.
+    def _written_out(self, real: Tensor, seen: Tensor, objective: Objective) -> tuple[Tensor, Tensor]:
+        """Distances (n_classes,) and the gradient of their sum at the images `seen`; classes in turn in both batches.
 
-        `objective`: that of the images `wanted`.
+        `objective`: that of the images `real`.
         """
         n, linear = self.data.n_classes, self.parts.metric == "dc"
 
@@ -191,28 +195,27 @@ class ClassLoop(Loop):
             losses = F.cross_entropy(logits, self._labels(len(logits)), reduction="none")
             return objective(self._rows(losses))
 
-        def distances(found: list[Tensor]) -> Tensor:
-            return self._distances(target, [g.unflatten(0, (n, -1)) for g in found])
+        def distances(gradients: list[Tensor]) -> Tensor:
+            return self._distances(target, [g.unflatten(0, (n, -1)) for g in gradients])
 
-        goal = fused.weight_gradients(self.net, wanted, partial(loss, objective=objective), linear, n)
-        target = [g.unflatten(0, (n, -1)) for g in goal]
-        return fused.image_gradient(self.net, given.detach(), loss, distances, linear, n)
+        of_real = fused.weight_gradients(self.net, real, partial(loss, objective=objective), linear, n)
+        target = [g.unflatten(0, (n, -1)) for g in of_real]
+        return fused.image_gradient(self.net, seen.detach(), loss, distances, linear, n)
 
-    def _repeated(self, wanted: Tensor, given: Tensor, objective: Objective) -> tuple[Tensor, Tensor]:
+    def _repeated(self, real: Tensor, seen: Tensor, objective: Objective) -> tuple[Tensor, Tensor]:
         """As `_written_out` for any network and for feature means: weights repeated for every class, autograd."""
-        given = given.detach().requires_grad_()
-        by_class = [t.unflatten(0, (-1, self.data.n_classes)).transpose(0, 1) for t in (wanted, given)]
+        images = seen.detach().requires_grad_()
+        by_class = [t.unflatten(0, (-1, self.data.n_classes)).transpose(0, 1) for t in (real, images)]
         with fused.use(False):  # the fused forms are not for torch.func
             target = [t.detach() for t in self.statistics(by_class[0], objective)]
-            found = self.statistics(by_class[1])
-            gaps = self._distances(target, found)
-            (gradient,) = torch.autograd.grad(gaps.sum(), given)
-        return gaps.detach(), gradient
+            distances = self._distances(target, self.statistics(by_class[1]))
+            (gradient,) = torch.autograd.grad(distances.sum(), images)
+        return distances.detach(), gradient
 
-    def _distances(self, target: list[Tensor], found: list[Tensor]) -> Tensor:
+    def _distances(self, target: list[Tensor], statistics: list[Tensor]) -> Tensor:
         """Distance of the statistics of each class (n_classes,); both (n_classes, ...) each."""
-        gaps: Tensor = vmap(partial(matching.distance, metric=self.parts.metric))(target, found)
-        return gaps
+        distances: Tensor = vmap(partial(matching.distance, metric=self.parts.metric))(target, statistics)
+        return distances
 
     def statistics(self, x: Tensor, objective: Objective = _mean) -> list[Tensor]:
         """What is matched, of each class's batch: (n_classes, ...) each; images x (n_classes, N, C, H, W).
@@ -233,25 +236,19 @@ class ClassLoop(Loop):
         return list(torch.autograd.grad(loss, list(matched.values()), create_graph=x.requires_grad))
 
     def _advance(self, gradients: Codes) -> None:
-        """All steps of the images, by the gradients (n_classes * ipc, ...) at their codes."""
-        for name, gradient in gradients.items():
-            code, velocity = self.codes[name], self.velocity[name]
-            g = self._by_class(gradient)
+        """All steps of the images, by the gradients (n_classes, ipc, ...) at their codes."""
+        for name, g in gradients.items():
+            code, velocity, rate = self.codes[name], self.velocity[name], self.rates[name]
             if self.s.image_rule != "sgd":
                 g = vmap(self.direction)(g)
             if self.parts.image_step == "sum":
-                velocity.mul_(self.s.momentum_image).add_(g.flatten(0, 1))
-                code -= self.rates[name] * velocity
-                continue
-            v = self._by_class(velocity)
-            step = v * _like(self.through, v) + g * _like(self.after, g)
-            code -= self.rates[name] * step.flatten(0, 1)
-            v.mul_(self.s.momentum_image**self.data.n_classes).add_(g * _like(self.left, g))
+                velocity.mul_(self.s.momentum_image).add_(g)
+                code -= rate * velocity
+            else:
+                code -= rate * (velocity * _like(self.through, velocity) + g * _like(self.after, g))
+                velocity.mul_(self.s.momentum_image**self.data.n_classes).add_(g * _like(self.left, g))
 
     # --- shapes -------------------------------------------------------------------------------------------
-
-    def _by_class(self, code: Tensor) -> Tensor:
-        return code.view(self.data.n_classes, self.s.ipc, *code.shape[1:])
 
     def _labels(self, number: int) -> Tensor:
         """Labels of so many images, classes in turn."""

@@ -10,12 +10,9 @@ clustering. DREAM clusters all images of a class; `real_pool` clusters a random 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 
-from ..base import SettingError
 from ..data.dataset import DataSet
 from ..models import features
 from . import synthetic
@@ -25,15 +22,14 @@ from .settings import DistillSettings
 class Representatives:
     """The representative batches of one outer step.
 
-    `members`: for each class the indices of its training images, on the host. `stream`: a generator of this purpose
-    alone, so that every other draw of the loop is that of the random choice.
+    `stream`: a generator of this purpose alone, so that every other draw of the loop is that of the random choice.
     """
 
-    def __init__(
-        self, data: DataSet, members: Sequence[Tensor], settings: DistillSettings, stream: torch.Generator
-    ) -> None:
-        self.data, self.members, self.s, self.stream = data, members, settings, stream
-        self.calls = [0] * len(members)
+    def __init__(self, data: DataSet, settings: DistillSettings, stream: torch.Generator) -> None:
+        self.data = data
+        self.s = settings
+        self.stream = stream
+        self.calls = [0] * data.n_classes
         self.kept: dict[int, Tensor] = {}
 
     def batch(self, c: int, net: nn.Module) -> Tensor:
@@ -47,7 +43,7 @@ class Representatives:
         return self.kept[c]
 
     def _choose(self, c: int, net: nn.Module) -> Tensor:
-        pool = self.members[c]
+        pool = self.data.members[c]
         if self.s.real_pool is not None:
             pool = pool[torch.randperm(len(pool), generator=self.stream)[: self.s.real_pool]]
         images = self.data.train_images
@@ -62,32 +58,30 @@ def batch_of_groups(members: Tensor, groups: Tensor, size: int, stream: torch.Ge
     `members`: indices of the images to draw from; `groups` (n_train,): the group of every training image. Which groups
     get one more is drawn. Without replacement; a group with fewer images than its share is drawn from with replacement.
     """
-    own = groups[members]
-    present = own.unique()
+    group_of = groups[members]
+    present = group_of.unique()
     order = present[torch.randperm(len(present), generator=stream)].tolist()
     chosen = []
     for place, group in enumerate(order):
         share = size // len(order) + (place < size % len(order))
-        pool = members[own == group]
+        pool = members[group_of == group]
         if share <= len(pool):
-            chosen.append(pool[torch.randperm(len(pool), generator=stream)[:share]])
+            index = torch.randperm(len(pool), generator=stream)[:share]
         else:
-            chosen.append(pool[torch.randint(len(pool), (share,), generator=stream)])
+            index = torch.randint(len(pool), (share,), generator=stream)
+        chosen.append(pool[index])
     return torch.cat(chosen)
 
 
 def start_indices(data: DataSet, settings: DistillSettings, stream: torch.Generator) -> Tensor:
     """Indices (n_classes * ipc * factor**2,) of the real images from which a set begins, class after class."""
-    labels, needed = data.train_labels.cpu(), settings.ipc * settings.factor**2
+    needed = settings.ipc * settings.factor**2
     if settings.start == "random":
         return synthetic.draw_real(data, needed, stream)
     chosen = []
-    for c in range(data.n_classes):
-        members = (labels == c).nonzero().flatten()
+    for members in data.members:
         if settings.start == "covering":
-            if data.train_groups is None:
-                raise SettingError("start", "covering", "for data with groups, or groups_from = 'found'")
-            chosen.append(batch_of_groups(members, data.train_groups.cpu(), needed, stream))
+            chosen.append(batch_of_groups(members, data.host_groups, needed, stream))
         else:
             seed = int(torch.randint(2**31 - 1, (), generator=stream))
             points = data.normalise(data.train_images[members.to(data.train_images.device)])
@@ -104,8 +98,8 @@ def nearest_to_centres(points: Tensor, k: int, seed: int) -> Tensor:
     from sklearn.cluster import MiniBatchKMeans
 
     flat = points.flatten(1).float().cpu()
-    made = MiniBatchKMeans(n_clusters=k, n_init=1, init_size=len(flat), random_state=seed).fit(flat.numpy())
-    gaps = torch.cdist(torch.from_numpy(made.cluster_centers_), flat)  # (k, N)
+    clustering = MiniBatchKMeans(n_clusters=k, n_init=1, init_size=len(flat), random_state=seed).fit(flat.numpy())
+    gaps = torch.cdist(torch.from_numpy(clustering.cluster_centers_), flat)  # (k, N)
     chosen = torch.empty(k, dtype=torch.int64)
     for centre in gaps.amin(1).argsort(stable=True).tolist():
         chosen[centre] = int(gaps[centre].argmin())

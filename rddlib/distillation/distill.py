@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from ..models import fused, networks
 from . import batches, clusters, graph, synthetic
 from .glad import prior
 from .kip import inducing_points
-from .loop import State, outer_step
+from .loop import State, outer_step, stored_set
 from .settings import DistillSettings, check_fit
 from .synthetic import SyntheticSet
 
@@ -48,35 +50,29 @@ def distill(
     check_begun(data, settings, begun)
     fused.keep_memory()
     if settings.method == "kip":
-        return inducing_points.distill(data, settings, None if checkpoint is None else Path(checkpoint), every, on_step)
+        return inducing_points.distill(data, settings, checkpoint, every, on_step)
     if settings.groups_from == "found":
         data = clusters.with_found_groups(data, settings.found_groups)
     source = prior.load(settings.parts().prior, data, settings.prior_layer, settings.prior_start)
     state = begin(data, settings, source, begun)
-    of = origin(data, settings, source.sha256)
+    save = None
     if checkpoint is not None:
+        of = origin(data, settings, source.sha256)
         state = load_state(checkpoint, state, of) or state
-    try:
-        while state.outer < settings.outer_steps:
-            with networks.arithmetic(settings.precision, data.train_images.device):
-                state = outer_step(data, settings, state, source, graph.kind(settings, data))
-            if checkpoint is not None and (state.outer % every == 0 or state.outer == settings.outer_steps):
-                save_state(checkpoint, state, of)
-            if on_step is not None:
-                on_step(state.outer, state.history[-1])
-    except KeyboardInterrupt:
-        if checkpoint is not None:
-            save_state(checkpoint, state, of)
-        raise
-    with torch.no_grad():
-        images = source.decode(state.codes, labels(data, settings))
-    made = SyntheticSet(images, settings.ipc, settings.factor, prior_sha256=source.sha256)
-    return made, thinned(state.history)
+        save = partial(save_state, checkpoint, of=of)
+    loop_kind = graph.kind(settings, data)
 
+    def advance(state: State) -> State:
+        with networks.arithmetic(settings.precision, data.train_images.device):
+            return outer_step(data, settings, state, source, loop_kind)
 
-def labels(data: DataSet, settings: DistillSettings) -> torch.Tensor:
-    """Class of each stored image: int64 (n_classes * ipc,), on the device of the data."""
-    return torch.arange(data.n_classes, device=data.train_images.device).repeat_interleave(settings.ipc)
+    def report(state: State) -> None:
+        if on_step is not None:
+            on_step(state.outer, state.history[-1])
+
+    state = files.advance_to(settings.outer_steps, state, advance, save, every, report)
+    result = dataclasses.replace(stored_set(state.codes, source, settings), prior_sha256=source.sha256)
+    return result, thinned(state.history)
 
 
 def check_begun(data: DataSet, settings: DistillSettings, begun: SyntheticSet | None) -> None:
@@ -95,21 +91,24 @@ def check_begun(data: DataSet, settings: DistillSettings, begun: SyntheticSet | 
 def begin(data: DataSet, settings: DistillSettings, source: prior.Prior, begun: SyntheticSet | None = None) -> State:
     """The state before the first step, with no velocity: codes of `begun`, of real images, or of random latents."""
     stream = generator(settings.seed, "start")
+    device = data.train_images.device
     if begun is not None:
-        begun = begun.to(data.train_images.device)
+        begun = begun.to(device)
     elif settings.start == "noise":
         begun = synthetic.noise(data, settings.ipc, settings.factor, stream)
     else:
         index = batches.start_indices(data, settings, stream)
         begun = synthetic.start(data, settings.ipc, settings.factor, stream, index)
-    codes = source.encode(begun.images, labels(data, settings), generator(settings.seed, "codes"))
+    labels = synthetic.class_labels(data.n_classes, settings.ipc, device)
+    codes = source.encode(begun.images, labels, generator(settings.seed, "codes"))
+    codes = {name: code.unflatten(0, (data.n_classes, settings.ipc)) for name, code in codes.items()}
     return State(codes, {name: torch.zeros_like(code) for name, code in codes.items()})
 
 
 def thinned(history: list[dict[str, float]], most: int = HISTORY) -> list[dict[str, float]]:
     """The history in at most `most` entries: means over equal stretches of steps, all steps where they are few."""
-    size = -(-len(history) // most)
-    stretches = [history[i : i + size] for i in range(0, len(history), size)] if size > 1 else [[e] for e in history]
+    size = max(1, math.ceil(len(history) / most))
+    stretches = [history[i : i + size] for i in range(0, len(history), size)]
     return [{name: sum(e[name] for e in part) / len(part) for name in part[0]} for part in stretches]
 
 
@@ -118,13 +117,17 @@ def thinned(history: list[dict[str, float]], most: int = HISTORY) -> list[dict[s
 
 def origin(data: DataSet, settings: DistillSettings, prior_sha256: str = "") -> str:
     """64 hex digits of all that a checkpoint depends on: data, settings, generator, and the results version."""
-    own = {field.name: getattr(settings, field.name) for field in dataclasses.fields(DistillSettings)}
-    return digest(json.dumps([RESULTS, data.sha256, prior_sha256, own], sort_keys=True))
+    values = {field.name: getattr(settings, field.name) for field in dataclasses.fields(DistillSettings)}
+    return digest(json.dumps([RESULTS, data.sha256, prior_sha256, values], sort_keys=True))
 
 
 def save_state(path: str | Path, state: State, of: str) -> None:
-    """Write a checkpoint of the run `of` (`origin`), whole or not at all."""
-    files.write_state(path, _plain(state), of)
+    """Write a checkpoint of the run `of` (`origin`), whole or not at all. Its codes are (n_classes * ipc, ...)."""
+    codes, velocity = (
+        {name: code.flatten(0, 1).cpu() for name, code in part.items()} for part in (state.codes, state.velocity)
+    )
+    content = {"codes": codes, "velocity": velocity, "outer": state.outer, "history": state.history}
+    files.write_state(path, content, of)
 
 
 def load_state(path: str | Path, like: State, of: str) -> State | None:
@@ -132,25 +135,15 @@ def load_state(path: str | Path, like: State, of: str) -> State | None:
 
     Raises DataError, and leaves the file, if it is damaged or does not fit.
     """
-    device = next(iter(like.codes.values())).device
+
+    def shaped(codes: dict[str, Any]) -> dict[str, torch.Tensor]:
+        shapes = {name: tuple(code.shape) for name, code in codes.items()}
+        expected = {name: tuple(code.flatten(0, 1).shape) for name, code in like.codes.items()}
+        if shapes != expected:
+            raise ValueError(f"of shapes {shapes}, expected {expected}")
+        return {name: code.view_as(like.codes[name]) for name, code in codes.items()}
 
     def build(raw: dict[str, Any]) -> State:
-        state = _state(raw, device)
-        shapes = [{k: tuple(v.shape) for k, v in codes.items()} for codes in (state.codes, state.velocity)]
-        expected = {k: tuple(v.shape) for k, v in like.codes.items()}
-        if shapes != [expected, expected]:
-            raise ValueError(f"of shapes {shapes[0]}, expected {expected}")
-        return state
+        return State(shaped(raw["codes"]), shaped(raw["velocity"]), int(raw["outer"]), list(raw["history"]))
 
-    return files.read_state(path, of, device, build)
-
-
-def _plain(state: State) -> dict[str, Any]:
-    """A state as dicts, lists and tensors of the processor."""
-    cpu = {part: {k: v.cpu() for k, v in getattr(state, part).items()} for part in ("codes", "velocity")}
-    return {**cpu, "outer": state.outer, "history": state.history}
-
-
-def _state(plain: dict[str, Any], device: torch.device) -> State:
-    codes, velocity = ({k: v.to(device) for k, v in plain[part].items()} for part in ("codes", "velocity"))
-    return State(codes, velocity, int(plain["outer"]), list(plain["history"]))
+    return files.read_state(path, of, next(iter(like.codes.values())).device, build)

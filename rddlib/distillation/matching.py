@@ -31,13 +31,7 @@ def matched_parameters(net: nn.Module, metric: str) -> list[nn.Parameter]:
 
 def gradients(loss: Tensor, parameters: Sequence[nn.Parameter], create_graph: bool = False) -> list[Tensor]:
     """Gradient of a scalar loss at `parameters`; with `create_graph` it can itself be differentiated."""
-    found = list(torch.autograd.grad(loss, list(parameters), create_graph=create_graph))
-    return found if create_graph else [g.detach() for g in found]
-
-
-def feature_mean(net: nn.Module, x: Tensor) -> list[Tensor]:
-    """Mean feature of a batch, one tensor (D,): images (N, C, H, W). DM, Zhao & Bilen 2023, Eq. 5."""
-    return [net.embed(x).mean(0)]  # type: ignore[operator]
+    return list(torch.autograd.grad(loss, list(parameters), create_graph=create_graph))
 
 
 def distance(real: Sequence[Tensor], synthetic: Sequence[Tensor], metric: str = "idc") -> Tensor:
@@ -48,23 +42,16 @@ def distance(real: Sequence[Tensor], synthetic: Sequence[Tensor], metric: str = 
     l1, l1_mean: absolute differences, summed, or their mean in each tensor (IDC's options; l1 on ImageNet).
     """
     check_choice("metric", metric, METRICS)
-    one = {"idc": _squares, "dc": _cosines, "l1": _absolute, "l1_mean": _absolute_mean}[metric]
-    return torch.stack([one(r, s) for r, s in zip(real, synthetic, strict=True)]).sum()
+    return torch.stack([_distance(r, s, metric) for r, s in zip(real, synthetic, strict=True)]).sum()
 
 
-def _squares(real: Tensor, synthetic: Tensor) -> Tensor:
-    return (real - synthetic).square().sum()
-
-
-def _absolute(real: Tensor, synthetic: Tensor) -> Tensor:
-    return (real - synthetic).abs().sum()
-
-
-def _absolute_mean(real: Tensor, synthetic: Tensor) -> Tensor:
-    return (real - synthetic).abs().mean()
-
-
-def _cosines(real: Tensor, synthetic: Tensor) -> Tensor:
-    a, b = real.flatten(1), synthetic.flatten(1)
-    cosine: Tensor = (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1) + 1e-6)
-    return (1 - cosine).sum()
+def _distance(real: Tensor, synthetic: Tensor, metric: str) -> Tensor:
+    """Distance of one tensor of two statistics."""
+    if metric == "dc":
+        a, b = real.flatten(1), synthetic.flatten(1)  # (rows, weights into one output)
+        cosines = (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1) + 1e-6)
+        return (1 - cosines).sum()
+    gap = real - synthetic
+    if metric == "idc":
+        return gap.square().sum()
+    return gap.abs().sum() if metric == "l1" else gap.abs().mean()

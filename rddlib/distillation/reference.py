@@ -18,7 +18,6 @@ from .. import risk
 from ..base import generator
 from ..data import augment
 from ..data.dataset import DataSet
-from ..models import networks
 from . import synthetic
 from .loop import STREAMS
 from .settings import DistillSettings
@@ -29,17 +28,17 @@ def outer_step(
     data: DataSet,
     s: DistillSettings,
     S: Tensor,
-    velocity: Tensor,
+    v: Tensor,
     outer: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """S and its momentum after one outer step: a new network, then
+    """S and its momentum v after one outer step: a new network, then
     `inner_steps` times a step of the images and training of the network.
 
-    S, velocity: (n_classes, ipc, C, H, W), images in [0, 1]. Draws are those of
+    S, v: (n_classes, ipc, C, H, W), images in [0, 1]. Draws are those of
     `loop.Loop`: the same streams in the same order. Pixels alone, without a
     generator, and without real_choice, groups_from, risk_images, worst_step.
     """
-    step = Step(data, s, S, velocity, outer)
+    step = Step(data, s, S, v, outer)
     for i in range(s.inner_steps):
         step.move_images()
         if i + 1 < s.inner_steps or step.parts.train_last:
@@ -47,7 +46,7 @@ def outer_step(
                 step.train_network()
     if step.parts.coordinates == "pixel":
         step.S = step.S.clamp(0, 1)
-    return step.S, step.velocity
+    return step.S, step.v
 
 
 class Step:
@@ -62,16 +61,9 @@ class Step:
         outer: int,
     ) -> None:
         self.data, self.s, self.parts = data, s, s.parts()
-        self.S, self.velocity = S, v
+        self.S, self.v = S, v
         self.draw = {n: generator(s.seed, "outer", outer, n) for n in STREAMS}
-        self.theta = networks.build(
-            s.network,
-            data.shape,
-            data.n_classes,
-            depth=s.depth,
-            width=s.width,
-            generator=self.draw["net"],
-        ).to(S)
+        self.theta = s.new_network(data, self.draw["net"]).to(S)
         self.sgd = torch.optim.SGD(
             self.theta.parameters(),
             lr=s.lr_net,
@@ -91,32 +83,28 @@ class Step:
         for k in range(self.data.n_classes):
             gradients[k] = self.matching_gradient(k, before)
             if self.parts.image_step == "class":  # one momentum, shared by all
-                self.velocity = self.s.momentum_image * self.velocity
-                self.velocity[k] += gradients[k]
-                self.S = self.S - self.rate * self.velocity
+                self.v = self.s.momentum_image * self.v
+                self.v[k] += gradients[k]
+                self.S = self.S - self.rate * self.v
         if self.parts.image_step == "sum":
-            self.velocity = self.s.momentum_image * self.velocity + gradients
-            self.S = self.S - self.rate * self.velocity
+            self.v = self.s.momentum_image * self.v + gradients
+            self.S = self.S - self.rate * self.v
 
     def matching_gradient(self, k: int, before: Tensor) -> Tensor:
         """Gradient, at class k's images, of the distance to a real batch."""
-        s, data = self.s, self.data
-        members = (data.train_labels == k).nonzero().flatten()
-        order = torch.randperm(len(members), generator=self.draw["real"])
-        T = members[order[: s.batch_real]]
-        x, y = data.normalise(data.train_images[T]), data.train_labels[T]
+        s, data, rule = self.s, self.data, self.parts.augment_rule
+        T = data.members[k]
+        T = T[torch.randperm(len(T), generator=self.draw["real"])]
+        x, y = self.real(T[: s.batch_real])
         S_k = self.S[k].clone().requires_grad_()
         tiles = synthetic.decode(S_k, s.factor)
         if len(tiles) > s.batch_synthetic:
             stream = self.draw["synthetic batch"]
-            some = torch.randperm(len(tiles), generator=stream)
-            tiles = tiles[some[: s.batch_synthetic]]
-        rule = self.parts.augment_rule
-        omega = augment.draw(
-            s.match_augment, 1, data.shape[1], self.draw["match augment"], rule
-        )  # shared by the real and the synthetic batch
-        robust = s.risk in ("upper", "lower") and s.where == "matching"
-        c = self.clusters(x, y, before) if robust else None
+            order = torch.randperm(len(tiles), generator=stream)
+            tiles = tiles[order[: s.batch_synthetic]]
+        stream = self.draw["match augment"]  # one draw for both batches
+        omega = augment.draw(s.match_augment, 1, data.shape[1], stream, rule)
+        c = self.clusters(x, y, before) if self.has_term("matching") else None
         target = self.statistic(augment.apply(x, omega), y, c)
         seen = augment.apply(data.normalise(tiles), omega)
         given = self.statistic(seen, torch.full((len(seen),), k))
@@ -146,14 +134,15 @@ class Step:
         """Squared or absolute differences, or 1 - cosine of every row (DC)."""
         total = torch.zeros((), dtype=given[0].dtype)
         for a, b in zip(target, given, strict=True):
+            a = a.detach()
             if self.parts.metric == "idc":
-                total = total + ((a.detach() - b) ** 2).sum()
+                total = total + ((a - b) ** 2).sum()
             elif self.parts.metric == "l1":
-                total = total + (a.detach() - b).abs().sum()
+                total = total + (a - b).abs().sum()
             elif self.parts.metric == "l1_mean":
-                total = total + (a.detach() - b).abs().mean()
+                total = total + (a - b).abs().mean()
             else:
-                a, b = a.detach().flatten(1), b.flatten(1)
+                a, b = a.flatten(1), b.flatten(1)
                 norms = a.norm(dim=1) * b.norm(dim=1) + 1e-6
                 total = total + (1 - (a * b).sum(1) / norms).sum()
         return total
@@ -162,9 +151,9 @@ class Step:
 
     def train_network(self) -> None:
         """An update of theta on augmented images, with the term if it is on."""
-        s = self.s
+        s, rule = self.s, self.parts.augment_rule
+        stream = self.draw["net augment"]
         x, y = self.network_batch()
-        stream, rule = self.draw["net augment"], self.parts.augment_rule
         omega = augment.draw(s.net_augment, len(x), x.shape[-1], stream, rule)
         seen = augment.apply(x, omega)
         seen, partner, lam = augment.cutmix(seen, stream, s.cutmix)
@@ -173,7 +162,7 @@ class Step:
         other = F.cross_entropy(logits, y[partner], reduction="none")
         F_ = lam * own + (1 - lam) * other
         loss = F_.mean()
-        if s.risk in ("upper", "lower") and s.where == "network":
+        if self.has_term("network"):
             loss = self.robust(F_, self.clusters(x, y, self.S))
             if s.divide_loss:
                 loss = loss / (1 + s.average + s.worst)
@@ -183,22 +172,24 @@ class Step:
 
     def network_batch(self) -> tuple[Tensor, Tensor]:
         """Real images (IDC) or the synthetic ones as they now are (DC, DSA)."""
-        data, stream = self.data, self.draw["net batch"]
+        n, stream = self.s.net_batch, self.draw["net batch"]
         if self.parts.net_data == "real":
-            n = len(data.train_labels)
-            T = torch.randint(n, (self.s.net_batch,), generator=stream)
-            return data.normalise(data.train_images[T]), data.train_labels[T]
+            n_train = len(self.data.train_labels)
+            return self.real(torch.randint(n_train, (n,), generator=stream))
         images, labels = self.stored().decoded()
-        T = torch.randperm(len(images), generator=stream)[: self.s.net_batch]
-        return data.normalise(images[T]), labels[T]
+        T = torch.randperm(len(images), generator=stream)[:n]
+        return self.data.normalise(images[T]), labels[T]
+
+    def has_term(self, where: str) -> bool:
+        """Whether the paper's term stands there and has a gradient."""
+        return self.s.risk in ("upper", "lower") and self.s.where == where
 
     def robust(self, F_: Tensor, c: Tensor) -> Tensor:
         """Cross-entropy + average + largest CVaR over the groups (Eq. 2)."""
         alpha, tail = self.s.alpha, self.s.risk
-        each = [risk.cvar(F_[c == i], alpha, tail) for i in c.unique()]
-        cvars = torch.stack(each)
-        term = self.s.average * cvars.mean() + self.s.worst * cvars.max()
-        return F_.mean() + term
+        cvars = [risk.cvar(F_[c == i], alpha, tail) for i in c.unique()]
+        mean, largest = torch.stack(cvars).mean(), torch.stack(cvars).max()
+        return F_.mean() + self.s.average * mean + self.s.worst * largest
 
     def clusters(self, x: Tensor, y: Tensor, S: Tensor) -> Tensor:
         """c(x): the stored image whose tile is nearest to x (Algorithm 1)."""
@@ -213,19 +204,26 @@ class Step:
 
     def place(self, x: Tensor) -> Tensor:
         """Where nearness is meant: in features of theta, or among pixels."""
-        features: Tensor = x
         if self.s.space == "feature":
-            features = self.theta.embed(x)  # type: ignore[operator]
-        return features.detach().flatten(1)
+            x = self.theta.embed(x)  # type: ignore[operator]
+        return x.detach().flatten(1)
 
     def choose_centres(self) -> Tensor:
         """The stored images around which the groups lie (section 4.1)."""
-        s, stream = self.s, self.draw["centres"]
-        if s.centres_in_all is None:
-            how = (s.max_centres, s.centre_choice, stream)
-            return synthetic.choose_centres(self.stored(), *how)
-        in_all = (self.data.n_classes, s.ipc, s.centres_in_all, s.scope, stream)
-        return synthetic.centres_in_all(*in_all)
+        s = self.s
+        return synthetic.choose_centres(
+            self.stored(),
+            s.max_centres,
+            s.centre_choice,
+            self.draw["centres"],
+            s.centres_in_all,
+            s.scope,
+        )
+
+    def real(self, T: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalised training images and their labels."""
+        x, y = self.data.train_images[T], self.data.train_labels[T]
+        return self.data.normalise(x), y
 
     def stored(self) -> SyntheticSet:
         """S as a set: (n_classes * ipc, C, H, W)."""

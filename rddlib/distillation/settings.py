@@ -9,8 +9,11 @@ Bilen 2021), DM (Zhao & Bilen 2023), GLaD (Cazenavette et al. 2023), as their re
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal, get_args
+
+import torch
+from torch import nn
 
 from ..base import SettingError, caught, refuse, setting
 from ..data import augment
@@ -39,16 +42,24 @@ class Parts:
     train_last: bool = True  # the network is trained after the last image step of an outer step too
 
 
-_DC = Parts(metric="dc", net_data="synthetic", image_step="sum", coordinates="normalised", augment_rule="one",
-            momentum_net=0.0, decay_net=0.0, train_last=False)  # fmt: skip
+_IDC = Parts()
+_DC = Parts(
+    metric="dc",
+    net_data="synthetic",
+    image_step="sum",
+    coordinates="normalised",
+    augment_rule="one",
+    momentum_net=0.0,
+    decay_net=0.0,
+    train_last=False,
+)
 PARTS = {
-    "idc": Parts(),
+    "idc": _IDC,
     "dc": _DC,
     "dsa": _DC,
     "dm": Parts(objective="mean", image_step="sum", coordinates="normalised", augment_rule="one", train_last=False),
-    "glad": Parts(metric="dc", image_step="sum", augment_rule="one", prior="generator", momentum_net=0.0,
-                  decay_net=0.0, train_last=False),
-}  # fmt: skip
+    "glad": replace(_DC, net_data="real", coordinates="pixel", prior="generator"),
+}
 LOOPED = tuple(PARTS)  # distilled by the loop
 DISTILLED = (*LOOPED, "kip")
 Method = Literal["idc", "dc", "dsa", "dm", "glad", "kip", "mix", "random", "first_n", "herding", "full", "foreign"]
@@ -194,8 +205,8 @@ class DistillSettings(RiskSettings, KipSettings):
         yield from self._group_misfits()
         if self.risk_images is not None and self.risk_images < self.net_batch:
             yield SettingError("risk_images", self.risk_images, f"at least net_batch, {self.net_batch}")
-        if self.method in LOOPED and self.classes_at_once and (why := self.one_by_one()):
-            yield SettingError("classes_at_once", True, f"False {why}")
+        if self.method in LOOPED and self.classes_at_once and self.one_by_one():
+            yield SettingError("classes_at_once", True, f"False {self.one_by_one()}")
 
     def _group_misfits(self) -> Iterator[SettingError]:
         """What needs groups of training images known before the loop where there are none."""
@@ -214,17 +225,25 @@ class DistillSettings(RiskSettings, KipSettings):
             return "with match_groups = 'equal': each class has weights of its own"
         return "for a ViT: its dropout draws batch by batch" if self.network == "vit" else ""
 
+    def new_network(self, data: DataSet, generator: torch.Generator) -> nn.Module:
+        """The network that is trained and matched, for images like `data`, its weights drawn from `generator`."""
+        return networks.build(
+            self.network, data.shape, data.n_classes, depth=self.depth, width=self.width, generator=generator
+        )
+
     def parts(self) -> Parts:
         """The parts of this method, with the settings that override them; feature means are compared by squares."""
-        own = PARTS.get(self.method, PARTS["idc"])
-        chosen: dict[str, Any] = {n: v for n in OVERRIDES if (v := getattr(self, n)) is not None}
-        if chosen.get("objective", own.objective) == "mean":
-            chosen["metric"] = "idc"  # means have no rows whose cosine could be taken: DM's distance sums squares
-        return Parts(**{**vars(own), **chosen})
+        chosen = {name: getattr(self, name) for name in OVERRIDES if getattr(self, name) is not None}
+        parts = replace(self._published(), **chosen)
+        # Means have no rows whose cosine could be taken: DM's distance sums squares.
+        return replace(parts, metric="idc") if parts.objective == "mean" else parts
 
     def differs(self, name: str) -> bool:
         """Whether an overriding setting says something else than the method itself."""
-        return bool(getattr(self.parts(), name) != getattr(PARTS.get(self.method, PARTS["idc"]), name))
+        return bool(getattr(self.parts(), name) != getattr(self._published(), name))
+
+    def _published(self) -> Parts:
+        return PARTS.get(self.method, _IDC)
 
 
 def check_fit(data: DataSet, settings: DistillSettings) -> None:
@@ -234,31 +253,32 @@ def check_fit(data: DataSet, settings: DistillSettings) -> None:
 
 def misfits(data: DataSet, settings: DistillSettings) -> Iterator[SettingError]:
     """Each setting that the data cannot serve."""
-    s, n_train = settings, len(data.train_labels)
-    smallest = int(data.train_labels.bincount(minlength=data.n_classes).min())
+    s = settings
+    n_train = len(data.train_labels)
+    smallest = min(len(members) for members in data.members)
     tiles = s.factor**2 if s.method in (*LOOPED, "mix") else 1
     if s.method not in ("full", "foreign") and s.ipc * tiles > smallest:
-        yield SettingError(
-            "ipc", s.ipc, f"what a class can start from: {s.ipc * tiles} real images are more than {smallest}"
-        )
+        allowed = f"what a class can start from: {s.ipc * tiles} real images are more than {smallest}"
+        yield SettingError("ipc", s.ipc, allowed)
     if s.method == "kip":
         yield from inducing_points.misfits(data, s)
     if s.method not in LOOPED:
         return
-    of_a_class, of_all = f"at most {smallest}, the smallest class", f"at most {n_train}, the training set"
-    if s.batch_real > smallest:
-        yield SettingError("batch_real", s.batch_real, of_a_class)
+    limits = [("batch_real", smallest), ("risk_images", n_train)]
+    if s.parts().net_data == "real":
+        limits.append(("net_batch", n_train))
+    if s.groups_from == "found":
+        limits.append(("found_groups", smallest))
+    for name, limit in limits:
+        value = getattr(s, name)
+        if value is not None and value > limit:
+            of = "the training set" if limit == n_train else "the smallest class"
+            yield SettingError(name, value, f"at most {limit}, {of}")
     pool = s.real_pool if s.real_choice == "representative" else None
     if pool is not None and not s.batch_real <= pool <= smallest:
         yield SettingError("real_pool", pool, f"{s.batch_real} (batch_real) to {smallest}, the smallest class")
-    if s.parts().net_data == "real" and s.net_batch > n_train:
-        yield SettingError("net_batch", s.net_batch, of_all)
     if s.groups_from == "labels" and data.train_groups is None:
         yield SettingError("groups_from", "labels", f"'nearest' or 'found': {data.name} has no labels of groups")
-    if s.groups_from == "found" and s.found_groups > smallest:
-        yield SettingError("found_groups", s.found_groups, of_a_class)
-    if s.risk_images is not None and s.risk_images > n_train:
-        yield SettingError("risk_images", s.risk_images, of_all)
     low = data.n_classes if s.scope == "class" else 1
     high = data.n_classes * s.ipc
     if s.centres_in_all is not None and not low <= s.centres_in_all <= high:

@@ -6,7 +6,6 @@ as uint8, and what is evaluated is what is saved.
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -17,10 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import files
-from ..base import SettingError, check_choice, digest, write_atomic
+from ..base import SettingError, check_choice, digest
 from ..data.dataset import DataSet
 from ..data.sources import DataError
-from . import clusters
+
+
+def class_labels(n_classes: int, per_class: int, device: torch.device | None = None) -> Tensor:
+    """Labels of sets that go class by class: int64 (n_classes * per_class,)."""
+    return torch.arange(n_classes, device=device).repeat_interleave(per_class)
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class SyntheticSet:
     @property
     def labels(self) -> Tensor:
         """Labels of the stored images: int64 (n_classes * ipc,)."""
-        return torch.arange(len(self.images) // self.ipc, device=self.images.device).repeat_interleave(self.ipc)
+        return class_labels(len(self.images) // self.ipc, self.ipc, self.images.device)
 
     def to(self, device: torch.device) -> SyntheticSet:
         """The same set on another device."""
@@ -51,8 +54,12 @@ class SyntheticSet:
     @property
     def sha256(self) -> str:
         """Content of the set as it is stored, in 256 levels."""
-        pixels = (self.images.detach().cpu() * 255).round().clamp(0, 255).to(torch.uint8)
-        return digest(f"{self.ipc} {self.factor}", pixels)
+        return digest(f"{self.ipc} {self.factor}", self.levels.cpu())
+
+    @property
+    def levels(self) -> Tensor:
+        """The images as they are stored, rounded to 256 levels: uint8 (n_classes * ipc, C, H, W)."""
+        return (self.images.detach() * 255).round().clamp(0, 255).to(torch.uint8)
 
     def of_class(self, c: int) -> Tensor:
         """The stored images of class `c`: (ipc, C, H, W); a view."""
@@ -92,33 +99,42 @@ Choice = Literal["random", "greedy"]
 CHOICES = get_args(Choice)
 
 
-def choose_centres(synthetic: SyntheticSet, most: int, how: str, generator: torch.Generator) -> Tensor:
+def choose_centres(
+    synthetic: SyntheticSet,
+    most: int,
+    how: str,
+    generator: torch.Generator,
+    in_all: int | None = None,
+    scope: str = "all",
+) -> Tensor:
     """Indices of the stored images that act as cluster centres: all, or `most` a class where ipc is larger.
 
-    random: section 4.1 of the paper (10 random synthetic samples where IPC exceeds 10). greedy: as released, the first
-    image, then always the one farthest, in pixels, from the one chosen last (new_strategy.py of the released code).
+    `how` "random": section 4.1 of the paper (10 random synthetic samples where IPC exceeds 10). "greedy": as released,
+    the first image, then always the one farthest, in pixels, from the one chosen last (new_strategy.py of the released
+    code). With `in_all` instead that many random ones of all classes together, in order: section 4.1 read literally
+    ("10 random synthesized samples chosen as the clustering centers"). Under scope "class" an image may join its own
+    class only, so the classes then take turns: each has a centre, or one more.
     """
     check_choice("centre_choice", how, CHOICES)
-    n_classes = len(synthetic.images) // synthetic.ipc
-    if how == "random" or synthetic.ipc <= most:
-        return clusters.choose_centres(n_classes, synthetic.ipc, most, generator)
-    return torch.cat([_farthest(synthetic.of_class(c), most) + c * synthetic.ipc for c in range(n_classes)])
-
-
-def centres_in_all(n_classes: int, ipc: int, count: int, scope: str, generator: torch.Generator) -> Tensor:
-    """Indices, in order, of `count` random stored images of all classes together that act as cluster centres.
-
-    Section 4.1 of the paper read literally ("10 random synthesized samples chosen as the clustering centers"). Under
-    scope "class" an image may join its own class only, so the classes take turns: each has a centre, or one more.
-    """
-    if scope == "all":
-        return torch.randperm(n_classes * ipc, generator=generator)[:count].sort().values
-    turns = [torch.randperm(ipc, generator=generator) + c * ipc for c in range(n_classes)]
-    return torch.stack(turns, 1).flatten()[:count].sort().values
+    ipc, count = synthetic.ipc, len(synthetic.images)
+    first_of_class = range(0, count, ipc)
+    if in_all is not None and scope == "all":
+        return torch.randperm(count, generator=generator)[:in_all].sort().values
+    if in_all is not None:
+        orders = [torch.randperm(ipc, generator=generator) + first for first in first_of_class]
+        return torch.stack(orders, 1).flatten()[:in_all].sort().values
+    if ipc <= most:
+        return torch.arange(count)
+    if how == "greedy":
+        chosen = [_farthest(synthetic.images[first : first + ipc], most) for first in first_of_class]
+    else:
+        chosen = [torch.randperm(ipc, generator=generator)[:most].sort().values for _ in first_of_class]
+    return torch.cat([index + first for index, first in zip(chosen, first_of_class, strict=True)])
 
 
 def _farthest(images: Tensor, most: int) -> Tensor:
-    flat, chosen = images.flatten(1), [0]
+    flat = images.flatten(1)
+    chosen = [0]
     free = torch.ones(len(images), dtype=torch.bool, device=images.device)
     for _ in range(most - 1):
         free[chosen[-1]] = False
@@ -132,13 +148,10 @@ def draw_real(data: DataSet, ipc: int, generator: torch.Generator | None) -> Ten
 
     With `generator` None the first of each class are taken, as the loaders of IDC, RDD and DREAM do.
     """
-    labels, chosen = data.train_labels.cpu(), []
-    for c in range(data.n_classes):
-        members = (labels == c).nonzero().flatten()
+    chosen = []
+    for name, members in zip(data.classes, data.members, strict=True):
         if len(members) < ipc:
-            raise SettingError(
-                "ipc", ipc, f"at most {len(members)}: class {data.classes[c]!r} has no more images (tiles count)"
-            )
+            raise SettingError("ipc", ipc, f"at most {len(members)}: class {name!r} has no more images (tiles count)")
         order = torch.randperm(len(members), generator=generator) if generator else torch.arange(len(members))
         chosen.append(members[order[:ipc]])
     return torch.cat(chosen)
@@ -150,11 +163,11 @@ def herded(data: DataSet, ipc: int) -> Tensor:
     One after another is chosen: the one that brings the mean of the chosen nearest to the mean of the class, in
     normalised pixels, without repetition. There is no chance in it. Source: the order of exemplars in iCaRL (2017).
     """
-    labels, chosen = data.train_labels.cpu(), []
-    for c in range(data.n_classes):
-        members = (labels == c).nonzero().flatten()
+    chosen = []
+    for members in data.members:
         points = data.normalise(data.train_images[members.to(data.train_images.device)]).flatten(1)
-        mean, total = points.mean(0), torch.zeros_like(points[0])
+        mean = points.mean(0)
+        total = torch.zeros_like(mean)
         taken = torch.zeros(len(points), dtype=torch.bool, device=points.device)
         for n in range(1, ipc + 1):
             gaps = (n * mean - total - points).square().sum(1).masked_fill(taken, torch.inf)
@@ -195,38 +208,34 @@ def quantised(synthetic: SyntheticSet) -> SyntheticSet:
 def save(path: str | Path, synthetic: SyntheticSet, **about: str) -> Path:
     """Write a set to .npz: images uint8 (N, C, H, W), labels, ipc, factor, learned labels if it has them, and text
     entries `about` it, sealed with a checksum. Atomic."""
-    pixels = (synthetic.images.detach().cpu() * 255).round().clamp(0, 255).to(torch.uint8).numpy()
-    buffer = io.BytesIO()
-    more: dict[str, Any] = {k: np.array(v) for k, v in about.items()}
+    entries: dict[str, Any] = {
+        "images": synthetic.levels.cpu().numpy(),
+        "labels": synthetic.labels.cpu().numpy(),
+        "ipc": synthetic.ipc,
+        "factor": synthetic.factor,
+    }
+    entries |= {name: np.array(text) for name, text in about.items()}
     if synthetic.targets is not None:
-        more["targets"] = synthetic.targets.detach().cpu().float().numpy()
+        entries["targets"] = synthetic.targets.detach().cpu().float().numpy()
     if synthetic.prior_sha256:
-        more["prior_sha256"] = np.array(synthetic.prior_sha256)
-    np.savez_compressed(buffer, images=pixels, labels=synthetic.labels.cpu().numpy(), ipc=synthetic.ipc,
-                        factor=synthetic.factor, **more)  # fmt: skip
-    return write_atomic(path, files.sealed(buffer.getvalue()))
+        entries["prior_sha256"] = np.array(synthetic.prior_sha256)
+    return files.write_npz(path, entries)
 
 
 def read(path: str | Path) -> SyntheticSet:
     """Read a set written by `save`. Raises DataError, with the file's name, where it is missing or damaged."""
-    try:
-        pack = files.arrays(files.read_plain(path))
-        images, ipc, factor = pack["images"], int(pack["ipc"]), int(pack["factor"])
-        targets = torch.from_numpy(pack["targets"]) if "targets" in pack else None
-    except Exception as error:  # a damaged zip raises many kinds, zlib's own among them
-        raise DataError(f"{path}: cannot be read as a distilled set ({error})") from error
+    entries = files.read_npz(path, "a distilled set", ("images", "ipc", "factor"))
+    images, ipc, factor = entries["images"], int(entries["ipc"]), int(entries["factor"])
     if images.dtype != np.uint8 or images.ndim != 4 or ipc < 1 or factor < 1 or len(images) % ipc:
         raise DataError(f"{path}: images {images.dtype} {images.shape}, ipc {ipc}, factor {factor} do not fit together")
+    targets = torch.from_numpy(entries["targets"]) if "targets" in entries else None
     if targets is not None and targets.shape != (len(images), len(images) // ipc):
         raise DataError(f"{path}: learned labels {tuple(targets.shape)} do not fit {len(images)} images, ipc {ipc}")
-    prior = str(pack.get("prior_sha256", ""))
-    return SyntheticSet(torch.from_numpy(images).float() / 255, ipc, factor, targets, prior)
+    prior_sha256 = str(entries.get("prior_sha256", ""))
+    return SyntheticSet(torch.from_numpy(images).float() / 255, ipc, factor, targets, prior_sha256)
 
 
 def about(path: str | Path) -> dict[str, str]:
     """The text entries of a set's file. Raises DataError as `read`."""
-    try:
-        pack = files.arrays(files.read_plain(path))
-    except Exception as error:
-        raise DataError(f"{path}: cannot be read as a distilled set ({error})") from error
-    return {name: str(array) for name, array in pack.items() if array.dtype.kind == "U"}
+    entries = files.read_npz(path, "a distilled set")
+    return {name: str(array) for name, array in entries.items() if array.dtype.kind == "U"}

@@ -16,8 +16,10 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -91,10 +93,9 @@ def loss(settings: KipSettings, support: Tensor, targets: Tensor, x: Tensor, y: 
 
     support (n, C, H, W), targets (n, K), x (t, C, H, W), y (t, K), float64. Nguyen, Chen & Lee (2021), equation 7.
     """
-    found = kernels.regress(
-        kernel(settings, support, support), kernel(settings, x, support), targets, settings.kip_ridge
-    )
-    return (found - y).square().mean() / 2
+    k_ss, k_xs = kernel(settings, support, support), kernel(settings, x, support)
+    predicted = kernels.regress(k_ss, k_xs, targets, settings.kip_ridge)
+    return (predicted - y).square().mean() / 2
 
 
 @dataclass
@@ -113,7 +114,8 @@ def run_round(seen: Tensor, data: DataSet, settings: KipSettings, space: Space, 
 
     Raises DivergenceError, at the end of the round, with the step at which the loss was no finite number.
     """
-    support, targets = state.support.clone().requires_grad_(), state.targets.clone()
+    support = state.support.clone().requires_grad_()
+    targets = state.targets.clone()
     moved = [support, targets.requires_grad_()] if settings.learn_labels else [support]
     rate = settings.kip_lr * (float(space.std.mean()) if settings.kip_clamp else 1)
     adam = torch.optim.Adam(moved, lr=rate)
@@ -132,13 +134,13 @@ def run_round(seen: Tensor, data: DataSet, settings: KipSettings, space: Space, 
         if settings.kip_clamp:
             support.data.clamp_(0, 1)
         losses.append(error.detach())
-    made = support.detach()
-    told, outside = to_host([torch.stack(losses), _outside(_pixels(settings, made, space))])
-    bad = (~told.isfinite()).nonzero().flatten().tolist()
+    result = support.detach()
+    round_losses, outside = to_host([torch.stack(losses), _outside(_pixels(settings, result, space))])
+    bad = (~round_losses.isfinite()).nonzero().flatten().tolist()
     if bad:
         raise _diverged(settings, f"step {state.step + bad[0] + 1}")
-    entry = {"loss": float(told.mean()), "outside": float(outside)}
-    return State(made, targets.detach(), copy.deepcopy(adam.state_dict()), last, [*state.history, entry])
+    entry = {"loss": float(round_losses.mean()), "outside": float(outside)}
+    return State(result, targets.detach(), copy.deepcopy(adam.state_dict()), last, [*state.history, entry])
 
 
 def _diverged(settings: KipSettings, where: str) -> DivergenceError:
@@ -192,30 +194,28 @@ def optimise(
 
     `checkpoint`: a file; if it is there the run goes on from it, and equals the uninterrupted run bit for bit on the
     same machine; one of other data, settings or code is not used. It is written after every `every` rounds of `ROUND`
-    steps and when the run is interrupted. `on_step`
-    is called with the number of steps done and the last entry of the history. `space` spares the whitening's cost.
-    Raises SettingError if the settings do not fit the data, DataError for a damaged checkpoint.
+    steps and when the run is interrupted. `on_step` is called with the number of steps done and the last entry of the
+    history. `space` spares the whitening's cost. Raises SettingError if the settings do not fit the data, DataError for
+    a damaged checkpoint.
     """
     check_fit(data, settings)
     space = space or Space.of(data, settings.zca)
     state = _begin(data, settings, space)
-    of = origin(data, settings)
+    save = None
     if checkpoint is not None:
+        of = origin(data, settings)
         state = load_state(checkpoint, state, of) or state
+        save = partial(save_state, checkpoint, of=of)
     seen = torch.cat([space.apply(part, torch.float32) for part in data.train_images.split(5000)])
-    rounds = 0
-    try:
-        while state.step < settings.kip_steps:
-            state, rounds = run_round(seen, data, settings, space, state), rounds + 1
-            if checkpoint is not None and (rounds % every == 0 or state.step == settings.kip_steps):
-                save_state(checkpoint, state, of)
-            if on_step is not None:
-                on_step(state.step, state.history[-1])
-    except KeyboardInterrupt:
-        if checkpoint is not None:
-            save_state(checkpoint, state, of)
-        raise
-    return state
+
+    def advance(state: State) -> State:
+        return run_round(seen, data, settings, space, state)
+
+    def report(state: State) -> None:
+        if on_step is not None:
+            on_step(state.step, state.history[-1])
+
+    return files.advance_to(math.ceil(settings.kip_steps / ROUND), state, advance, save, every, report)
 
 
 def check_fit(data: DataSet, settings: KipSettings) -> None:
@@ -225,7 +225,7 @@ def check_fit(data: DataSet, settings: KipSettings) -> None:
 
 def misfits(data: DataSet, settings: KipSettings) -> Iterator[SettingError]:
     """Each setting that the data cannot serve."""
-    smallest = int(data.train_labels.bincount(minlength=data.n_classes).min())
+    smallest = min(len(members) for members in data.members)
     if settings.ipc > smallest:
         yield SettingError("ipc", settings.ipc, f"at most {smallest}, the smallest class")
     if settings.kip_batch > len(data.train_labels):
@@ -254,14 +254,14 @@ def stored(settings: KipSettings, state: State, space: Space) -> SyntheticSet:
 
 
 def kernel_accuracy(
-    made: SyntheticSet, data: DataSet, settings: KipSettings, space: Space | None = None, batch: int = 500
+    small: SyntheticSet, data: DataSet, settings: KipSettings, space: Space | None = None, batch: int = 500
 ) -> float:
     """Accuracy in per cent, on the test part, of kernel regression from a set (any set) and its labels or targets."""
     space = space or Space.of(data, settings.zca)
-    images, labels = made.decoded()
+    images, labels = small.decoded()
     targets = centred(labels, data.n_classes)
-    if made.targets is not None:
-        targets = made.targets.double().repeat_interleave(made.factor**2, 0)
+    if small.targets is not None:
+        targets = small.targets.double().repeat_interleave(small.factor**2, 0)
     return _accuracy(space.apply(images.double()), targets, data, settings, space, batch)
 
 
@@ -273,8 +273,8 @@ def _accuracy(
     if not weights.isfinite().all():
         raise _diverged(settings, "evaluation")
     parts = [space.apply(part, torch.float32).double() for part in data.test_images.split(batch)]
-    found = torch.cat([(kernel(settings, part, support) @ weights).argmax(1) for part in parts])
-    return 100 * float((found == data.test_labels).double().mean())
+    predicted = torch.cat([(kernel(settings, part, support) @ weights).argmax(1) for part in parts])
+    return 100 * float((predicted == data.test_labels).double().mean())
 
 
 def storage(
@@ -299,9 +299,8 @@ def storage(
 
 def origin(data: DataSet, settings: KipSettings) -> str:
     """64 hex digits of all that a checkpoint depends on: data, settings, and the results version."""
-    names = ["ipc", "seed", *(field.name for field in dataclasses.fields(KipSettings))]
-    own = {name: getattr(settings, name) for name in names}
-    return digest(json.dumps([RESULTS, data.sha256, own], sort_keys=True))
+    values = {field.name: getattr(settings, field.name) for field in dataclasses.fields(KipSettings)}
+    return digest(json.dumps([RESULTS, data.sha256, values], sort_keys=True))
 
 
 def save_state(path: str | Path, state: State, of: str) -> None:
