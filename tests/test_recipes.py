@@ -146,7 +146,7 @@ def test_an_onlooker_changes_nothing(digits: DataSet, name: str, recipe: str) ->
         seen[step] = copy.deepcopy(shown.state_dict())
 
     alone = training.train(net(name), x, y, digits, how(recipe), 2)
-    watched = training.train(net(name), x, y, digits, how(recipe), 2, at=(1, 7, STEPS), look=look)
+    watched = training.train(net(name), x, y, digits, how(recipe), 2, at=(1, 7, STEPS), callback=look)
     assert sorted(seen) == [1, 7, STEPS]
     for key, value in alone.state_dict().items():
         assert torch.equal(value, watched.state_dict()[key]) and torch.equal(value, seen[STEPS][key])

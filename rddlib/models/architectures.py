@@ -64,16 +64,24 @@ class ResNet(Network):
     """
 
     def __init__(
-        self, in_channels: int = 3, n_classes: int = 10, size: int = 32, width: int = 64, *,
-        blocks: int = 1, pooled: bool = False, norm: str = "instance",
-    ) -> None:  # fmt: skip
+        self,
+        in_channels: int = 3,
+        n_classes: int = 10,
+        size: int = 32,
+        width: int = 64,
+        *,
+        blocks: int = 1,
+        pooled: bool = False,
+        norm: str = "instance",
+    ) -> None:
         super().__init__()
         check_choice("norm", norm, NORMS)
-        left = halvings(size, 3)  # above 64 px three are left whatever the stem takes
+        n_halvings = halvings(size, 3)  # above 64 px three are left whatever the stem takes
         layers: list[nn.Module] = [_stem(in_channels, width, size, pooled, norm)]
-        for stage, (a, b) in enumerate(pairwise([width, width, 2 * width, 4 * width, 8 * width])):
-            layers.append(Residual(a, b, 1 <= stage <= left, pooled, norm))
-            layers += [Residual(b, b, False, pooled, norm) for _ in range(blocks - 1)]
+        widths = [width, width, 2 * width, 4 * width, 8 * width]
+        for stage, (inputs, outputs) in enumerate(pairwise(widths)):
+            layers.append(Residual(inputs, outputs, 1 <= stage <= n_halvings, pooled, norm))
+            layers += [Residual(outputs, outputs, False, pooled, norm) for _ in range(blocks - 1)]
         self.features = nn.Sequential(*layers)
         self.classifier = nn.Linear(8 * width, n_classes)
 
@@ -95,9 +103,13 @@ class Residual(nn.Module):
         stride = 2 if halve and not pooled else 1
         pool = [nn.AvgPool2d(2)] if halve and pooled else []
         self.body = nn.Sequential(
-            _conv(inputs, outputs, 3, stride), _norm(outputs, norm), nn.ReLU(), *pool,
-            _conv(outputs, outputs, 3), _norm(outputs, norm),
-        )  # fmt: skip
+            _conv(inputs, outputs, 3, stride),
+            _norm(outputs, norm),
+            nn.ReLU(),
+            *pool,
+            _conv(outputs, outputs, 3),
+            _norm(outputs, norm),
+        )
         self.shortcut: nn.Module = nn.Identity()
         if halve or inputs != outputs:
             self.shortcut = nn.Sequential(_conv(inputs, outputs, 1, stride), *pool, _norm(outputs, norm))
@@ -175,10 +187,10 @@ def heads(width: int) -> int:
 
     Raises SettingError where `width` cannot be shared equally.
     """
-    found = min(8, max(1, width // 16))
-    if width % found:
-        raise SettingError("width", width, f"a multiple of {found}, the number of heads at this width")
-    return found
+    number = min(8, max(1, width // 16))
+    if width % number:
+        raise SettingError("width", width, f"a multiple of {number}, the number of heads at this width")
+    return number
 
 
 def patch_size(size: int) -> int:
@@ -285,7 +297,8 @@ class Dropout(nn.Module):
 
     def reseed(self, seed: int) -> None:
         """Start the stream anew."""
-        self.seed, self.stream = seed, None
+        self.seed = seed
+        self.stream = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Zero each entry with probability p and divide the others by 1 - p."""

@@ -33,13 +33,15 @@ class FeatureNet:
 
     def train(self, data: DataSet) -> nn.Module:
         """The trained network. Cost: 8 min on one core for CIFAR-10, half a minute for digits."""
-        how = training.Training(
-            steps=self.steps, batch=self.batch, lr=self.lr, augment=self.augment, cutmix=0.0
-        )  # fmt: skip
+        how = training.Training(steps=self.steps, batch=self.batch, lr=self.lr, augment=self.augment, cutmix=0.0)
         net = networks.build(
-            "convnet", data.shape, data.n_classes, depth=self.depth(data.shape[1]), width=self.width,
+            "convnet",
+            data.shape,
+            data.n_classes,
+            depth=self.depth(data.shape[1]),
+            width=self.width,
             generator=generator(self.seed, "features", "net"),
-        ).to(data.train_images.device)  # fmt: skip
+        ).to(data.train_images.device)
         return training.train(net, data.train_images, data.train_labels, data, how, self.seed, "features")
 
 
@@ -55,5 +57,6 @@ def kmeans(points: Tensor, k: int, seed: int, starts: int) -> NDArray[np.int64]:
     from sklearn.cluster import KMeans
 
     flat = points.flatten(1).double().cpu().numpy()
-    found: NDArray[np.int64] = KMeans(n_clusters=k, random_state=seed, n_init=starts).fit_predict(flat).astype(np.int64)
-    return found
+    clustering = KMeans(n_clusters=k, random_state=seed, n_init=starts).fit(flat)
+    labels: NDArray[np.int64] = clustering.labels_.astype(np.int64)
+    return labels

@@ -37,7 +37,7 @@ NETWORKS, PRECISIONS = get_args(Network), get_args(Precision)
 PAPER_WIDTH = dict.fromkeys(NETWORKS, 64) | {"convnet": 128, "vit": 512}
 
 
-class ConvNet(nn.Module):
+class ConvNet(architectures.Network):
     """`depth` blocks of conv 3x3, GroupNorm(C, C) (= instance norm, affine), ReLU, average pool 2; one linear layer.
 
     Input (N, in_channels, size, size) float, normalised; output logits (N, n_classes). With depth 3, width 128,
@@ -59,11 +59,6 @@ class ConvNet(nn.Module):
         """Features before the linear layer: (N, C, H, W) -> (N, width * (size / 2**depth)**2)."""
         features: Tensor = self.features(x)
         return features.flatten(1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits: (N, C, H, W) -> (N, n_classes)."""
-        logits: Tensor = self.classifier(self.embed(x))
-        return logits
 
 
 def block(inputs: int, outputs: int) -> nn.Sequential:
@@ -100,16 +95,17 @@ def check_fit(name: str, shape: tuple[int, int, int], depth: int, width: int, pr
     try:
         _skeleton(name, shape, 2, depth, width)
     except SettingError as error:
-        own = error.name in ("network", "depth", "width")
-        raise SettingError(prefix + error.name if own else error.name, error.value, error.allowed) from None
+        is_setting = error.name in ("network", "depth", "width")
+        name = prefix + error.name if is_setting else error.name
+        raise SettingError(name, error.value, error.allowed) from None
 
 
 def _skeleton(name: str, shape: tuple[int, int, int], n_classes: int, depth: int, width: int) -> nn.Module:
     """A network without storage: the default initialisation would draw from the global generator."""
     check_choice("network", name, NETWORKS)
-    channels, size, _ = shape
-    if shape[1] != shape[2]:
-        raise SettingError("size", f"{shape[1]} x {shape[2]}", "square images")
+    channels, size, width_px = shape
+    if size != width_px:
+        raise SettingError("size", f"{size} x {width_px}", "square images")
     if width < 1:
         raise SettingError("width", width, "at least 1")
     with torch.device("meta"):
@@ -128,8 +124,9 @@ def initialise(net: nn.Module, generator: torch.Generator) -> nn.Module:
     """
     he = isinstance(net, architectures.ResNet)
     for name, module in net.named_modules():
-        own = {n for n, _ in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))}
-        if missed := own - _fill(module, generator, he):
+        tensors = {n for n, _ in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))}
+        missed = tensors - _fill(module, generator, he)
+        if missed:
             raise TypeError(f"{name or 'network'} ({type(module).__name__}): no rule for {', '.join(sorted(missed))}")
     return net
 

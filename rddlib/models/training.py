@@ -17,10 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..base import check_choice, generator, to_device, to_device_together
+from ..base import SettingError, check_choice, generator, to_device, to_device_together
 from ..data import augment
 from ..data.dataset import DataSet
-from . import stacked
 
 Recipe = Literal["idc", "dc", "glad"]
 RECIPES = get_args(Recipe)
@@ -41,18 +40,13 @@ def numbers(recipe: str, network: str = "convnet", mirrored: bool = True) -> dic
 
     GLaD trains VGG-11 at a tenth of the rate of the others. Raises SettingError for an unknown recipe.
     """
-    found = dict(RECIPE_NUMBERS[known(recipe)])
-    if recipe == "glad" and network.startswith("vgg"):
-        found["eval_lr"] /= 10
-    if not mirrored:
-        found["eval_augment"] = found["eval_augment"].replace("_flip", "")
-    return found
-
-
-def known(recipe: str) -> str:
-    """The recipe's name; SettingError where there is none of this name."""
     check_choice("recipe", recipe, RECIPES)
-    return recipe
+    result = dict(RECIPE_NUMBERS[recipe])
+    if recipe == "glad" and network.startswith("vgg"):
+        result["eval_lr"] /= 10
+    if not mirrored:
+        result["eval_augment"] = result["eval_augment"].replace("_flip", "")
+    return result
 
 
 def rate(recipe: str, lr: float, step: int, steps: int) -> float:
@@ -62,8 +56,9 @@ def rate(recipe: str, lr: float, step: int, steps: int) -> float:
     half, then a cosine down to 0. The last two count epochs as published; ours count steps, which is the same wherever
     a pass is one batch.
     """
+    check_choice("recipe", recipe, RECIPES)
     half = steps // 2
-    if known(recipe) == "idc":
+    if recipe == "idc":
         for milestone in (2 * steps // 3, 5 * steps // 6):
             lr = lr * 0.2 if step >= milestone else lr
         return lr
@@ -82,8 +77,8 @@ def updates(eval_steps: int, n_images: int, batch: int, factor: int = 1, scaled:
     """
     if not scaled:
         return eval_steps
-    stored = n_images // factor**2
-    return eval_steps * -(-n_images // batch) // -(-stored // batch)
+    n_stored = n_images // factor**2
+    return eval_steps * math.ceil(n_images / batch) // math.ceil(n_stored / batch)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +93,7 @@ class Training:
     cutmix: float = 0.5
 
 
-Look = Callable[[int, nn.Module], None]  # updates done, the network that would be tested now
+Callback = Callable[[int, nn.Module], None]  # updates done, the network that would be tested now
 
 
 def train(
@@ -110,19 +105,20 @@ def train(
     seed: int,
     purpose: str = "evaluate",
     at: Collection[int] = (),
-    look: Look | None = None,
+    callback: Callback | None = None,
 ) -> nn.Module:
     """Train `net` in place on `images` (N, C, H, W), uint8 or [0, 1]; returns what is tested, in evaluation mode.
 
     That is the network after the last step or, for glad, its averaged weights. Epochs are reshuffled passes; a set
-    smaller than a batch is one batch. After the steps in `at`, `look` gets the number of steps and the network that
+    smaller than a batch is one batch. After the steps in `at`, `callback` gets the number of steps and the network that
     would be tested then; it draws nothing from the streams, so training is the same bit for bit with and without it.
     """
-    order, stream = generator(seed, purpose, "order"), generator(seed, purpose, "augment")
-    indices = batches(len(images), how.batch, how.steps, order)
-    places = to_device(torch.cat(indices), images.device).split([len(index) for index in indices])
-    losses = (_loss(net, data.normalise(images[index]), labels[index], how, stream) for index in places)
-    return _descend(net, losses, how, len(images), at, look)
+    stream = generator(seed, purpose, "augment")
+    indices = batches(len(images), how.batch, how.steps, generator(seed, purpose, "order"))
+    together = to_device(torch.cat(indices), images.device)
+    on_device = together.split([len(index) for index in indices])
+    losses = (_loss(net, data.normalise(images[index]), labels[index], how, stream) for index in on_device)
+    return _descend(net, losses, how, len(images), at, callback)
 
 
 def train_together(
@@ -130,9 +126,9 @@ def train_together(
 ) -> list[nn.Module]:
     """As `train` of each network with its seed, all in the operations of one; equal up to rounding.
 
-    For a device that waits for its host more than it computes. Errors as `stacked.stack`.
+    For a device that waits for its host more than it computes. Errors as `stack`.
     """
-    whole = stacked.stack(nets)
+    stacked = stack(nets)
     orders = [batches(len(images), how.batch, how.steps, generator(seed, "evaluate", "order")) for seed in seeds]
     streams = [generator(seed, "evaluate", "augment") for seed in seeds]
     soft = labels if labels.is_floating_point() else F.one_hot(labels, data.n_classes)
@@ -140,24 +136,30 @@ def train_together(
     def losses() -> Iterator[Tensor]:
         for indices in zip(*orders, strict=True):
             n = len(indices[0])
-            drawn = augment.draw_batches(how.augment, n, images.shape[-1], streams, RULES[how.recipe], how.cutmix)
-            index, *drawn = to_device_together([torch.cat(indices), *drawn], images.device)
+            draws = augment.draw_batches(how.augment, n, images.shape[-1], streams, RULES[how.recipe], how.cutmix)
+            index, *draws = to_device_together([torch.cat(indices), *draws], images.device)
             x = data.normalise(images[index])
-            x, y = augment.apply_batches(x, soft[index].to(x.dtype), drawn)
+            x, y = augment.apply_batches(x, soft[index].to(x.dtype), draws)
             side_by_side = x.unflatten(0, (-1, n)).transpose(0, 1).flatten(1, 2)  # (n, K * C, H, W)
-            yield F.cross_entropy(whole(side_by_side).flatten(0, 1), y, reduction="sum") / n
+            yield F.cross_entropy(stacked(side_by_side).flatten(0, 1), y, reduction="sum") / n
 
-    stacked.unstack(_descend(whole, losses(), how, len(images)), nets)
+    unstack(_descend(stacked, losses(), how, len(images)), nets)
     return [net.eval() for net in nets]
 
 
 def _descend(
-    net: nn.Module, losses: Iterator[Tensor], how: Training, n: int, at: Collection[int] = (), look: Look | None = None
+    net: nn.Module,
+    losses: Iterator[Tensor],
+    how: Training,
+    n: int,
+    at: Collection[int] = (),
+    callback: Callback | None = None,
 ) -> nn.Module:
     """Train `net` on `n` images by the recipe, an update a loss, computed in its turn; returns what is tested."""
     optimiser = torch.optim.SGD(net.parameters(), lr=how.lr, momentum=0.9, weight_decay=5e-4)
-    average = Average(net, decay) if (decay := AVERAGED[known(how.recipe)]) else None
-    a_pass = -(-n // how.batch)
+    decay = AVERAGED[how.recipe]
+    average = None if decay is None else Average(net, decay)
+    steps_a_pass = math.ceil(n / how.batch)
     for step, loss in enumerate(losses):
         if how.recipe == "dc" and step == how.steps // 2:
             optimiser.state.clear()  # DC makes a new optimiser when the rate falls
@@ -165,21 +167,22 @@ def _descend(
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()
-        if average and ((step + 1) % a_pass == 0 or step + 1 == how.steps):
+        done = step + 1
+        if average and (done % steps_a_pass == 0 or done == how.steps):
             average.update(net)
-        if look is not None and step + 1 in at:
+        if callback is not None and done in at:
             net.eval()
-            look(step + 1, average.net if average and average.updates else net)
+            callback(done, average.net if average and average.updates else net)
             net.train()
     return average.net if average else net.eval()
 
 
 def batches(n: int, size: int, steps: int, stream: torch.Generator) -> list[Tensor]:
     """Index batches of reshuffled passes over `n` items, `steps` in all; the last batch of a pass may be smaller."""
-    found: list[Tensor] = []
-    while len(found) < steps:
-        found.extend(torch.randperm(n, generator=stream).split(size))
-    return found[:steps]
+    result: list[Tensor] = []
+    while len(result) < steps:
+        result.extend(torch.randperm(n, generator=stream).split(size))
+    return result[:steps]
 
 
 def _loss(net: nn.Module, x: Tensor, y: Tensor, how: Training, stream: torch.Generator) -> Tensor:
@@ -209,7 +212,8 @@ class Average:
 
     def __init__(self, net: nn.Module, decay: float) -> None:
         self.net = copy.deepcopy(net).requires_grad_(False).eval()
-        self.decay, self.updates = decay, 0
+        self.decay = decay
+        self.updates = 0
 
     @torch.no_grad()
     def update(self, net: nn.Module) -> None:
@@ -221,3 +225,50 @@ class Average:
                 mean.lerp_(new, 1 - keep)
             else:
                 mean.copy_(new)
+
+
+# --- several networks as one ------------------------------------------------------------------------------
+# An instance norm, a ReLU and a pool know nothing of other channels. So K networks of C channels are one network of
+# K * C channels whose convolutions have K groups, and whose linear layer is a batch of K products. Each network's
+# weights get the gradient of its own loss, since the loss that is summed over them has no term of two networks.
+
+
+class Linears(nn.Linear):
+    """The linear layers of K networks of `out_features` outputs each: (N, K * D) -> (K, N, out_features)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See the class."""
+        weight = self.weight.unflatten(0, (-1, self.out_features))
+        features = x.unflatten(1, (len(weight), -1)).transpose(0, 1)  # (K, N, D)
+        return torch.baddbmm(self.bias.view(len(weight), 1, -1), features, weight.mT)
+
+
+def stack(nets: Sequence[nn.Module]) -> nn.Module:
+    """One network of the weights of all: images (N, K * C, H, W), network after network, -> logits (K, N, n_classes).
+
+    Each parameter is those of the networks, one after another along the first axis. Raises SettingError for a network
+    that has more than convolutions, instance norms and one linear layer: a ViT.
+    """
+    stacked = copy.deepcopy(nets[0])
+    for module, *parts in zip(stacked.modules(), *(net.modules() for net in nets), strict=True):
+        if isinstance(module, nn.GroupNorm) and module.num_groups == module.num_channels:
+            module.num_groups *= len(nets)
+            module.num_channels *= len(nets)
+        elif isinstance(module, nn.Conv2d):
+            module.groups *= len(nets)
+        elif isinstance(module, nn.Linear) and module is getattr(stacked, "classifier", None):
+            module.__class__ = Linears
+        elif list(module.parameters(recurse=False)):
+            raise SettingError("network", type(nets[0]).__name__, "convolutions and instance norms, to train together")
+        for name, _ in list(module.named_parameters(recurse=False)):
+            joined = torch.cat([getattr(part, name).detach() for part in parts])
+            setattr(module, name, nn.Parameter(joined))
+    return stacked
+
+
+@torch.no_grad()
+def unstack(stacked: nn.Module, nets: Sequence[nn.Module]) -> None:
+    """Give the weights of `stacked` back to the networks that it was made of, in place."""
+    for joined, *parameters in zip(stacked.parameters(), *(net.parameters() for net in nets), strict=True):
+        for parameter, part in zip(parameters, joined.chunk(len(nets)), strict=True):
+            parameter.copy_(part)
