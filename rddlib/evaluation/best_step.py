@@ -33,8 +33,8 @@ def held_out(data: DataSet, images: Tensor, share: float = 0.1, most: int = 5000
     Raises SettingError where a class has no image left.
     """
     small = images if images.dtype == torch.uint8 else (images * 255).round().to(torch.uint8)
-    taken = {row.tobytes() for row in small.cpu().numpy()}
-    free = np.array([row.tobytes() not in taken for row in data.train_images.cpu().numpy()])
+    in_set = {row.tobytes() for row in small.cpu().numpy()}
+    free = np.array([row.tobytes() not in in_set for row in data.train_images.cpu().numpy()])
     labels = data.train_labels.cpu().numpy()
     left = np.bincount(labels[free], minlength=data.n_classes)
     if left.min() == 0:
@@ -47,7 +47,7 @@ def held_out(data: DataSet, images: Tensor, share: float = 0.1, most: int = 5000
 
 
 class Audit:
-    """Looks at a training at its checkpoints, with the weights that would be tested: test and validation accuracy.
+    """Callback of a training: test and validation accuracy at its checkpoints, of the weights that would be tested.
 
     images, labels: the validation part, as `held_out` gives it.
     """
@@ -60,14 +60,17 @@ class Audit:
 
     def __call__(self, step: int, net: nn.Module) -> None:
         """Note both accuracies, in per cent."""
-        for noted, (images, labels) in zip((self.test, self.valid), self.parts, strict=True):
-            noted.append(100 * float((predict(net, images, self.data) == labels).double().mean()))
+        for curve, (images, labels) in zip((self.test, self.valid), self.parts, strict=True):
+            curve.append(100 * float((predict(net, images, self.data) == labels).double().mean()))
 
     def row(self) -> dict[str, Any]:
         """Test accuracy at the last step, at the best step by validation (the first of equals), and at the best by
         test; with both curves.
         """
         return {
-            "audit_last": self.test[-1], "audit_chosen": self.test[int(np.argmax(self.valid))],
-            "audit_best": max(self.test), "audit_test": self.test, "audit_validation": self.valid,
-        }  # fmt: skip
+            "audit_last": self.test[-1],
+            "audit_chosen": self.test[int(np.argmax(self.valid))],
+            "audit_best": max(self.test),
+            "audit_test": self.test,
+            "audit_validation": self.valid,
+        }

@@ -18,7 +18,7 @@ from ..data import augment
 from ..data.dataset import DataSet
 from ..models import fused, networks
 from ..models import training as recipes
-from ..models.training import Look, Training
+from ..models.training import Callback, Training
 from .best_step import Audit, checkpoints, held_out
 from .metrics import Metrics, TestBench
 
@@ -64,10 +64,24 @@ class EvaluateSettings(Settings):
     def training(self, n_images: int, factor: int = 1) -> Training:
         """How a network is trained on `n_images` decoded images of a set of this factor."""
         return Training(
-            recipe=self.eval_recipe, batch=self.eval_batch, lr=self.eval_lr, augment=self.eval_augment,
-            cutmix=self.eval_cutmix,
+            recipe=self.eval_recipe,
             steps=recipes.updates(self.eval_steps, n_images, self.eval_batch, factor, self.eval_scale_steps),
-        )  # fmt: skip
+            batch=self.eval_batch,
+            lr=self.eval_lr,
+            augment=self.eval_augment,
+            cutmix=self.eval_cutmix,
+        )
+
+    def new_network(self, data: DataSet, seed: int, device: torch.device) -> nn.Module:
+        """The network that is trained on a set, for images like `data`, its weights drawn from `seed`."""
+        return networks.build(
+            self.eval_network,
+            data.shape,
+            data.n_classes,
+            depth=self.eval_depth,
+            width=self.eval_width,
+            generator=generator(seed, "evaluate", "net"),
+        ).to(device, non_blocking=True)
 
 
 def check_fit(data: DataSet, settings: EvaluateSettings, whole: bool = False) -> None:
@@ -106,9 +120,8 @@ def check_images(images: Tensor, labels: Tensor, data: DataSet, pixels: bool = T
     if pixels and images.dtype != torch.uint8:
         low, high = (float(end) for end in images.aminmax())
         if not (images.is_floating_point() and low >= -SLACK and high <= 1 + SLACK):
-            kind = str(images.dtype).removeprefix("torch.")
-            seen = f"{kind} from {low:.3g} to {high:.3g}"
-            raise SettingError("images", seen, "uint8, or floats in [0, 1]; they are normalised here, not before")
+            given = f"{str(images.dtype).removeprefix('torch.')} from {low:.3g} to {high:.3g}"
+            raise SettingError("images", given, "uint8, or floats in [0, 1]; they are normalised here, not before")
 
 
 def train(
@@ -119,22 +132,15 @@ def train(
     seed: int,
     factor: int = 1,
     at: Collection[int] = (),
-    look: Look | None = None,
+    callback: Callback | None = None,
 ) -> nn.Module:
     """Train one network on `images` (N, C, H, W), uint8 or [0, 1], from scratch, by the recipe of the settings.
 
-    Returns what is tested, in evaluation mode: the last step. `at` and `look` as in `training.train`.
+    Returns what is tested, in evaluation mode: the last step. `at` and `callback` as in `training.train`.
     """
     how = settings.training(len(images), factor)
-    net = _fresh(data, settings, seed, images.device)
-    return recipes.train(net, images, labels, data, how, seed, at=at, look=look)
-
-
-def _fresh(data: DataSet, settings: EvaluateSettings, seed: int, device: torch.device) -> nn.Module:
-    return networks.build(
-        settings.eval_network, data.shape, data.n_classes, depth=settings.eval_depth, width=settings.eval_width,
-        generator=generator(seed, "evaluate", "net"),
-    ).to(device, non_blocking=True)  # fmt: skip
+    net = settings.new_network(data, seed, images.device)
+    return recipes.train(net, images, labels, data, how, seed, at=at, callback=callback)
 
 
 def _together(asked: bool | None, settings: EvaluateSettings, device: torch.device) -> bool:
@@ -176,22 +182,30 @@ def evaluate(
     steps = settings.training(len(images), factor).steps
     at = checkpoints(steps, settings.eval_audit)
     validation = held_out(data, images) if at else None  # refused, if it must be, before the first training
-    bench = TestBench.of(data, settings.eval_groups, settings.eval_shifts, settings.eval_honest_groups, folders,
-                         settings.eval_corruptions)  # fmt: skip
+    bench = TestBench.of(
+        data,
+        settings.eval_groups,
+        settings.eval_shifts,
+        settings.eval_honest_groups,
+        folders,
+        settings.eval_corruptions,
+    )
     rows = list(done)
     seeds = [derive_seed(seed, "evaluation", number) for number in range(len(rows), settings.eval_seeds)]
-    stacked = []
+    trained: list[nn.Module] = []
     if seeds and _together(together, settings, images.device):
-        fresh = [_fresh(data, settings, each, images.device) for each in seeds]
+        fresh = [settings.new_network(data, each, images.device) for each in seeds]
         with networks.arithmetic(settings.eval_precision, images.device):
             how = settings.training(len(images), factor)
-            stacked = recipes.train_together(fresh, images, labels, data, how, seeds)
+            trained = recipes.train_together(fresh, images, labels, data, how, seeds)
     for number, each in enumerate(seeds):
-        look = Audit(data, *validation) if validation else None
+        audit = Audit(data, *validation) if validation else None
         with networks.arithmetic(settings.eval_precision, images.device):
-            net = stacked[number] if stacked else train(images, labels, data, settings, each, factor, at, look)
-            rows.append(bench.score(net, data) | (look.row() if look else {}))
+            net = trained[number] if trained else train(images, labels, data, settings, each, factor, at, audit)
+            row = bench.score(net, data)
+        rows.append(row | audit.row() if audit else row)
         if on_seed is not None:
             on_seed(rows)
     metrics: Metrics = {name: [row[name] for row in rows] for name in rows[0]}
-    return metrics | bench.facts(data) | {"steps": steps} | ({"audit_steps": at} if at else {})
+    metrics |= bench.facts(data) | {"steps": steps}
+    return metrics | {"audit_steps": at} if at else metrics

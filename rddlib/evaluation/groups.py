@@ -6,7 +6,6 @@ no evaluated set has touched.
 
 from __future__ import annotations
 
-import io
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from .. import files
-from ..base import SettingError, digest, numpy_generator, write_atomic
+from ..base import SettingError, digest, numpy_generator
 from ..data.dataset import DataSet
 from ..data.sources import DataError
 from ..distillation.clusters import assign
@@ -55,9 +54,10 @@ def kmeans_groups(images: Tensor, k: int = 10, seed: int = 0, *folders: str | Pa
     """
     # Rounded, because the last bits of normalised pixels depend on the processor and name the file.
     name = f"kmeans{k}-seed{seed}-{digest((images * 1000).round().to(torch.int32))[:16]}.npz"
-    if (file := _find(name, folders)) is not None:
-        found = _read_groups(file, len(images), k)
-        return found.groups, found.sha256
+    saved = _find(name, folders)
+    if saved is not None:
+        partition = _read_groups(saved, len(images), k)
+        return partition.groups, partition.sha256
     labels = kmeans(images, k, seed, starts=1)
     if folders:
         _save_groups(Path(folders[-1]) / name, labels)
@@ -65,22 +65,17 @@ def kmeans_groups(images: Tensor, k: int = 10, seed: int = 0, *folders: str | Pa
 
 
 def _find(name: str, folders: tuple[str | Path, ...]) -> Path | None:
-    return next((Path(place) / name for place in folders if (Path(place) / name).is_file()), None)
+    return next((Path(folder) / name for folder in folders if (Path(folder) / name).is_file()), None)
 
 
 def _save_groups(file: Path, labels: NDArray[np.int64], record: str = "") -> None:
-    buffer = io.BytesIO()
     small = labels.astype(np.uint8 if labels.max() < 256 else np.uint16)
-    np.savez_compressed(buffer, groups=small, sha256=np.array(digest(labels)), record=np.array(record))
-    write_atomic(file, files.sealed(buffer.getvalue()))
+    files.write_npz(file, {"groups": small, "sha256": np.array(digest(labels)), "record": np.array(record)})
 
 
 def _read_groups(file: Path, n: int, k: int) -> Partition:
-    try:
-        pack = files.arrays(files.read_plain(file))
-        labels, sha = pack["groups"].astype(np.int64), str(pack["sha256"])
-    except Exception as error:
-        raise DataError(f"{file}: cannot be read as saved groups ({error}); delete it to have it made again") from error
+    entries = files.read_npz(file, "saved groups; delete it to have it made again", ("groups", "sha256"))
+    labels, sha = entries["groups"].astype(np.int64), str(entries["sha256"])
     if labels.shape != (n,) or labels.max(initial=0) >= k or digest(labels) != sha:
         raise DataError(f"{file}: saved groups do not fit their hash; delete the file to have it made again")
     return Partition(torch.from_numpy(labels), k, sha)
@@ -104,14 +99,14 @@ def feature_groups(data: DataSet, *folders: str | Path, spec: FeatureNet | None 
     "feature": k-means over all images, as many clusters as classes, labels unused. Files saved in `folders` are used
     (their names bear a hash of images, labels and `spec`); else they are made, and written to the last of them.
     """
-    spec, m = spec or FeatureNet(), clusters_a_class(data)
-    counts = {"feature_class": m * data.n_classes, "feature": data.n_classes}
+    spec = spec or FeatureNet()
     if len(data.test_labels) < data.n_classes:
         raise SettingError("eval_honest_groups", True, f"for at least {data.n_classes} tested images, one a class")
-    files = {kind: _find(_feature_name(kind, data, spec), folders) for kind in FEATURE_KINDS}
-    if any(file is None for file in files.values()):
+    counts = _cluster_counts(data)
+    saved = {kind: _find(_feature_name(kind, data, spec), folders) for kind in FEATURE_KINDS}
+    if None in saved.values():
         return make_feature_groups(data, folders[-1] if folders else None, spec)
-    return {kind: _read_groups(file, len(data.test_labels), counts[kind]) for kind, file in files.items() if file}
+    return {kind: _read_groups(file, len(data.test_labels), counts[kind]) for kind, file in saved.items() if file}
 
 
 def make_feature_groups(
@@ -123,23 +118,27 @@ def make_feature_groups(
     """
     spec, m = spec or FeatureNet(), clusters_a_class(data)
     net = spec.train(data)
-    points, predicted = embedded(net, data.test_images, data), training.predict(net, data.test_images, data)
-    owner = data.test_labels.cpu().numpy()
-    by_class = np.empty(len(owner), np.int64)
+    points = embedded(net, data.test_images, data)
+    accuracy = float((training.predict(net, data.test_images, data) == data.test_labels).double().mean())
+    labels = data.test_labels.cpu().numpy()
+    by_class = np.empty(len(labels), np.int64)
     for c in range(data.n_classes):
-        members = np.flatnonzero(owner == c)
+        members = np.flatnonzero(labels == c)
         if len(members):
             by_class[members] = c * m + kmeans(points[members], min(m, len(members)), spec.seed, starts=4)
-    made = {"feature_class": by_class, "feature": kmeans(points, data.n_classes, spec.seed, starts=4)}
-    note: dict[str, Any] = {
-        "dataset": data.name, "data_sha256": data.sha256, "net": asdict(spec) | {"depth": spec.depth(data.shape[1])},
-        "accuracy": round(100 * float((predicted == data.test_labels).double().mean()), 2),
-    }  # fmt: skip
+    groups = {"feature_class": by_class, "feature": kmeans(points, data.n_classes, spec.seed, starts=4)}
     if folder is not None:
-        for kind, labels in made.items():
-            _save_groups(Path(folder) / _feature_name(kind, data, spec), labels, record=json.dumps(note))
-    counts = {"feature_class": m * data.n_classes, "feature": data.n_classes}
-    return {kind: Partition(torch.from_numpy(found), counts[kind], digest(found)) for kind, found in made.items()}
+        net_settings = asdict(spec) | {"depth": spec.depth(data.shape[1])}
+        note: dict[str, Any] = {"dataset": data.name, "data_sha256": data.sha256, "net": net_settings}
+        note["accuracy"] = round(100 * accuracy, 2)
+        for kind in FEATURE_KINDS:
+            _save_groups(Path(folder) / _feature_name(kind, data, spec), groups[kind], record=json.dumps(note))
+    counts = _cluster_counts(data)
+    return {kind: Partition(torch.from_numpy(of), counts[kind], digest(of)) for kind, of in groups.items()}
+
+
+def _cluster_counts(data: DataSet) -> dict[str, int]:
+    return {"feature_class": clusters_a_class(data) * data.n_classes, "feature": data.n_classes}
 
 
 def _feature_name(kind: str, data: DataSet, spec: FeatureNet) -> str:
@@ -177,9 +176,8 @@ def overlap(a: Tensor, b: Tensor, permutations: int = 100, seed: int = 0) -> Ove
     rng = numpy_generator(seed, "overlap")
     chance = np.array([_agreement(left, rng.permutation(right)) for _ in range(permutations)])  # (permutations, 2)
     low, high = np.quantile(chance, [0.025, 0.975], axis=0)
-    nulls = [
-        Interval(float(m), float(x), float(y), permutations) for m, x, y in zip(chance.mean(0), low, high, strict=True)
-    ]
+    ends = zip(chance.mean(0), low, high, strict=True)
+    nulls = [Interval(float(mean), float(lowest), float(highest), permutations) for mean, lowest, highest in ends]
     return Overlap(*_agreement(left, right), *nulls)
 
 

@@ -83,9 +83,14 @@ class TestBench:
 
     @classmethod
     def of(
-        cls, data: DataSet, k: int = 10, shifts: bool = True, honest: bool = False, folders: Sequence[str | Path] = (),
+        cls,
+        data: DataSet,
+        k: int = 10,
+        shifts: bool = True,
+        honest: bool = False,
+        folders: Sequence[str | Path] = (),
         corruptions: bool = False,
-    ) -> TestBench:  # fmt: skip
+    ) -> TestBench:
         """Standard and (`shifts`) shifted images; `k` published groups and (`honest`) the others.
 
         `corruptions`: twelve kinds at severities 1, 3 and 5 and the matched shifts, of at most 2,000 test images, the
@@ -94,18 +99,19 @@ class TestBench:
         images = {"accuracy": data.test_images}
         if shifts:
             images |= {kind: shifted(data.test_images, kind) for kind in SHIFTS}
-        found, sha = groups.kmeans_groups(data.normalise(data.test_images), k, 0, *folders)
-        parts = {
-            "cluster": Partition(found.to(data.test_labels.device), k, sha),
+        device = data.test_labels.device
+        pixel_groups, sha = groups.kmeans_groups(data.normalise(data.test_images), k, 0, *folders)
+        partitions = {
+            "cluster": Partition(pixel_groups.to(device), k, sha),
             "class": Partition(data.test_labels, data.n_classes, ""),
         }
-        parts |= _known(data)
+        partitions |= _known(data)
         if honest:
             for kind, part in groups.feature_groups(data, *folders).items():
-                parts[kind] = Partition(part.groups.to(data.test_labels.device), part.k, part.sha256)
+                partitions[kind] = Partition(part.groups.to(device), part.k, part.sha256)
         chosen = torch.from_numpy(balanced(data.test_labels.cpu().numpy(), MOST_CORRUPTED, "corruptions"))
-        made = _corrupted(data, data.test_images[chosen.to(data.test_images.device)]) if corruptions else {}
-        return cls(images, parts, honest, made, chosen.to(data.test_labels.device))
+        corrupted = _corrupted(data, data.test_images[chosen.to(data.test_images.device)]) if corruptions else {}
+        return cls(images, partitions, honest, corrupted, chosen.to(device))
 
     def score(self, net: nn.Module, data: DataSet) -> Metrics:
         """All metrics of one trained network, accuracies in per cent."""
@@ -114,48 +120,55 @@ class TestBench:
             correct = predict(net, images, data) == data.test_labels
             metrics[name] = 100 * float(correct.double().mean())
             if name == "accuracy":
-                for kind, part in self.partitions.items():
-                    metrics[f"{kind}_accuracy"], sizes = group_accuracy(correct, part.groups, part.k)
-                    metrics[f"{kind}_min"] = _least(metrics[f"{kind}_accuracy"], sizes)
-                if "known" in self.partitions:
-                    filled = [accuracy for accuracy in metrics["known_accuracy"] if accuracy is not None]
-                    metrics["known_gap"] = max(filled) - min(filled)
-                if self.balanced:
-                    own = balanced_accuracy(correct, self.partitions["cluster"], data.test_labels, data.n_classes)
-                    metrics |= {"balanced_accuracy": own, "balanced_min": _least(own, self.sizes(data)["balanced"])}
+                metrics |= self._by_group(correct, data)
         for name, images in self.corrupted.items():
             correct = predict(net, images, data) == data.test_labels[self.chosen]
             metrics[name] = 100 * float(correct.double().mean())
         return metrics
 
+    def _by_group(self, correct: Tensor, data: DataSet) -> Metrics:
+        """Accuracy in each group of each partition, and the smallest; `correct` bool (N,), of the standard images."""
+        metrics: Metrics = {}
+        for kind, part in self.partitions.items():
+            accuracies, sizes = group_accuracy(correct, part.groups, part.k)
+            metrics |= {f"{kind}_accuracy": accuracies, f"{kind}_min": _least(accuracies, sizes)}
+        if "known" in self.partitions:
+            filled = [accuracy for accuracy in metrics["known_accuracy"] if accuracy is not None]
+            metrics["known_gap"] = max(filled) - min(filled)
+        if self.balanced:
+            by_class = balanced_accuracy(correct, self.partitions["cluster"], data.test_labels, data.n_classes)
+            least = _least(by_class, self.sizes(data)["balanced"])
+            metrics |= {"balanced_accuracy": by_class, "balanced_min": least}
+        return metrics
+
     def sizes(self, data: DataSet) -> dict[str, list[int]]:
         """Images in each group of each partition; for "balanced" the effective number."""
-        found = {kind: part.sizes for kind, part in self.partitions.items()}
+        sizes = {kind: part.sizes for kind, part in self.partitions.items()}
         if self.balanced:
-            found["balanced"] = balanced_sizes(self.partitions["cluster"], data.test_labels, data.n_classes)
-        return found
+            sizes["balanced"] = balanced_sizes(self.partitions["cluster"], data.test_labels, data.n_classes)
+        return sizes
 
     def facts(self, data: DataSet) -> Metrics:
         """What holds for every network: sizes and hashes of the partitions."""
-        found = {f"{kind}_sizes": sizes for kind, sizes in self.sizes(data).items()}
+        sizes = {f"{kind}_sizes": sizes for kind, sizes in self.sizes(data).items()}
         hashes = {f"{kind}_sha256": part.sha256 for kind, part in self.partitions.items() if part.sha256}
-        return {PUBLISHED_NAMES.get(name, name): value for name, value in (found | hashes).items()}
+        return {PUBLISHED_NAMES.get(name, name): value for name, value in (sizes | hashes).items()}
 
 
 def _known(data: DataSet) -> dict[str, Partition]:
     """The groups that the data names, and their parts by class (group * n_classes + class); {} where it names none."""
     if data.test_groups is None:
         return {}
-    own = data.test_groups.to(data.test_labels.device)
-    k = int(own.max()) + 1
-    by_class = own * data.n_classes + data.test_labels
-    return {"known": Partition(own, k, ""), "known_class": Partition(by_class, k * data.n_classes, "")}
+    known = data.test_groups.to(data.test_labels.device)
+    k = int(known.max()) + 1
+    by_class = known * data.n_classes + data.test_labels
+    return {"known": Partition(known, k, ""), "known_class": Partition(by_class, k * data.n_classes, "")}
 
 
 def _corrupted(data: DataSet, images: Tensor) -> dict[str, Tensor]:
     """The corrupted images of the held-out robustness test, e.g. "fog_3", and the two matched shifts."""
-    made = {kind: shifted_as_defined(images, kind, data.name) for kind in MATCHED}
-    return made | {f"{kind}_{level}": corrupted(images, kind, level) for kind in CORRUPTIONS for level in LEVELS}
+    matched = {kind: shifted_as_defined(images, kind, data.name) for kind in MATCHED}
+    return matched | {f"{kind}_{level}": corrupted(images, kind, level) for kind in CORRUPTIONS for level in LEVELS}
 
 
 def _least(accuracies: Sequence[float | None], sizes: Sequence[int]) -> float:
@@ -169,11 +182,11 @@ def nulls(metrics: Metrics) -> dict[str, Interval]:
     `stats.minimum_null` at the mean accuracy of the groups, weighted by their sizes, over all evaluation seeds. Groups
     that truly differ, by their classes for instance, fall below it as well: it excludes chance, not causes.
     """
-    found = {}
+    intervals = {}
     for kind in ("cluster", "class", "known", "known_class", "feature_class", "feature", "balanced"):
         if f"{kind}_min" in metrics:
             sizes = metrics[PUBLISHED_NAMES.get(f"{kind}_sizes", f"{kind}_sizes")]
             accuracies = np.array(metrics[f"{kind}_accuracy"], dtype=np.float64)  # None, of no weight, is nan
             mean = float(np.average(np.nan_to_num(accuracies).mean(0), weights=sizes))
-            found[f"{kind}_min"] = minimum_null(mean, sizes)
-    return found
+            intervals[f"{kind}_min"] = minimum_null(mean, sizes)
+    return intervals
