@@ -8,7 +8,7 @@ gradients to the images. Images are float, normalised, (N, C, H, W).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Annotated, Literal, get_args
 
 import torch
@@ -22,6 +22,7 @@ from ..base import SettingError, check_choice, to_device
 SCALE, ROTATE, CROP, CUTOUT = 1.2, 15.0, 0.125, 0.5
 BRIGHTNESS, SATURATION, CONTRAST = 1.0, 2.0, 0.5
 OPERATIONS = ("color", "crop", "cutout", "flip", "scale", "rotate")
+ALLOWED = f"'none' or names of {', '.join(OPERATIONS)} joined by _"
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,10 @@ class Draw:
 
     def to(self, device: torch.device) -> Draw:
         """The same draw on another device; a shared crop stays on the host, where its two numbers are read."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        stays = "crop" if self.crop is not None and len(self.crop) == 1 else ""
-        return Draw(**{k: v if v is None or k == stays else to_device(v, device) for k, v in values.items()})
+        moved = {name: to_device(value, device) for name, value in vars(self).items() if value is not None}
+        if self.crop is not None and len(self.crop) == 1:
+            moved["crop"] = self.crop
+        return Draw(**moved)
 
 
 def joined(draws: Sequence[Draw], strategy: str, rows: int, size: int, times: int = 1) -> Draw:
@@ -61,22 +63,21 @@ def joined(draws: Sequence[Draw], strategy: str, rows: int, size: int, times: in
     needed = {"flip", "color", "crop", "cutout"} & set(names)
     if {"scale", "rotate"} & set(names):
         needed.add("affine")
-    values = {}
+    fields = {}
     for name in needed:
-        given = [getattr(each, name) for each in draws]
-        alike = still[name].expand(rows, *still[name].shape[1:])
-        value = torch.cat([alike if g is None else g for g in given])
-        values[name] = value.repeat(times, *[1] * (value.ndim - 1))
-    return Draw(**values)
+        unchanged = still[name].expand(rows, *still[name].shape[1:])
+        values = [getattr(draw, name) for draw in draws]
+        joint = torch.cat([unchanged if value is None else value for value in values])
+        fields[name] = joint.repeat(times, *[1] * (joint.ndim - 1))
+    return Draw(**fields)
 
 
 def operations(strategy: str) -> tuple[str, ...]:
     """The operations of a strategy string such as ``'color_crop_cutout'``; ``'none'`` has none."""
     names = () if strategy in ("", "none") else tuple(strategy.split("_"))
-    if unknown := set(names) - set(OPERATIONS):
-        raise SettingError(
-            "strategy", strategy, f"'none' or names of {', '.join(OPERATIONS)} joined by _ (not {unknown})"
-        )
+    unknown = set(names) - set(OPERATIONS)
+    if unknown:
+        raise SettingError("strategy", strategy, f"{ALLOWED} (not {unknown})")
     return names
 
 
@@ -85,7 +86,7 @@ def _strategy(text: str) -> str:
     return text
 
 
-Strategy = Annotated[str, AfterValidator(_strategy), f"'none' or names of {', '.join(OPERATIONS)} joined by _"]
+Strategy = Annotated[str, AfterValidator(_strategy), ALLOWED]
 Rule = Literal["idc", "one"]
 RULES = get_args(Rule)
 
@@ -106,8 +107,8 @@ def draw(strategy: str, n: int, size: int, generator: torch.Generator, rule: str
     flip = u[:, 0] < 0.5 if "flip" in names else None
     color = u[:, 1:4] if "color" in names else None
     cutout = (u[:, 4:6] * (size + 1 - int(size * CUTOUT + 0.5) % 2)).floor() if "cutout" in names else None
-    one_of = [o for o in ("crop", "scale", "rotate") if o in names]
-    chosen = one_of[pick % len(one_of)] if one_of else None
+    movements = [name for name in ("crop", "scale", "rotate") if name in names]
+    chosen = movements[pick % len(movements)] if movements else None
     pad = int(size * CROP + 0.5)
     crop = (u[:, 6:8] * (2 * pad + 1)).floor().long() - pad if chosen == "crop" else None
     affine = _affine(chosen, u[:, 6:8]) if chosen in ("scale", "rotate") else None
@@ -125,20 +126,20 @@ def _affine(kind: str | None, u: Tensor) -> Tensor:
     return theta
 
 
-def apply(x: Tensor, drawn: Draw) -> Tensor:
+def apply(x: Tensor, omega: Draw) -> Tensor:
     """Apply a draw to normalised images (N, C, H, W); same shape, gradients flow to `x`."""
-    drawn = drawn.to(x.device)
-    if drawn.flip is not None:
-        x = torch.where(drawn.flip.view(-1, 1, 1, 1), x.flip(3), x)
-    if drawn.color is not None:
-        x = _color(x, drawn.color.to(x.dtype))
-    if drawn.crop is not None:
-        x = _shift(x, drawn.crop)
-    if drawn.affine is not None:
-        grid = _grid(drawn.affine.to(x.dtype), *x.shape[2:]).expand(len(x), -1, -1, -1)
+    omega = omega.to(x.device)
+    if omega.flip is not None:
+        x = torch.where(omega.flip.view(-1, 1, 1, 1), x.flip(3), x)
+    if omega.color is not None:
+        x = _color(x, omega.color.to(x.dtype))
+    if omega.crop is not None:
+        x = _shift(x, omega.crop)
+    if omega.affine is not None:
+        grid = _grid(omega.affine.to(x.dtype), *x.shape[2:]).expand(len(x), -1, -1, -1)
         x = F.grid_sample(x, grid, align_corners=True)
-    if drawn.cutout is not None:
-        x = x * _hole(drawn.cutout, x.shape[-1]).to(x.dtype)
+    if omega.cutout is not None:
+        x = x * _hole(omega.cutout, x.shape[-1]).to(x.dtype)
     return x
 
 
@@ -254,16 +255,19 @@ def draw_batches(
     return [*mixing, *vars(joined(draws, strategy, n, size)).values()]
 
 
-def apply_batches(x: Tensor, y: Tensor, drawn: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:
+def apply_batches(x: Tensor, y: Tensor, draws: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:
     """Augment and mix k batches, one after another in `x` (k * n, C, H, W), by `draw_batches` on their device.
 
     `y` (k * n, n_classes): a distribution over the classes for each image; those of mixed images are mixed alike.
     """
-    partner, mask, share, *given = drawn
-    x = apply(x, Draw(*given))
+    partner, mask, share, *fields = draws
+    x = apply(x, Draw(*fields))
     if partner is None or mask is None or share is None:
         return x, y
-    own, other, labels, others_labels = (t.unflatten(0, (len(mask), -1)) for t in (x, x[partner], y, y[partner]))
-    mixed = torch.where(mask[:, None, None], other, own)
-    mixed_labels = torch.lerp(others_labels, labels, share.to(y.dtype).view(-1, 1, 1))
+    images, partners, labels, partners_labels = (
+        t.unflatten(0, (len(mask), -1))
+        for t in (x, x[partner], y, y[partner])  # (k, n, ...) each
+    )
+    mixed = torch.where(mask[:, None, None], partners, images)
+    mixed_labels = torch.lerp(partners_labels, labels, share.to(y.dtype).view(-1, 1, 1))
     return mixed.flatten(0, 1), mixed_labels.flatten(0, 1)

@@ -82,7 +82,8 @@ def motion_blur(x: Tensor, constants: tuple[float, float], stream: torch.Generat
     line = torch.stack([angle.sin(), angle.cos()], 1)[:, None] * taps[:, None]  # (N, taps, 2)
     steps = torch.ceil(line - 0.5).long()
     room = len(taps)
-    padded, out = F.pad(x[order], (room,) * 4, mode="replicate"), torch.zeros_like(x)
+    padded = F.pad(x[order], (room,) * 4, mode="replicate")
+    out = torch.zeros_like(x)
     for tap, weight in zip(taps.tolist(), weights.tolist(), strict=False):
         # In the order of their angles, images that share an offset stand together: one slice moves them all.
         offsets, counts = steps[:, tap].unique_consecutive(dim=0, return_counts=True)
@@ -100,7 +101,8 @@ def zoom_matrix(side: int, factor: float) -> Tensor:
     length = round(crop * factor)
     place = (side - crop) // 2 + ((length - side) // 2 + np.arange(side)) * (crop - 1) / (length - 1)
     low = np.minimum(np.floor(place).astype(int), side - 2)
-    matrix, rows = np.zeros((side, side)), np.arange(side)
+    matrix = np.zeros((side, side))
+    rows = np.arange(side)
     matrix[rows, low], matrix[rows, low + 1] = 1 - (place - low), place - low
     return torch.from_numpy(matrix).float()
 
@@ -124,7 +126,8 @@ def plasma(n: int, side: int, decay: float, stream: torch.Generator) -> Tensor:
     The square is the script's: it multiplies its random step by the shrinking amplitude twice.
     """
     size = 1 << (side - 1).bit_length()
-    field, step, rough = torch.zeros(n, size, size), size, 1.0
+    field = torch.zeros(n, size, size)
+    step, rough = size, 1.0
 
     def around(total: Tensor, rough: float) -> Tensor:
         return total / 4 + rough * (2 * torch.rand(total.shape, generator=stream) - 1)

@@ -28,8 +28,6 @@ STATISTICS = {
     "svhn": ((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)),
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
-
-
 PARTS = ("train", "test")
 
 
@@ -111,12 +109,11 @@ class DataSet:
             cell = self.train_groups * self.n_classes + self.train_labels
         held = sources.stratified(cell.cpu().numpy(), share, numpy_generator(seed, "validation"))
         keep = torch.from_numpy(~held).to(self.train_labels.device)
-        parts: dict[str, Any] = {
-            "train_images": self.train_images[keep], "train_labels": self.train_labels[keep],
-            "test_images": self.train_images[~keep], "test_labels": self.train_labels[~keep],
-        }  # fmt: skip
-        if self.train_groups is not None:
-            parts |= {"train_groups": self.train_groups[keep], "test_groups": self.train_groups[~keep]}
+        parts: dict[str, Any] = {}
+        for kind in ("images", "labels", "groups"):
+            values = getattr(self, f"train_{kind}")
+            if values is not None:
+                parts |= {f"train_{kind}": values[keep], f"test_{kind}": values[~keep]}
         source = f"{self.source}, validation part (share {share}, seed {seed})"
         return replace(self, **({"test_groups": None} | parts), source=source, sha256=content_hash(parts))
 
@@ -162,9 +159,10 @@ def load(
     for key, value in {"size": size, "train_limit": train_limit, "test_limit": test_limit}.items():
         if value is not None and value < 1:
             raise SettingError(key, value, "an integer of at least 1")
-    if (asked := looks.recipe(name)) is not None:
-        plain = load(asked.base, root, device, size, train_limit, test_limit, download, held_out)
-        return _with_looks(plain, asked, name)
+    recipe = looks.recipe(name)
+    if recipe is not None:
+        base = load(recipe.base, root, device, size, train_limit, test_limit, download, held_out)
+        return _with_looks(base, recipe, name)
     folder = data_root(root)
     arrays, source = sources.find(name, folder, size, download)
     _check(arrays, source)
@@ -182,72 +180,74 @@ def load(
         if f"{part}_groups" in arrays:
             parts[f"{part}_groups"] = torch.from_numpy(arrays[f"{part}_groups"].astype(np.int64)[keep])
     mean, std = _statistics(name, parts["train_images"])
-    found = DataSet(
-        sources.label(name), mean=mean, std=std, source=source, sha256=content_hash(parts), **parts,
-        classes=tuple(str(c) for c in arrays["classes"]), group_names=tuple(str(g) for g in arrays["group_names"]),
-    ).to(device)  # fmt: skip
-    return found if held_out is None else found.validation(held_out)
+    data = DataSet(
+        name=sources.label(name),
+        classes=tuple(str(c) for c in arrays["classes"]),
+        mean=mean,
+        std=std,
+        source=source,
+        sha256=content_hash(parts),
+        group_names=tuple(str(g) for g in arrays["group_names"]),
+        **parts,
+    ).to(device)
+    return data if held_out is None else data.validation(held_out)
 
 
-def _with_looks(plain: DataSet, asked: looks.Recipe, name: str) -> DataSet:
-    """The set with known groups `name`, made from `plain`."""
-    images, groups = asked.train(plain.train_images, plain.train_labels)
-    parts: dict[str, Any] = {"train_images": images, "train_labels": plain.train_labels, "train_groups": groups}
-    both = asked.test(plain.test_images, plain.test_labels)
-    parts |= dict(zip(("test_images", "test_labels", "test_groups"), both, strict=True))
-    mean, std = _statistics(plain.name, images)
-    words = "colour by class" if asked.kind == "coloured" else f"rare look {asked.look}"
-    return replace(
-        plain, name=name, mean=mean, std=std, group_names=asked.group_names, sha256=content_hash(parts), **parts,
-        source=f"{plain.source}; {words}, share {asked.share:g} of the training images",
-    )  # fmt: skip
+def _with_looks(base: DataSet, recipe: looks.Recipe, name: str) -> DataSet:
+    """The set with known groups `name`, made from `base`."""
+    train_images, train_groups = recipe.train(base.train_images, base.train_labels)
+    test_images, test_labels, test_groups = recipe.test(base.test_images, base.test_labels)
+    parts: dict[str, Any] = {
+        "train_images": train_images,
+        "train_labels": base.train_labels,
+        "train_groups": train_groups,
+        "test_images": test_images,
+        "test_labels": test_labels,
+        "test_groups": test_groups,
+    }
+    mean, std = _statistics(base.name, train_images)
+    words = "colour by class" if recipe.kind == "coloured" else f"rare look {recipe.look}"
+    source = f"{base.source}; {words}, share {recipe.share:g} of the training images"
+    about = {"name": name, "mean": mean, "std": std, "group_names": recipe.group_names, "source": source}
+    return replace(base, sha256=content_hash(parts), **about, **parts)
 
 
 def _check(arrays: sources.Arrays, source: str) -> None:
     """Shapes, dtypes and label ranges; the message names the file and the array."""
     n_classes = len(arrays["classes"])
-    for part in ("train", "test"):
+    for part in PARTS:
         images, labels = arrays[f"{part}_images"], arrays[f"{part}_labels"]
-        if (
-            images.dtype != np.uint8
-            or images.ndim != 4
-            or images.shape[3] not in (1, 3)
-            or images.shape[1] != images.shape[2]
-        ):
-            raise sources.DataError(
-                f"{source}: {part}_images is {images.dtype} {images.shape}; needed is uint8 (N, S, S, 1 or 3)"
-            )
-        if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
-            raise sources.DataError(
-                f"{source}: {part}_labels is {labels.dtype} {labels.shape}; needed is an integer ({len(images)},)"
-            )
-        if len(labels) == 0 or labels.min() < 0 or labels.max() >= n_classes:
-            span = f"{labels.min()}..{labels.max()}" if len(labels) else "nothing"
-            raise sources.DataError(
-                f"{source}: {part}_labels holds {span}; allowed is 0..{n_classes - 1} ({n_classes} classes), not empty"
-            )
-    if arrays["train_images"].shape[1:] != arrays["test_images"].shape[1:]:
-        raise sources.DataError(f"{source}: train images {arrays['train_images'].shape[1:]} and test images "
-                        f"{arrays['test_images'].shape[1:]} differ in shape")  # fmt: skip
-    if (counts := np.bincount(arrays["train_labels"].astype(np.int64), minlength=n_classes)).min() == 0:
+        square = images.ndim == 4 and images.shape[3] in (1, 3) and images.shape[1] == images.shape[2]
+        if images.dtype != np.uint8 or not square:
+            given = f"{part}_images is {images.dtype} {images.shape}"
+            raise sources.DataError(f"{source}: {given}; needed is uint8 (N, S, S, 1 or 3)")
+        _check_integers(f"{part}_labels", labels, len(images), n_classes, "classes", source)
+    train_shape, test_shape = arrays["train_images"].shape[1:], arrays["test_images"].shape[1:]
+    if train_shape != test_shape:
+        raise sources.DataError(f"{source}: train images {train_shape} and test images {test_shape} differ in shape")
+    counts = np.bincount(arrays["train_labels"].astype(np.int64), minlength=n_classes)
+    if counts.min() == 0:
         raise sources.DataError(f"{source}: class {int(counts.argmin())} has no training image")
 
 
 def _checked_group_names(arrays: sources.Arrays, source: str) -> NDArray[Any]:
     """Names of the groups, their numbers by default; DataError where groups do not fit the images or the names."""
-    groups = {name: arrays[name] for name in ("train_groups", "test_groups") if name in arrays}
-    for name, own in groups.items():
-        n = len(arrays[name.replace("groups", "images")])
-        if own.shape != (n,) or own.dtype.kind not in "iu":
-            raise sources.DataError(f"{source}: {name} is {own.dtype} {own.shape}; needed is an integer ({n},)")
-    highest = max((int(own.max()) for own in groups.values()), default=-1)
+    groups = {part: arrays[f"{part}_groups"] for part in PARTS if f"{part}_groups" in arrays}
+    highest = max((int(of.max()) for of in groups.values() if of.size and of.dtype.kind in "iu"), default=-1)
     names = arrays.get("group_names", np.array([str(g) for g in range(highest + 1)]))
-    for name, own in groups.items():
-        if own.min() < 0 or own.max() >= len(names):
-            raise sources.DataError(
-                f"{source}: {name} holds {own.min()}..{own.max()}; allowed is 0..{len(names) - 1} ({len(names)} groups)"
-            )
+    for part, of in groups.items():
+        _check_integers(f"{part}_groups", of, len(arrays[f"{part}_images"]), len(names), "groups", source)
     return names
+
+
+def _check_integers(name: str, values: NDArray[Any], n: int, below: int, kind: str, source: str) -> None:
+    """DataError unless `values` are integers (n,) in [0, below), n at least 1."""
+    if values.shape != (n,) or values.dtype.kind not in "iu":
+        raise sources.DataError(f"{source}: {name} is {values.dtype} {values.shape}; needed is an integer ({n},)")
+    if len(values) == 0 or values.min() < 0 or values.max() >= below:
+        span = f"{values.min()}..{values.max()}" if len(values) else "nothing"
+        allowed = f"0..{below - 1} ({below} {kind}), not empty"
+        raise sources.DataError(f"{source}: {name} holds {span}; allowed is {allowed}")
 
 
 def data_root(root: str | Path | None = None) -> Path:
@@ -261,11 +261,12 @@ def balanced(labels: NDArray[np.int64], limit: int | None, part: str) -> NDArray
     """Indices of at most `limit` images, as even over classes as the class sizes allow; all of them by default."""
     if limit is None or limit >= len(labels):
         return np.arange(len(labels))
-    if limit < (n_classes := len(np.unique(labels))):
-        raise SettingError(f"{part}_limit", limit, f"at least one image of each of the {n_classes} classes")
+    classes = np.unique(labels)
+    if limit < len(classes):
+        raise SettingError(f"{part}_limit", limit, f"at least one image of each of the {len(classes)} classes")
     order = numpy_generator(0, "limit", part).permutation(len(labels))
     rank = np.empty(len(labels), np.int64)  # position of an image within its class, in the drawn order
-    for c in np.unique(labels):
+    for c in classes:
         members = order[labels[order] == c]
         rank[members] = np.arange(len(members))
     return np.sort(order[np.argsort(rank[order], kind="stable")[:limit]])
@@ -276,10 +277,10 @@ def resized(images: Tensor, size: int | None) -> Tensor:
     if size is None or images.shape[-1] == size:
         return images.contiguous()
     batch = max(1, 16_000_000 // images[0].numel())  # 64 MB of floats at a time
-    parts = [
-        F.interpolate(b.contiguous().float(), size=(size, size), mode="bilinear", antialias=True)
-        .round().clamp(0, 255).to(torch.uint8) for b in images.split(batch)
-    ]  # fmt: skip
+    parts = []
+    for part in images.split(batch):
+        floats = F.interpolate(part.contiguous().float(), size=(size, size), mode="bilinear", antialias=True)
+        parts.append(floats.round().clamp(0, 255).to(torch.uint8))
     return torch.cat(parts)
 
 
@@ -287,6 +288,9 @@ def _statistics(name: str, images: Tensor) -> tuple[tuple[float, ...], tuple[flo
     key = next((k for k in ("svhn", "imagenet") if name.startswith(k)), name)  # svhn_mini; but cifar100 is no cifar10
     if key in STATISTICS and images.shape[1] == 3:
         return STATISTICS[key]
-    mean = torch.stack([images[:, c].double().mean() / 255 for c in range(images.shape[1])])
-    std = torch.stack([images[:, c].double().std() / 255 for c in range(images.shape[1])]).clamp_min(1e-3)
-    return tuple(mean.tolist()), tuple(std.tolist())
+    mean, std = [], []
+    for channel in images.unbind(1):
+        floats = channel.double()
+        mean.append(float(floats.mean() / 255))
+        std.append(max(float(floats.std() / 255), 1e-3))
+    return tuple(mean), tuple(std)

@@ -55,11 +55,12 @@ def read_folder(path: Path, size: int | None = None, classes: tuple[str, ...] | 
         arrays[f"{part}_labels"] = np.array(labels)
         if group_of is not None:
             paths = [f.relative_to(path).as_posix() for f in files]
-            if unlisted := [name for name in paths if name not in group_of]:
+            unlisted = [name for name in paths if name not in group_of]
+            if unlisted:
                 raise DataError(f"{path / 'groups.csv'}: {unlisted[0]} is not listed; each image needs a group")
             arrays[f"{part}_groups"] = np.searchsorted(arrays["group_names"], [group_of[name] for name in paths])
-    if left:
-        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(left.items()))
+    if left.total():
+        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted((+left).items()))
         log.warning("%s: %d entries were not taken (%s)", path.name, left.total(), kinds)
     return arrays
 
@@ -75,27 +76,17 @@ def image_files(folder: Path, left: Counter[str] | None = None) -> list[Path]:
     What is not taken is counted by its kind in `left`. Raises DataError for what is neither a file nor a folder.
     """
     left = Counter() if left is None else left
-    found: list[Path] = []
-    inner: list[Path] = []
-    for entry in _entries(folder):
-        if entry.is_dir():
-            inner.append(entry)
-        elif _is_image(entry, left):
-            found.append(entry)
-    for deeper in inner:
-        for entry in _entries(deeper):
-            if entry.is_dir():
-                left["folder"] += 1
-            elif _is_image(entry, left):
-                found.append(entry)
-    return found
+    entries = list(_entries(folder))
+    inner = [entry for folder in entries if folder.is_dir() for entry in _entries(folder)]
+    left["folder"] += sum(entry.is_dir() for entry in inner)
+    files = [entry for entry in (*entries, *inner) if not entry.is_dir()]
+    images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
+    left.update(_kind(file) for file in files if file.suffix.lower() not in IMAGE_SUFFIXES)
+    return images
 
 
-def _is_image(file: Path, left: Counter[str]) -> bool:
-    if file.suffix.lower() in IMAGE_SUFFIXES:
-        return True
-    left[file.suffix.lower() or "file without suffix"] += 1
-    return False
+def _kind(file: Path) -> str:
+    return file.suffix.lower() or "file without suffix"
 
 
 def _entries(folder: Path) -> Iterator[Path]:
@@ -125,18 +116,18 @@ def _held_out(path: Path, named: bool) -> Path:
 
 def _class_names(parts: dict[str, Path], left: Counter[str]) -> tuple[str, ...]:
     """The classes, sorted. Raises DataError for a class that has a folder in one part only."""
-    found: dict[str, set[str]] = {}
+    folders: dict[str, set[str]] = {}
     for part, folder in parts.items():
         entries = list(_entries(folder))
-        found[part] = {entry.name for entry in entries if entry.is_dir()}
-        for file in (entry for entry in entries if not entry.is_dir()):
-            left[file.suffix.lower() or "file without suffix"] += 1
+        folders[part] = {entry.name for entry in entries if entry.is_dir()}
+        left.update(_kind(entry) for entry in entries if not entry.is_dir())
     for part, other in (("train", "test"), ("test", "train")):
-        if alone := sorted(found[part] - found[other]):
+        alone = sorted(folders[part] - folders[other])
+        if alone:
             raise DataError(f"{parts[part] / alone[0]}: this class has no folder in {parts[other].name}/")
-    if not found["train"]:
+    if not folders["train"]:
         raise DataError(f"{parts['train']}: holds no folder; each class needs one")
-    return tuple(sorted(found["train"]))
+    return tuple(sorted(folders["train"]))
 
 
 def _labelled_files(folder: Path, names: tuple[str, ...], left: Counter[str]) -> tuple[list[Path], list[int]]:
@@ -146,12 +137,12 @@ def _labelled_files(folder: Path, names: tuple[str, ...], left: Counter[str]) ->
     for label, name in enumerate(names):
         if not (folder / name).is_dir():
             raise DataError(f"{folder}: no folder {name!r}; each class needs one")
-        own = image_files(folder / name, left)
-        if not own:
+        images = image_files(folder / name, left)
+        if not images:
             kinds = ", ".join(sorted(IMAGE_SUFFIXES))
             raise DataError(f"{folder / name}: no image of this class ({kinds}, there or one folder deeper)")
-        files += own
-        labels += [label] * len(own)
+        files += images
+        labels += [label] * len(images)
     return files, labels
 
 
@@ -162,15 +153,15 @@ def _read_group_table(file: Path) -> dict[str, str]:
             rows = list(csv.DictReader(lines))
     except (csv.Error, UnicodeDecodeError) as error:
         raise DataError(f"{file}: cannot be read as CSV ({error})") from error
-    found: dict[str, str] = {}
+    group_of: dict[str, str] = {}
     for number, row in enumerate(rows, start=2):
         path, group = (row.get("path") or "").strip(), (row.get("group") or "").strip()
         if not path or not group:
             raise DataError(f"{file}: line {number} lacks a path or a group; the first line is path,group")
-        if path in found:
+        if path in group_of:
             raise DataError(f"{file}: {path} is listed twice")
-        found[path] = group
-    return found
+        group_of[path] = group
+    return group_of
 
 
 # --- images -----------------------------------------------------------------------------------------------

@@ -38,13 +38,8 @@ def tinted(images: Tensor, colours: Tensor) -> Tensor:
 
     Grey images become coloured ink on black.
     """
-    rgb = in_colour(images).float()
+    rgb = images.expand(-1, 3, -1, -1).float()
     return (rgb * colours[:, :, None, None].to(rgb.device)).round().to(torch.uint8)
-
-
-def in_colour(images: Tensor) -> Tensor:
-    """Images (N, 1 or 3, H, W) with three channels, grey ones repeated."""
-    return images.expand(-1, 3, -1, -1)
 
 
 def palette(n: int) -> Tensor:
@@ -52,15 +47,11 @@ def palette(n: int) -> Tensor:
     return torch.tensor([colorsys.hsv_to_rgb(i / n, 1 - FAINTEST, 1.0) for i in range(n)])
 
 
-def _red(images: Tensor) -> Tensor:
-    return tinted(images, palette(1).expand(len(images), 3))
-
-
 # How an image with the rare look is made, uint8 -> uint8. Where it has colour the common one is given three channels.
 LOOKS: dict[str, Callable[[Tensor], Tensor]] = {
     "rotated": lambda images: torch.rot90(images, 1, (2, 3)),  # by 90 degrees, counter-clockwise
     "inverted": lambda images: 255 - images,
-    "tinted": _red,
+    "tinted": lambda images: tinted(images, palette(1).expand(len(images), 3)),  # red
 }
 
 
@@ -91,15 +82,15 @@ class Recipe:
         if int(labels[groups == 1].unique().numel()) < int(labels.unique().numel()):
             allowed = f"one whose share, here {self.share}, gives each class at least one image of the rare group"
             raise SettingError("dataset", f"{self.kind}_{self.base}", allowed)
-        return self._dressed(images, labels, groups, "train"), groups
+        return self._with_look(images, labels, groups, "train"), groups
 
     def test(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Each test image in both looks: images (2 N, C, H, W), labels (2 N,) and groups (2 N,), the common first."""
         twice = labels.repeat(2)
         groups = torch.arange(2, device=labels.device).repeat_interleave(len(labels))
-        return self._dressed(images.repeat(2, 1, 1, 1), twice, groups, "test"), twice, groups
+        return self._with_look(images.repeat(2, 1, 1, 1), twice, groups, "test"), twice, groups
 
-    def _dressed(self, images: Tensor, labels: Tensor, groups: Tensor, part: str) -> Tensor:
+    def _with_look(self, images: Tensor, labels: Tensor, groups: Tensor, part: str) -> Tensor:
         rare = groups == 1
         if self.kind == "coloured":
             stream = generator(0, "coloured", part)
@@ -107,9 +98,9 @@ class Recipe:
             colour = (labels + ahead * rare) % CLASSES
             return tinted(images, palette(CLASSES)[colour.cpu()])
         changed = LOOKS[self.look](images[rare])
-        found = images.expand(-1, changed.shape[1], -1, -1).clone()
-        found[rare] = changed
-        return found
+        result = images.expand(-1, changed.shape[1], -1, -1).clone()
+        result[rare] = changed
+        return result
 
 
 def recipe(name: str) -> Recipe | None:
@@ -117,17 +108,17 @@ def recipe(name: str) -> Recipe | None:
 
     Raises SettingError for a look or a share that cannot be used.
     """
-    first, *told = name.split(":")
+    first, *options = name.split(":")
     kind, _, base = first.partition("_")
     if kind not in SHARE or base not in BASES:
         return None
     look = LOOK[base]
-    if kind == "rare" and told:
-        look = told.pop(0)
-    share = told.pop(0) if told else str(SHARE[kind])
+    if kind == "rare" and options:
+        look = options.pop(0)
+    share = options.pop(0) if options else str(SHARE[kind])
     form = f"{first}:LOOK:SHARE" if kind == "rare" else f"{first}:SHARE"
     try:
-        fits = not told and look in LOOKS and 0 < float(share) <= 0.5
+        fits = not options and look in LOOKS and 0 < float(share) <= 0.5
     except ValueError:
         fits = False
     if not fits:
@@ -137,5 +128,5 @@ def recipe(name: str) -> Recipe | None:
 
 def base_name(name: str) -> str:
     """The data set that `name` is made from; any other name is its own."""
-    found = recipe(name)
-    return found.base if found else name
+    asked = recipe(name)
+    return asked.base if asked else name

@@ -116,6 +116,6 @@ def corrupted(images: Tensor, kind: str, severity: int, seed: int = 0) -> Tensor
     out = torch.empty_like(images, device="cpu")
     for start in range(0, len(images), BLOCK):
         stream = generator(seed, "corrupted", kind, start)
-        found = change(images[start : start + BLOCK].cpu().float() / 255, constants[severity - 1], stream)
-        out[start : start + BLOCK] = (found.clamp(0, 1) * 255).round().to(torch.uint8)
+        changed = change(images[start : start + BLOCK].cpu().float() / 255, constants[severity - 1], stream)
+        out[start : start + BLOCK] = (changed.clamp(0, 1) * 255).round().to(torch.uint8)
     return out.to(images.device)

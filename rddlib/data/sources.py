@@ -25,6 +25,7 @@ from .folders import Arrays as Arrays
 from .folders import read_folder
 
 ENTRIES = ("train_images", "train_labels", "test_images", "test_labels", "classes")
+PACK = f"an .npz with keys {', '.join(ENTRIES)}"
 GROUP_ENTRIES = ("train_groups", "test_groups", "group_names")
 
 # ImageNet subsets: wnid and name, in the order of the labels. ImageNet-10: IDC; A-E: GLaD; Imagenette: fast.ai. The
@@ -123,13 +124,9 @@ def label(name: str) -> str:
 
 def stamp(path: Path) -> tuple[tuple[str, int, int], ...]:
     """Names, sizes and times of the files at `path`, for telling cheaply that nothing has changed; () if none."""
-    files = sorted(path.rglob("*")) if path.is_dir() else [path]
-    found = []
-    for file in files:
-        if file.is_file():
-            about = file.stat()
-            found.append((str(file), about.st_size, about.st_mtime_ns))
-    return tuple(found)
+    paths = sorted(path.rglob("*")) if path.is_dir() else [path]
+    stats = [(str(file), file.stat()) for file in paths if file.is_file()]
+    return tuple((name, status.st_size, status.st_mtime_ns) for name, status in stats)
 
 
 def path_label(path: Path) -> str:
@@ -152,8 +149,13 @@ def _digits() -> Arrays:
     raw = load_digits()
     images = np.round(raw.images * (255 / 16)).astype(np.uint8)[..., None]  # (1797, 8, 8, 1), 17 grey levels
     test = stratified(raw.target, 0.4, np.random.default_rng(0))
-    return {"train_images": images[~test], "train_labels": raw.target[~test], "test_images": images[test],
-            "test_labels": raw.target[test], "classes": np.array([str(d) for d in range(10)])}  # fmt: skip
+    return {
+        "train_images": images[~test],
+        "train_labels": raw.target[~test],
+        "test_images": images[test],
+        "test_labels": raw.target[test],
+        "classes": np.array([str(digit) for digit in range(10)]),
+    }
 
 
 def read_npz(path: Path) -> Arrays:
@@ -162,25 +164,24 @@ def read_npz(path: Path) -> Arrays:
     It may hold groups too: train_groups, test_groups, integers (N,) in [0, G), and group_names (G,).
     """
     if not path.is_file():
-        raise DataError(
-            f"no data: looked for the file {path}. Give the path of an .npz with keys {', '.join(ENTRIES)}."
-        )
-    return files.read_npz(path, f"an .npz with {', '.join(ENTRIES)}", ENTRIES, GROUP_ENTRIES, most=sys.maxsize)
+        raise DataError(f"no data: looked for the file {path}. Give the path of {PACK}.")
+    return files.read_npz(path, PACK, ENTRIES, GROUP_ENTRIES, most=sys.maxsize)
 
 
 # --- ImageNet -------------------------------------------------------------------------------------------------
 
 
 def _imagenet(name: str, root: Path, size: int | None) -> Arrays:
-    for place in (root / "imagenet", root / name, root):
-        if folders := _class_folders(place / "train", SUBSETS[name]):
-            for part in ("train", "val"):
-                if absent := [f for f in folders if not (place / part / f).is_dir()]:
-                    raise DataError(
-                        f"{place / part}: no folder {absent[0]!r}; {name} needs one for each of its classes"
-                    )
-            arrays = read_folder(place, size or 128, folders)
-            return arrays | {"classes": np.array([CLASS_NAMES[wnid] for wnid in SUBSETS[name]])}
+    for folder in (root / "imagenet", root / name, root):
+        class_folders = _class_folders(folder / "train", SUBSETS[name])
+        if not class_folders:
+            continue
+        for part in (folder / "train", folder / "val"):
+            absent = [each for each in class_folders if not (part / each).is_dir()]
+            if absent:
+                raise DataError(f"{part}: no folder {absent[0]!r}; {name} needs one for each of its classes")
+        arrays = read_folder(folder, size or 128, class_folders)
+        return arrays | {"classes": np.array([CLASS_NAMES[wnid] for wnid in SUBSETS[name]])}
     raise DataError(
         f"no data for {name!r}: looked for {root / (name + '.npz')} and for the folders "
         f"{root}/imagenet/train/{SUBSETS[name][0]}, ... Either set RDD_DATA (or --data-root) to the folder that "
@@ -193,11 +194,11 @@ def _class_folders(train: Path, wnids: tuple[str, ...]) -> tuple[str, ...]:
 
     Names are compared by their letters alone, so ``green_mamba`` will do for ``green mamba``.
     """
-    found = {_letters(d.name): d.name for d in sorted(train.glob("*")) if d.is_dir()}
-    if any(wnid in found for wnid in wnids):
+    by_letters = {_letters(d.name): d.name for d in sorted(train.glob("*")) if d.is_dir()}
+    if any(wnid in by_letters for wnid in wnids):
         return wnids
-    named = [found.get(_letters(CLASS_NAMES[wnid])) for wnid in wnids]
-    return tuple(n for n in named if n is not None) if all(named) else ()
+    names = [by_letters.get(_letters(CLASS_NAMES[wnid])) for wnid in wnids]
+    return tuple(name for name in names if name is not None) if all(names) else ()
 
 
 def _letters(name: str) -> str:
@@ -253,8 +254,13 @@ def _cifar10(root: Path, download: bool) -> Arrays:
             f"no data for 'cifar10': looked for {root / 'cifar10.npz'} and for torchvision's files there ({error}). "
             f"Either set RDD_DATA (or --data-root) to the folder that has them, or allow the download with --download."
         ) from error
-    return {"train_images": train.data, "train_labels": np.array(train.targets), "test_images": test.data,
-            "test_labels": np.array(test.targets), "classes": np.array(train.classes)}  # fmt: skip
+    return {
+        "train_images": train.data,
+        "train_labels": np.array(train.targets),
+        "test_images": test.data,
+        "test_labels": np.array(test.targets),
+        "classes": np.array(train.classes),
+    }
 
 
 _SCHEMAS: list[Any] = []  # a torch.library.Library lives only as long as something holds it

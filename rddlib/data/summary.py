@@ -21,50 +21,48 @@ def lines(data: DataSet) -> list[str]:
     """What there is to know before distilling: classes, sizes, groups, the smallest class, the most images a class."""
     channels, height, width = data.shape
     colours = "grey" if channels == 1 else "RGB"
-    counts = {part: labels.bincount(minlength=data.n_classes).tolist() for part, labels in _labels(data).items()}
-    found = [
+    train_counts = data.train_labels.bincount(minlength=data.n_classes).tolist()
+    test_counts = data.test_labels.bincount(minlength=data.n_classes).tolist()
+    result = [
         f"{data.name}: {data.n_classes} classes, {height} x {width} pixels, {colours} ({data.source})",
         f"{'class':<24} {'train':>7} {'test':>7}",
     ]
-    for name, train, test in zip(data.classes, counts["train"], counts["test"], strict=True):
-        found.append(f"{name:<24} {train:>7} {test:>7}")
-    found.append(f"{'all':<24} {len(data.train_labels):>7} {len(data.test_labels):>7}")
-    found += _group_lines(data)
-    least = min(counts["train"])
+    for name, train, test in zip(data.classes, train_counts, test_counts, strict=True):
+        result.append(f"{name:<24} {train:>7} {test:>7}")
+    result.append(f"{'all':<24} {len(data.train_labels):>7} {len(data.test_labels):>7}")
+    result += _group_lines(data)
+    least = min(train_counts)
     most = ", ".join(f"{least // factor**2} at factor {factor}" for factor in FACTORS)
-    smallest = data.classes[counts["train"].index(least)]
-    found.append(f"smallest class: {smallest!r} with {least} training images; largest ipc: {most}")
-    if untested := [name for name, n in zip(data.classes, counts["test"], strict=True) if n == 0]:
-        found.append(f"without test images: {', '.join(untested)}")
-    found.append(f"sha256 {data.sha256}")
-    return found
-
-
-def _labels(data: DataSet) -> dict[str, Tensor]:
-    return {"train": data.train_labels, "test": data.test_labels}
+    smallest = data.classes[train_counts.index(least)]
+    result.append(f"smallest class: {smallest!r} with {least} training images; largest ipc: {most}")
+    untested = [name for name, n in zip(data.classes, test_counts, strict=True) if n == 0]
+    if untested:
+        result.append(f"without test images: {', '.join(untested)}")
+    result.append(f"sha256 {data.sha256}")
+    return result
 
 
 def _group_lines(data: DataSet) -> list[str]:
     """Sizes of the known groups in each part; a part without groups has none."""
     if not data.group_names:
         return []
-    found = [f"{'group':<24} {'train':>7} {'test':>7}"]
+    result = [f"{'group':<24} {'train':>7} {'test':>7}"]
     parts = [
         [0] * len(data.group_names) if groups is None else groups.bincount(minlength=len(data.group_names)).tolist()
         for groups in (data.train_groups, data.test_groups)
     ]
     for name, train, test in zip(data.group_names, *parts, strict=True):
-        found.append(f"{name:<24} {train:>7} {test:>7}")
-    return found
+        result.append(f"{name:<24} {train:>7} {test:>7}")
+    return result
 
 
 def samples(data: DataSet, columns: int = 10) -> Tensor:
     """The first training images of each class: uint8 (n_classes, columns, C, H, W), white where a class has fewer."""
-    found = torch.full((data.n_classes, columns, *data.shape), 255, dtype=torch.uint8)
-    for label in range(data.n_classes):
-        own = data.train_images[data.train_labels == label][:columns].cpu()
-        found[label, : len(own)] = own
-    return found
+    result = torch.full((data.n_classes, columns, *data.shape), 255, dtype=torch.uint8)
+    for label, members in enumerate(data.members):
+        first = members[:columns]
+        result[label, : len(first)] = data.train_images[first.to(data.train_images.device)].cpu()
+    return result
 
 
 def sheet(images: Tensor, path: str | Path) -> Path:
