@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +22,14 @@ from rddlib.base import SettingError, generator
 from rddlib.distillation.kip import kernels
 
 POOLINGS = kernels.POOLINGS
+
+
+def fc_ntk(*given: Any, **named: Any) -> Tensor:
+    return kernels.fc_kernels(*given, **named).ntk
+
+
+def conv_ntk(*given: Any, **named: Any) -> Tensor:
+    return kernels.conv_kernels(*given, **named).ntk
 
 
 def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -72,19 +81,19 @@ def test_duplicate_points_have_finite_gradients_and_an_exact_diagonal() -> None:
     x = normal(3, 4).requires_grad_()
     twice = torch.cat([x, x])
     for depth in (1, 3):
-        k = kernels.fc_ntk(twice, depth=depth)
+        k = fc_ntk(twice, depth=depth)
         assert bool(torch.autograd.grad(k.sum(), x)[0].isfinite().all())
-        assert torch.autograd.gradcheck(lambda v, depth=depth: kernels.fc_ntk(v, depth=depth).diagonal(), x)
+        assert torch.autograd.gradcheck(lambda v, depth=depth: fc_ntk(v, depth=depth).diagonal(), x)
     image = normal(2, 1, 4, 4).requires_grad_()
     for pooling in POOLINGS:
-        k = kernels.conv_ntk(torch.cat([image, image]), depth=2, pooling=pooling)
+        k = conv_ntk(torch.cat([image, image]), depth=2, pooling=pooling)
         assert bool(torch.autograd.grad(k.sum(), image)[0].isfinite().all())
 
 
 def test_blank_images_without_bias_are_finite() -> None:
     """Zero variances: kernels 0, gradients finite."""
     x = torch.zeros(2, 1, 4, 4, dtype=torch.float64, requires_grad=True)
-    for k in (kernels.fc_ntk(x, b_std=0.0), *(kernels.conv_ntk(x, b_std=0.0, pooling=p) for p in POOLINGS)):
+    for k in (fc_ntk(x, b_std=0.0), *(conv_ntk(x, b_std=0.0, pooling=p) for p in POOLINGS)):
         assert float(k.detach().abs().max()) < 1e-300
         assert bool(torch.autograd.grad(k.sum(), x)[0].isfinite().all())
 
@@ -209,9 +218,9 @@ def test_without_pooling_the_diagonal_is_enough(depth: int) -> None:
 @pytest.mark.parametrize("pooling", POOLINGS)
 def test_blocks_of_work_change_nothing(pooling: str) -> None:
     x, y = normal(5, 1, 4, 4).requires_grad_(), normal(3, 1, 4, 4, seed=1)
-    whole = kernels.conv_ntk(x, y, 2, pooling)
+    whole = conv_ntk(x, y, 2, pooling)
     for most in (1, 16 * 3, 256 * 5):
-        parts = kernels.conv_ntk(x, y, 2, pooling, max_elements=most)
+        parts = conv_ntk(x, y, 2, pooling, max_elements=most)
         torch.testing.assert_close(parts, whole, rtol=1e-12, atol=0)
         pull = normal(5, 3, seed=2)
         torch.testing.assert_close(
@@ -222,11 +231,11 @@ def test_blocks_of_work_change_nothing(pooling: str) -> None:
 def test_refused_settings() -> None:
     x = normal(2, 1, 4, 4)
     for call, name in (
-        (lambda: kernels.fc_ntk(x, depth=0), "depth"),
-        (lambda: kernels.fc_ntk(x, normal(2, 1, 5, 5)), "y"),
-        (lambda: kernels.conv_ntk(x, normal(2, 1, 5, 5)), "y"),
-        (lambda: kernels.conv_ntk(x, depth=3, pooling="blocks"), "depth"),
-        (lambda: kernels.conv_ntk(x, pooling="max"), "pooling"),
+        (lambda: fc_ntk(x, depth=0), "depth"),
+        (lambda: fc_ntk(x, normal(2, 1, 5, 5)), "y"),
+        (lambda: conv_ntk(x, normal(2, 1, 5, 5)), "y"),
+        (lambda: conv_ntk(x, depth=3, pooling="blocks"), "depth"),
+        (lambda: conv_ntk(x, pooling="max"), "pooling"),
     ):
         with pytest.raises(SettingError) as raised:
             call()
@@ -238,7 +247,7 @@ def test_refused_settings() -> None:
 
 def test_regression_equals_sklearn() -> None:
     s, t, y, ridge = normal(6, 3), normal(4, 3, seed=1), normal(6, 2, seed=2), 0.02
-    k_ss, k_ts = kernels.fc_ntk(s), kernels.fc_ntk(t, s)
+    k_ss, k_ts = fc_ntk(s), fc_ntk(t, s)
     peer = KernelRidge(alpha=ridge * float(k_ss.trace()) / 6, kernel="precomputed").fit(k_ss.numpy(), y.numpy())
     ours = kernels.regress(k_ss, k_ts, y, ridge).numpy()
     np.testing.assert_allclose(ours, peer.predict(k_ts.numpy()), rtol=1e-9, atol=1e-11)
@@ -246,7 +255,7 @@ def test_regression_equals_sklearn() -> None:
 
 def test_regression_with_a_vanishing_ridge_goes_through_the_points() -> None:
     s, y = normal(5, 3), normal(5, 2, seed=1)
-    k = kernels.fc_ntk(s)
+    k = fc_ntk(s)
     torch.testing.assert_close(kernels.regress(k, k, y, 1e-12), y, rtol=0, atol=1e-8)
 
 
@@ -255,7 +264,7 @@ def test_gradient_of_the_regression_loss(kind: str) -> None:
     t, goal = normal(3, 1, 4, 4, seed=1), normal(3, 2, seed=2)
 
     def loss(s: Tensor, y: Tensor) -> Tensor:
-        k = (lambda a, b: kernels.fc_ntk(a, b, 2)) if kind == "fc" else (lambda a, b: kernels.conv_ntk(a, b, 2, kind))
+        k = (lambda a, b: fc_ntk(a, b, 2)) if kind == "fc" else (lambda a, b: conv_ntk(a, b, 2, kind))
         return (kernels.regress(k(s, s), k(t, s), y, 1e-2) - goal).square().mean()
 
     inputs = (normal(2, 1, 4, 4).requires_grad_(), normal(2, 2, seed=3).requires_grad_())

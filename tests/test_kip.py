@@ -340,4 +340,4 @@ def test_pairs_of_pixels_of_large_images_are_refused() -> None:
 
 def test_the_plain_kernel_of_this_file_is_the_librarys() -> None:
     x = torch.randn(3, 5, generator=generator(0, "x"), dtype=torch.float64)
-    torch.testing.assert_close(plain_kernel(x, x, 2, True), kernels.fc_ntk(x, depth=2), rtol=0, atol=1e-12)
+    torch.testing.assert_close(plain_kernel(x, x, 2, True), kernels.fc_kernels(x, depth=2).ntk, rtol=0, atol=1e-12)

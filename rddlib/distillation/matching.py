@@ -49,7 +49,7 @@ def _distance(real: Tensor, synthetic: Tensor, metric: str) -> Tensor:
     """Distance of one tensor of two statistics."""
     if metric == "dc":
         a, b = real.flatten(1), synthetic.flatten(1)  # (rows, weights into one output)
-        cosines = (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1) + 1e-6)
+        cosines: Tensor = (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1) + 1e-6)
         return (1 - cosines).sum()
     gap = real - synthetic
     if metric == "idc":

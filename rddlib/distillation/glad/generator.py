@@ -199,8 +199,13 @@ def save(path: str | Path, net: Generator, data: DataSet) -> Path:
     Numbers are kept as float16, which a trained generator already has been rounded to. Atomic.
     """
     tensors = {name: tensor.detach().cpu().contiguous().half() for name, tensor in net.state_dict().items()}
-    about = {"dataset": data.name, "data_sha256": data.sha256, "shape": list(net.shape), "n_classes": net.c_dim,
-             "settings": asdict(net.settings)}  # fmt: skip
+    about = {
+        "dataset": data.name,
+        "data_sha256": data.sha256,
+        "shape": list(net.shape),
+        "n_classes": net.c_dim,
+        "settings": asdict(net.settings),
+    }
     about["checksum"] = _checksum(about, tensors)
     return write_atomic(path, to_bytes(tensors, {"rddlib": json.dumps(about, sort_keys=True)}))
 
@@ -233,17 +238,12 @@ def read(path: str | Path, data: DataSet | None = None, same_data: bool = True) 
     if not all(bool(t.isfinite().all()) for t in tensors.values()):
         raise DataError(f"{path}: holds numbers that are not finite")
     if data is not None:
-        _check_origin(path, about, data, same_data)
+        made_for, wanted = (tuple(about["shape"]), about["n_classes"]), (data.shape, data.n_classes)
+        if made_for != wanted:
+            raise DataError(f"{path}: made for (shape, classes) {made_for}, the data have {wanted}; train one for them")
+        if same_data and about["data_sha256"] != data.sha256:
+            raise DataError(
+                f"{path}: trained on other data ({about['dataset']} {about['data_sha256'][:12]}, not {data.name} "
+                f"{data.sha256[:12]}); train one on these, or allow it with same_data=False"
+            )
     return net.eval().requires_grad_(False)
-
-
-def _check_origin(path: str | Path, about: dict[str, Any], data: DataSet, same_data: bool) -> None:
-    """Refuse a generator of other images."""
-    made_for, wanted = (tuple(about["shape"]), about["n_classes"]), (data.shape, data.n_classes)
-    if made_for != wanted:
-        raise DataError(f"{path}: made for (shape, classes) {made_for}, the data have {wanted}; train one for them")
-    if same_data and about["data_sha256"] != data.sha256:
-        raise DataError(
-            f"{path}: trained on other data ({about['dataset']} {about['data_sha256'][:12]}, not {data.name} "
-            f"{data.sha256[:12]}); train one on these, or allow it with same_data=False"
-        )

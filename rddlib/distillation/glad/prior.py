@@ -115,8 +115,8 @@ class StylePrior:
         if self.start == "project" and self.invert is not None:
             ws = self.invert(images, labels)
         elif self.start == "mean":
-            ws = torch.stack([self._styles(y.expand(MEAN_OF), generator).mean(0) for y in labels.unique()])
-            ws = ws[labels.unique(return_inverse=True)[1]]
+            present, index = labels.unique(return_inverse=True)
+            ws = torch.stack([self._styles(y.expand(MEAN_OF), generator).mean(0) for y in present])[index]
         else:
             ws = self._styles(labels, generator)
         f = self._run(self.network.synthesis.input(ws[:, 0]), ws[:, 1:], 0, self.layer)
@@ -174,9 +174,9 @@ def load(name: str, data: DataSet, layer: int, start: str = "latent", same_data:
 def committed(dataset: str) -> Path:
     """Where the generator of a data set lies; raises SettingError where none is kept."""
     folder = repository_root() / "data" / "priors"
-    kept = sorted(p.stem for p in folder.glob("*.safetensors"))
-    if dataset not in kept:
-        raise SettingError("prior", f"generator of {dataset}", f"a data set with one: {', '.join(kept)}; or train it")
+    names = sorted(p.stem for p in folder.glob("*.safetensors"))
+    if dataset not in names:
+        raise SettingError("prior", f"generator of {dataset}", f"a data set with one: {', '.join(names)}; or train it")
     return folder / f"{dataset}.safetensors"
 
 
@@ -184,9 +184,15 @@ def from_generator(network: Generator, data: DataSet, layer: int, start: str = "
     """Our own generator as a prior; it brings an encoder, so it can start from real images."""
     device = data.train_images.device
     return StylePrior(
-        name="generator", network=network.to(device), layer=layer, shape=data.shape,
-        classes=torch.arange(network.c_dim, device=device), to_unit=torch.sigmoid, start=start, invert=network.project,
-    )  # fmt: skip
+        name="generator",
+        network=network.to(device),
+        layer=layer,
+        shape=data.shape,
+        classes=torch.arange(network.c_dim, device=device),
+        to_unit=torch.sigmoid,
+        start=start,
+        invert=network.project,
+    )
 
 
 def from_stylegan(
@@ -203,14 +209,15 @@ def from_stylegan(
     for parameter in network.parameters():
         parameter.requires_grad_(False)
     return StylePrior(
-        name="stylegan", network=network.eval().to(device), layer=layer, shape=data.shape, start=start,
-        classes=torch.tensor([int(c) for c in classes], device=device), to_unit=_from_signed,
+        name="stylegan",
+        network=network.eval().to(device),
+        layer=layer,
+        shape=data.shape,
+        start=start,
+        classes=torch.tensor([int(c) for c in classes], device=device),
+        to_unit=lambda x: ((x + 1) / 2).clamp(0, 1),
         layer_options=layer_options,
-    )  # fmt: skip
-
-
-def _from_signed(x: Tensor) -> Tensor:
-    return ((x + 1) / 2).clamp(0, 1)
+    )
 
 
 def from_file(path: str | Path, data: DataSet, layer: int, start: str = "latent") -> StylePrior:

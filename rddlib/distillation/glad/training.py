@@ -12,6 +12,7 @@ import io
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from ... import files
 from ...base import RESULTS, SettingError, digest, generator, write_atomic
 from ...data.dataset import DataSet
 from ...models import networks
+from ..synthetic import class_labels
 from .generator import Generator, GeneratorSettings, save
 
 Report = Callable[[int, dict[str, float]], None]
@@ -43,20 +45,20 @@ def train_generator(
     used. Deterministic for a seed, machine and number of threads. Cost: about 12 minutes on one core for CIFAR-10 with
     the defaults. Raises SettingError for sizes other than 8, 16, 32, .. px, DataError for a damaged checkpoint.
     """
-    training, report = Training(data, settings), on_step or (lambda step, parts: None)
-    if checkpoint is not None and training.load(checkpoint):
-        for step, parts in enumerate(training.history, 1):
-            report(step, parts)
-    try:
-        while len(training.history) < settings.steps:
-            parts = training.update()
-            if checkpoint is not None and (len(training.history) % every == 0 or training.done):
-                training.save(checkpoint)
-            report(len(training.history), parts)
-    except KeyboardInterrupt:
-        if checkpoint is not None and training.whole:
-            training.save(checkpoint)
-        raise
+    training = Training(data, settings)
+    save = None
+    if checkpoint is not None:
+        training.load(checkpoint)
+        save = partial(Training.save, path=checkpoint)
+
+    def report(training: Training) -> None:
+        if on_step is not None:
+            on_step(len(training.history), training.history[-1])
+
+    if on_step is not None:
+        for step, losses in enumerate(training.history, 1):
+            on_step(step, losses)
+    files.advance_to(settings.steps, training, Training.update, save, every, report)
     _fit_codes(training.net, data)
     for tensor in training.net.state_dict().values():
         tensor.copy_(tensor.half())  # as it will be kept, so that nothing differs after a file
@@ -67,7 +69,9 @@ class Training:
     """A generator under way: everything that its next update depends on, and so what a checkpoint holds."""
 
     def __init__(self, data: DataSet, settings: GeneratorSettings) -> None:
-        self.data, self.settings, self.whole = data, settings, True
+        self.data = data
+        self.settings = settings
+        self.whole = True  # and not within an update, where there is nothing to go on from
         with torch.device("meta"):  # as in nets.build: nothing is drawn from the global generator
             net = Generator(settings, data.shape, data.n_classes)
         weights = generator(settings.seed, "generator", "weights")
@@ -86,25 +90,17 @@ class Training:
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimiser, settings.steps)
         self.history: list[dict[str, float]] = []
 
-    @property
-    def done(self) -> bool:
-        """Whether all updates are made."""
-        return len(self.history) == self.settings.steps
-
-    def update(self) -> dict[str, float]:
-        """One update; returns its losses."""
-        s, flip = self.settings, self.streams["flip"] if self.settings.flip else None
-        self.whole = False  # between here and the end there is nothing to go on from
-        x, y = _batch(self.data, s.batch, self.streams["batch"], flip)
+    def update(self) -> Training:
+        """One update; its losses are the last entry of the history."""
+        s = self.settings
+        self.whole = False
+        x, y = _batch(self.data, s.batch, self.streams["batch"], self.streams["flip"] if s.flip else None)
         parts = _losses(self.net, self.judge, self.data, x, y, self.streams["noise"])
         loss = parts["pixel"] + s.features * parts["features"] + s.kl * parts["kl"]
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimiser.step()
-        self.schedule.step()
+        _step(self.optimiser, loss, self.schedule)
         self.history.append({name: float(value.detach()) for name, value in parts.items()})
         self.whole = True
-        return self.history[-1]
+        return self
 
     def _origin(self) -> dict[str, Any]:
         return {"settings": asdict(self.settings), "data": self.data.sha256}
@@ -113,7 +109,9 @@ class Training:
         return digest(json.dumps([RESULTS, self._origin()], sort_keys=True))
 
     def save(self, path: str | Path) -> None:
-        """Write a checkpoint, whole or not at all."""
+        """Write a checkpoint, whole or not at all; none within an update."""
+        if not self.whole:
+            return
         parts = {name: getattr(self, name).state_dict() for name in ("net", "optimiser", "schedule")}
         streams = {name: stream.get_state() for name, stream in self.streams.items()}
         content = {**parts, "streams": streams, "history": self.history, "of": self._origin()}
@@ -130,6 +128,13 @@ class Training:
             stream.set_state(raw["streams"][name].cpu())
         self.history = [dict(entry) for entry in raw["history"]]
         return True
+
+
+def _step(optimiser: torch.optim.Optimizer, loss: Tensor, schedule: torch.optim.lr_scheduler.LRScheduler) -> None:
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()
+    optimiser.step()
+    schedule.step()
 
 
 def _batch(data: DataSet, size: int, stream: torch.Generator, flip: torch.Generator | None) -> tuple[Tensor, Tensor]:
@@ -158,8 +163,8 @@ def _losses(
 @torch.no_grad()
 def _fit_codes(net: Generator, data: DataSet) -> None:
     """Set the Gaussian of each class to that of its codes: mean, and covariance with the encoder's own variance."""
-    for c in range(data.n_classes):
-        images = data.train_images[data.train_labels == c]
+    for c, members in enumerate(data.members):
+        images = data.train_images[members.to(data.train_images.device)]
         mean = torch.cat([net.encoder(part.float() / 255) for part in images.split(500)])  # (images, latent)
         covariance = mean.T.cov(correction=0) + torch.diag(net.encoder.log_variance.exp())
         net.mapping.centre[c] = mean.mean(0)
@@ -169,28 +174,25 @@ def _fit_codes(net: Generator, data: DataSet) -> None:
 def train_judge(data: DataSet, steps: int, width: int, seed: int) -> nn.Module:
     """A narrow ConvNet classifier of the training images, frozen: its features are a measure of likeness."""
     depth = min(3, (data.shape[1] // 4).bit_length())
-    net = networks.build("convnet", data.shape, data.n_classes, depth=depth, width=width,
-                     generator=generator(seed, "judge", "weights")).to(data.train_images.device)  # fmt: skip
+    weights = generator(seed, "judge", "weights")
+    net = networks.build("convnet", data.shape, data.n_classes, depth=depth, width=width, generator=weights)
+    net.to(data.train_images.device)
     stream = generator(seed, "judge", "batch")
     optimiser = torch.optim.Adam(net.parameters(), lr=3e-3, weight_decay=5e-4)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
     for _ in range(steps):
         x, y = _batch(data, min(128, len(data.train_labels)), stream, None)
-        loss = F.cross_entropy(net(data.normalise(x)), y)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        optimiser.step()
-        schedule.step()
+        _step(optimiser, F.cross_entropy(net(data.normalise(x)), y), schedule)
     return net.eval().requires_grad_(False)
 
 
 def block_features(judge: nn.Module, x: Tensor) -> list[Tensor]:
     """Features after each block of a ConvNet for normalised images (N, C, H, W)."""
-    found = []
-    for part in judge.features:  # type: ignore[union-attr]
-        x = part(x)
-        found.append(x)
-    return found
+    features = []
+    for block in judge.features:  # type: ignore[union-attr]
+        x = block(x)
+        features.append(x)
+    return features
 
 
 # --- scores -----------------------------------------------------------------------------------------------
@@ -212,22 +214,24 @@ def score(net: Generator, data: DataSet, seed: int = 0, steps: int = 1000, width
     one, other = order.to(data.test_labels.device).chunk(2)
     labels = data.test_labels[other]  # the classes of the half that the generated images stand beside
     z = torch.randn(len(labels), net.z_dim, generator=generator(seed, "score", "noise")).to(labels.device)
-    parts = zip(z.split(250), labels.split(250), strict=True)
-    fake, said = _judged(judge, torch.cat([data.normalise(net(*part)) for part in parts]))
-    real, said_real = _judged(judge, data.normalise(data.test_images[other]))
+    fake = torch.cat([data.normalise(net(*part)) for part in zip(z.split(250), labels.split(250), strict=True)])
+    fake_features, fake_classes = _judged(judge, fake)
+    real_features, real_classes = _judged(judge, data.normalise(data.test_images[other]))
     reference, _ = _judged(judge, data.normalise(data.test_images[one]))
     return {
-        "frechet": frechet(fake, reference), "frechet_real": frechet(real, reference),
-        "share": 100 * float((said == labels).double().mean()),
-        "share_real": 100 * float((said_real == labels).double().mean()), "images": float(len(labels)),
-    }  # fmt: skip
+        "frechet": frechet(fake_features, reference),
+        "frechet_real": frechet(real_features, reference),
+        "share": 100 * float((fake_classes == labels).double().mean()),
+        "share_real": 100 * float((real_classes == labels).double().mean()),
+        "images": float(len(labels)),
+    }
 
 
 def _judged(judge: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     """Features before the linear layer (N, D) and predicted classes (N,) of normalised images."""
     features = torch.cat([judge.embed(part) for part in x.split(250)])  # type: ignore[operator]
-    said: Tensor = judge.classifier(features).argmax(1)  # type: ignore[operator]
-    return features, said
+    classes: Tensor = judge.classifier(features).argmax(1)  # type: ignore[operator]
+    return features, classes
 
 
 def frechet(a: Tensor, b: Tensor) -> float:
@@ -239,16 +243,11 @@ def frechet(a: Tensor, b: Tensor) -> float:
         raise SettingError("samples", min(len(a), len(b)), "at least two of each")
     first, second = a.cpu().double(), b.cpu().double()
     cov_a, cov_b = first.T.cov().reshape(a.shape[1], -1), second.T.cov().reshape(a.shape[1], -1)
-    root = _root(cov_a)
+    values, vectors = torch.linalg.eigh(cov_a)
+    root = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
     cross = torch.linalg.eigvalsh(root @ cov_b @ root).clamp_min(0).sqrt().sum()
     gap = (first.mean(0) - second.mean(0)).square().sum()
     return max(float(gap + cov_a.trace() + cov_b.trace() - 2 * cross), 0.0)
-
-
-def _root(matrix: Tensor) -> Tensor:
-    values, vectors = torch.linalg.eigh(matrix)
-    root: Tensor = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
-    return root
 
 
 # --- what is kept -----------------------------------------------------------------------------------------
@@ -270,10 +269,17 @@ def keep(
     stretches = [history[i : i + length] for i in range(0, len(history), length)]
     losses = {k: [round(sum(h[k] for h in part) / len(part), 4) for part in stretches] for k in history[0]}
     record = {
-        "dataset": data.name, "data_sha256": data.sha256, "shape": list(net.shape), "classes": list(data.classes),
-        "settings": asdict(net.settings), "parameters": sum(p.numel() for p in net.parameters()),
-        "bytes": len(weights), "weights_sha256": digest(weights), "updates_a_stretch": length, "losses": losses,
-    } | about  # fmt: skip
+        "dataset": data.name,
+        "data_sha256": data.sha256,
+        "shape": list(net.shape),
+        "classes": list(data.classes),
+        "settings": asdict(net.settings),
+        "parameters": sum(p.numel() for p in net.parameters()),
+        "bytes": len(weights),
+        "weights_sha256": digest(weights),
+        "updates_a_stretch": length,
+        "losses": losses,
+    } | about
     write_atomic(folder / f"{data.name}.json", files.to_json(record))
     write_atomic(folder / f"{data.name}.png", sheet(net))
     return record
@@ -284,13 +290,14 @@ def sheet(net: Generator, columns: int = 10, seed: int = 0) -> bytes:
     """A PNG of samples, a row a class, as many columns as fit in 150 kB (at most `columns`)."""
     from PIL import Image
 
-    labels = torch.arange(net.c_dim, device=net.mapping.centre.device).repeat_interleave(columns)
+    labels = class_labels(net.c_dim, columns, net.mapping.centre.device)
     z = torch.randn(len(labels), net.z_dim, generator=generator(seed, "sheet")).to(labels.device)
     images = net(z, labels).view(net.c_dim, columns, *net.shape)
     for n in range(columns, 0, -1):
         grid = images[:, :n].permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)  # (K * H, n * W, C)
         pixels = (grid * 255).round().to(torch.uint8).cpu().numpy()
-        Image.fromarray(pixels.squeeze(-1) if net.shape[0] == 1 else pixels).save(png := io.BytesIO(), "PNG")
+        png = io.BytesIO()
+        Image.fromarray(pixels.squeeze(-1) if net.shape[0] == 1 else pixels).save(png, "PNG")
         if png.tell() <= SHEET_BYTES:
             break
     return png.getvalue()

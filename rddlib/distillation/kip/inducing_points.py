@@ -84,8 +84,8 @@ def centred(labels: Tensor, n_classes: int) -> Tensor:
 def kernel(settings: KipSettings, x: Tensor, y: Tensor) -> Tensor:
     """The tangent kernel (N, M) that the settings name, between images as the kernel sees them."""
     if settings.kernel == "fc":
-        return kernels.fc_ntk(x, y, settings.kip_depth)
-    return kernels.conv_ntk(x, y, settings.kip_depth, settings.kip_pooling)
+        return kernels.fc_kernels(x, y, settings.kip_depth).ntk
+    return kernels.conv_kernels(x, y, settings.kip_depth, settings.kip_pooling).ntk
 
 
 def loss(settings: KipSettings, support: Tensor, targets: Tensor, x: Tensor, y: Tensor) -> Tensor:
@@ -149,6 +149,7 @@ def _diverged(settings: KipSettings, where: str) -> DivergenceError:
 
 
 def _seen(settings: KipSettings, support: Tensor, space: Space) -> Tensor:
+    """The support as the kernel sees it."""
     return space.apply(support) if settings.kip_clamp else support
 
 

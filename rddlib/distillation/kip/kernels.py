@@ -78,11 +78,6 @@ def fc_kernels(
     return Kernels(c, ntk)
 
 
-def fc_ntk(x: Tensor, y: Tensor | None = None, depth: int = 1, w_std: float = W_STD, b_std: float = B_STD) -> Tensor:
-    """The tangent kernel (N, M) of `fc_kernels`."""
-    return fc_kernels(x, y, depth, w_std, b_std).ntk
-
-
 # --- convolutional ----------------------------------------------------------------------------------------
 
 
@@ -108,24 +103,28 @@ def conv_kernels(
     if pooling == "blocks" and min(x.shape[2:]) >> depth < 1:
         raise SettingError("depth", depth, f"so that {min(x.shape[2:])} px can be halved that often")
     pixels = x.shape[2] * x.shape[3]
-    state = pixels if pooling == "none" else pixels**2
-    recursion = _Pixelwise(depth, w_std, b_std) if pooling == "none" else _Pairwise(depth, w_std, b_std, pooling)
-    rows = max(1, min(len(x), max_elements // state))
-    columns = max(1, max_elements // (state * rows))
-    return _in_blocks(recursion, x, y, rows, columns)
+    recursion: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+    if pooling == "none":
+        recursion, numbers = _Pixelwise(depth, w_std, b_std), pixels  # numbers a pair of images
+    else:
+        recursion, numbers = _Pairwise(depth, w_std, b_std, pooling), pixels**2
+    rows = max(1, min(len(x), max_elements // numbers))
+    columns = max(1, max_elements // (numbers * rows))
+    whole = rows >= len(x) and columns >= len(y)
+    remembers = torch.is_grad_enabled() and (x.requires_grad or y.requires_grad)
+
+    def block(a: Tensor, b: Tensor) -> Tensor:
+        if remembers and not whole:  # a block's states are worth more memory than the second computing of them
+            result: Tensor = checkpoint(_stacked, recursion, a, b, use_reentrant=False)
+            return result
+        return _stacked(recursion, a, b)
+
+    lines = [torch.cat([block(a, b) for b in y.split(columns)], 2) for a in x.split(rows)]
+    return Kernels(*torch.cat(lines, 1))
 
 
-def conv_ntk(
-    x: Tensor,
-    y: Tensor | None = None,
-    depth: int = 1,
-    pooling: str = "none",
-    w_std: float = W_STD,
-    b_std: float = B_STD,
-    max_elements: int = 2**23,
-) -> Tensor:
-    """The tangent kernel (N, M) of `conv_kernels`."""
-    return conv_kernels(x, y, depth, pooling, w_std, b_std, max_elements).ntk
+def _stacked(recursion: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], x: Tensor, y: Tensor) -> Tensor:
+    return torch.stack(recursion(x, y))  # (2, N, M)
 
 
 class _Pixelwise:
@@ -163,19 +162,19 @@ class _Pairwise:
         of_x, of_y = (self._convolved(torch.einsum("nchw,ncij->nhwij", v, v) / v.shape[1]) for v in (x, y))
         ntk = c
         for layer in range(self.depth):
-            q, r = _own_variances(of_x), _own_variances(of_y)
+            q, r = _variances(of_x), _variances(of_y)
             product, both = relu_moments(c, q[:, None, :, :, None, None], r[None, :, None, None])
             product, slope = self._pooled(product), self._pooled(both * ntk)
             if layer < self.depth - 1:
-                of_x, of_y = (self._next(own, v) for own, v in ((of_x, q), (of_y, r)))
+                of_x, of_y = self._next(of_x, q), self._next(of_y, r)
                 c = self._convolved(product)
                 ntk = c + self._convolved(slope) - self.b2
         nngp = self.w2 * self._read(product) + self.b2
         return nngp, nngp + self.w2 * self._read(slope)
 
-    def _next(self, own: Tensor, variances: Tensor) -> Tensor:
+    def _next(self, of_x: Tensor, variances: Tensor) -> Tensor:
         """The covariance (N, H, W, H, W) of images with themselves, one layer on."""
-        product, _ = relu_moments(own, variances[:, :, :, None, None], variances[:, None, None])
+        product, _ = relu_moments(of_x, variances[:, :, :, None, None], variances[:, None, None])
         return self._convolved(self._pooled(product))
 
     def _convolved(self, k: Tensor) -> Tensor:
@@ -195,28 +194,13 @@ class _Pairwise:
         return even.reshape(*k.shape[:-4], h, 2, w, 2, h, 2, w, 2).mean((-7, -5, -3, -1))
 
     def _read(self, k: Tensor) -> Tensor:
-        return k.mean((-4, -3, -2, -1)) if self.pooling == "global" else _own_variances(k).mean((-2, -1))
+        return k.mean((-4, -3, -2, -1)) if self.pooling == "global" else _variances(k).mean((-2, -1))
 
 
-def _own_variances(k: Tensor) -> Tensor:
+def _variances(k: Tensor) -> Tensor:
     """The entries (..., H, W) of (..., H, W, H, W) where both pixels are the same."""
     h, w = k.shape[-2:]
     return k.reshape(*k.shape[:-4], h * w, h * w).diagonal(dim1=-2, dim2=-1).reshape(*k.shape[:-2])
-
-
-def _in_blocks(
-    recursion: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], x: Tensor, y: Tensor, rows: int, columns: int
-) -> Kernels:
-    def block(a: Tensor, b: Tensor) -> Tensor:
-        return torch.stack(recursion(a, b))
-
-    whole = rows >= len(x) and columns >= len(y)
-    if whole or not (torch.is_grad_enabled() and (x.requires_grad or y.requires_grad)):
-        lines = [[block(a, b) for b in y.split(columns)] for a in x.split(rows)]
-    else:  # a block's states are worth more memory than the second computing of them
-        lines = [[checkpoint(block, a, b, use_reentrant=False) for b in y.split(columns)] for a in x.split(rows)]
-    nngp, ntk = torch.cat([torch.cat(line, 2) for line in lines], 1)
-    return Kernels(nngp, ntk)
 
 
 def _checked(x: Tensor, y: Tensor | None, depth: int) -> tuple[Tensor, Tensor]:
