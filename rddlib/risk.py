@@ -200,16 +200,18 @@ def group_risk(losses: Tensor, groups: Tensor, n_groups: int, term: RiskTerm, we
 
     With `weights` (n_groups,), positive, their weighted mean over the non-empty groups stands for the maximum, as in
     group DRO (Sagawa et al. 2020); `group_weights` moves them. The paper divides by |S|, all groups; the two agree
-    where no group is empty. With `zero_padded`, groups of
-    value 0 drop out of the average as they do in the public code. Shapes, cost and errors as `group_cvar`.
+    where no group is empty. With `zero_padded`, groups of value 0 drop out of the average as they do in the public
+    code. Shapes, cost and errors as `group_cvar`.
     """
     if term.zero_padded:
-        values, _ = released_group_cvar(losses, groups, n_groups, term.alpha)
-        live, values = values != 0, term.sign * values
+        released, _ = released_group_cvar(losses, groups, n_groups, term.alpha)
+        live = released != 0
+        values = term.sign * released
         worst = values.amax()
     else:
-        values, counts = group_cvar(losses, groups, n_groups, term.alpha, term.tail)
-        live, values = counts > 0, term.sign * values
+        cvars, counts = group_cvar(losses, groups, n_groups, term.alpha, term.tail)
+        live = counts > 0
+        values = term.sign * cvars
         worst = values.masked_fill(~live, -torch.inf).amax()
         if weights is not None:
             shares = weights * live
@@ -224,8 +226,9 @@ def robust_loss(losses: Tensor, groups: Tensor, n_groups: int, term: RiskTerm) -
     looked at and the cost is that of the mean. With ``differentiable=False`` the term is a constant: the
     gradient is exactly that of the mean. Errors as `group_cvar`.
     """
-    mean = _floats(losses).mean()
-    loss = mean if term.gradient_scale == 1 else mean + (term.gradient_scale - 1) * (mean - mean.detach())
+    loss = mean = _floats(losses).mean()
+    if term.gradient_scale != 1:
+        loss = mean + (term.gradient_scale - 1) * (mean - mean.detach())
     if term.average == 0 and term.worst == 0:
         return loss
     return loss + group_risk(losses if term.differentiable else losses.detach(), groups, n_groups, term)
@@ -276,7 +279,9 @@ def _floats(losses: Tensor) -> Tensor:
 def _tail_items(count: int, alpha: float) -> float:
     """alpha * count, free of the rounding that WHOLE speaks of; at least 1, as any smaller tail is the extreme."""
     items = alpha * count
-    return max(1.0, float(round(items)) if abs(items - round(items)) <= WHOLE * items else items)
+    if abs(items - round(items)) <= WHOLE * items:
+        items = float(round(items))
+    return max(1.0, items)
 
 
 def _order_in_groups(losses: Tensor, groups: Tensor, n_groups: int, descending: bool) -> tuple[Tensor, Tensor, Tensor]:

@@ -64,8 +64,8 @@ def equivalent(a: ArrayLike, b: ArrayLike, margin: float, level: float = 0.95) -
     """
     if margin <= 0:
         raise SettingError("margin", margin, "a value above 0, in the units of a and b")
-    found = paired_difference(a, b, 2 * level - 1)
-    return bool(-margin < found.low and found.high < margin)
+    difference = paired_difference(a, b, 2 * level - 1)
+    return bool(-margin < difference.low and difference.high < margin)
 
 
 def effect_size(a: ArrayLike, b: ArrayLike) -> float:
@@ -94,7 +94,6 @@ def _table(values: ArrayLike) -> NDArray[np.float64]:
     table = np.asarray(values, dtype=np.float64)
     table = table[:, None] if table.ndim == 1 else table
     if table.ndim != 2 or table.size == 0 or not np.isfinite(table).all():
-        raise SettingError(
-            "values", f"array of shape {table.shape}", "finite numbers of shape (seeds, evaluations), not empty"
-        )
+        allowed = "finite numbers of shape (seeds, evaluations), not empty"
+        raise SettingError("values", f"array of shape {table.shape}", allowed)
     return table

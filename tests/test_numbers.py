@@ -94,7 +94,8 @@ def distilled(e: Experiment) -> list[float]:
         return [*three_numbers(made.images), *losses, inducing_points.kernel_accuracy(made, images, e)]
     source = prior.load(e.parts().prior, images, e.prior_layer, e.prior_start)
     with torch.no_grad():
-        start = stored_set(distill.begin(images, e, source).codes, source, e).images
+        labels = synthetic.class_labels(images.n_classes, e.ipc)
+        start = stored_set(distill.begin(images, e, source).codes, labels, source, e).images
     return [*three_numbers(made.images - start), history[-1]["distance"]]
 
 

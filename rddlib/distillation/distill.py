@@ -71,8 +71,9 @@ def distill(
             on_step(state.outer, state.history[-1])
 
     state = files.advance_to(settings.outer_steps, state, advance, save, every, report)
-    result = dataclasses.replace(stored_set(state.codes, source, settings), prior_sha256=source.sha256)
-    return result, thinned(state.history)
+    labels = synthetic.class_labels(data.n_classes, settings.ipc, data.train_images.device)
+    result = stored_set(state.codes, labels, source, settings)
+    return dataclasses.replace(result, prior_sha256=source.sha256), thinned(state.history)
 
 
 def check_begun(data: DataSet, settings: DistillSettings, begun: SyntheticSet | None) -> None:

@@ -75,11 +75,9 @@ class Batch:
 
 
 @torch.no_grad()
-def stored_set(codes: Codes, prior: Prior, settings: DistillSettings) -> SyntheticSet:
-    """The stored images that codes (n_classes, ipc, ...) stand for, as a set."""
-    first = next(iter(codes.values()))
-    labels = class_labels(len(first), settings.ipc, first.device)
-    images = prior.decode({name: code.flatten(0, 1) for name, code in codes.items()}, labels)
+def stored_set(codes: Codes, labels: Tensor, prior: Prior, settings: DistillSettings) -> SyntheticSet:
+    """The stored images that codes (n_classes, ipc, ...) stand for, with labels (n_classes, ipc), as a set."""
+    images = prior.decode({name: code.flatten(0, 1) for name, code in codes.items()}, labels.flatten())
     return SyntheticSet(images, settings.ipc, settings.factor)
 
 
@@ -147,6 +145,7 @@ class Loop:
         self.velocity = {name: code.clone() for name, code in state.velocity.items()}
         self.device = data.train_images.device
         self.labels = class_labels(data.n_classes, settings.ipc, self.device).view(data.n_classes, -1)
+        self.members = data.members
         self.streams = {name: generator(settings.seed, "outer", state.outer, name) for name in STREAMS}
         dtype = next(iter(self.codes.values())).dtype
         self.net = settings.new_network(data, self.streams["net"]).to(self.device, dtype, non_blocking=True)
@@ -173,7 +172,7 @@ class Loop:
 
     def stored(self) -> SyntheticSet:
         """The images that the codes stand for, as they are now."""
-        return stored_set(self.codes, self.prior, self.s)
+        return stored_set(self.codes, self.labels, self.prior, self.s)
 
     def finish(self) -> None:
         """After the last inner step: pixels are clamped, once an outer step, as published."""
@@ -243,7 +242,7 @@ class Loop:
         """Indices of the real images of class `c` that are matched next, on the host."""
         if self.s.real_choice == "representative":
             return self.representatives.batch(c, self.net)
-        members = self.data.members[c]
+        members = self.members[c]
         if self.s.real_choice == "balanced":
             return batch_of_groups(members, self.data.host_groups, self.s.batch_real, self.streams["real"])
         return members[torch.randperm(len(members), generator=self.streams["real"])[: self.s.batch_real]]

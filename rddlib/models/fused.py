@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -118,9 +118,9 @@ class _BlockBackward(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, dy: Tensor, *kept: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         ctx.set_materialize_grads(False)
-        dz, *found = block_backward(dy, *kept)
+        dz, dx, dscale, dshift = block_backward(dy, *kept)
         ctx.save_for_backward(dz, *kept)
-        return found[0], found[1], found[2]
+        return dx, dscale, dshift
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -224,10 +224,10 @@ def differentiable(net: nn.Module) -> bool:
 
 def _fits(block: Any) -> bool:
     conv, norm = block if isinstance(block, nn.Sequential) and len(block) == 2 else (None, None)
-    return (
-        isinstance(norm, NormReluPool) and isinstance(conv, nn.Conv2d) and conv.kernel_size == (3, 3)
-        and conv.padding == (1, 1) and conv.stride == conv.dilation == (1, 1) and conv.groups == 1
-    )  # fmt: skip
+    if not isinstance(norm, NormReluPool) or not isinstance(conv, nn.Conv2d):
+        return False
+    plain = conv.padding == conv.stride == conv.dilation == (1, 1) and conv.groups == 1
+    return plain and conv.kernel_size == (3, 3)
 
 
 @dataclass
@@ -268,16 +268,19 @@ def image_gradient(
     logits = net.classifier(features).requires_grad_()
     with torch.enable_grad():
         (delta,) = torch.autograd.grad(loss(logits), logits, create_graph=True)
-    found = _weight_gradients(layers, (delta.detach() @ last).view(shape), groups)
-    found += [_linear_gradient(delta.detach(), features, groups)] if linear else []
+    gradients = _weight_gradients(layers, (delta.detach() @ last).view(shape), groups)
+    if linear:
+        gradients.append(_linear_gradient(delta.detach(), features, groups))
     with torch.enable_grad():
-        distance = measure([g.requires_grad_() for g in found])
-    v = torch.autograd.grad(distance, found, torch.ones_like(distance))
+        distance = measure([g.requires_grad_() for g in gradients])
+    v = torch.autograd.grad(distance, gradients, torch.ones_like(distance))
     pushed = _reverse_of_backward(layers, v, groups).flatten(1) @ last.T
-    pushed = pushed + _by_group(features, v[-1], groups, transposed=True) if linear else pushed
+    if linear:
+        pushed = pushed + _by_group(features, v[-1], groups, transposed=True)
     (at_logits,) = torch.autograd.grad(delta, logits, pushed)
     dy = at_logits @ last
-    dy = dy + _by_group(delta.detach(), v[-1], groups) if linear else dy
+    if linear:
+        dy = dy + _by_group(delta.detach(), v[-1], groups)
     return distance.detach(), _reverse_of_forward(layers, dy.view(shape), v, groups)
 
 
@@ -291,8 +294,8 @@ def weight_gradients(
     logits = net.classifier(features).requires_grad_()
     with torch.enable_grad():
         (delta,) = torch.autograd.grad(loss(logits), logits)
-    found = _weight_gradients(layers, (delta @ net.classifier.weight).view(shape), groups)
-    return [*found, _linear_gradient(delta, features, groups)] if linear else found
+    gradients = _weight_gradients(layers, (delta @ net.classifier.weight).view(shape), groups)
+    return [*gradients, _linear_gradient(delta, features, groups)] if linear else gradients
 
 
 def _linear_gradient(delta: Tensor, features: Tensor, groups: int) -> Tensor:
@@ -336,26 +339,26 @@ def _through(net: Any, x: Tensor) -> tuple[list[_Layer], Tensor]:
 
 
 def _weight_gradients(layers: list[_Layer], dy: Tensor, groups: int = 1) -> list[Tensor]:
-    found = []
+    gradients = []
     for layer in reversed(layers):
         layer.dz, layer.dx, _, _ = block_backward(dy, *layer.kept)
         weight = layer.weight if groups == 1 else layer.weight.repeat(groups, 1, 1, 1)
-        pair = _grouped(layer.dx, groups), _grouped(layer.x, groups)
-        found.append(_convolution_backward(*pair, weight, [False, True], groups)[1])
+        dx, x = _grouped(layer.dx, groups), _grouped(layer.x, groups)
+        gradients.append(_convolution_backward(dx, x, weight, [False, True], groups)[1])
         if layer is not layers[0]:
             dy = _at_input((layer.dx, layer.weight))
-    return found[::-1]
+    return gradients[::-1]
 
 
 def _reverse_of_backward(layers: list[_Layer], v: tuple[Tensor, ...], groups: int) -> Tensor:
     """Gradient of <v, weight gradients> at the dy that `_weight_gradients` began with."""
-    at_dy: list[Tensor] = []
+    at_dy: Tensor | None = None
     for layer, v_i in zip(layers, v, strict=False):
         at_dx = _grouped_convolution(layer.x, v_i, groups)
-        at_dx = at_dx.add_(F.conv2d(at_dy[-1], layer.weight, padding=1)) if at_dy else at_dx
-        found, layer.second, _ = block_second((at_dx, None, None), layer.dz, *layer.kept)
-        at_dy.append(found)
-    return at_dy[-1]
+        if at_dy is not None:
+            at_dx = at_dx.add_(F.conv2d(at_dy, layer.weight, padding=1))
+        at_dy, layer.second, _ = block_second((at_dx, None, None), layer.dz, *layer.kept)
+    return cast(Tensor, at_dy)
 
 
 def _reverse_of_forward(layers: list[_Layer], dy: Tensor, v: tuple[Tensor, ...], groups: int) -> Tensor:
@@ -373,9 +376,11 @@ def _reverse_of_forward(layers: list[_Layer], dy: Tensor, v: tuple[Tensor, ...],
 def _convolution_backward(
     dy: Tensor, x: Tensor, weight: Tensor, wanted: list[bool], groups: int = 1
 ) -> tuple[Tensor, ...]:
-    how = [1, 1], [1, 1], [1, 1], False, [0, 0], groups, [*wanted, False]
-    found: tuple[Tensor, ...] = aten.convolution_backward(dy, x, weight, None, *how)
-    return found
+    one, none = [1, 1], [0, 0]  # stride, padding and dilation; no output padding
+    gradients: tuple[Tensor, ...] = aten.convolution_backward(
+        dy, x, weight, None, one, one, one, False, none, groups, [*wanted, False]
+    )
+    return gradients
 
 
 def _at_input(*pairs: tuple[Tensor, Tensor]) -> Tensor:

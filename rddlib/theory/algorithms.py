@@ -183,20 +183,16 @@ def draw_directions(method: str, dimension: int, probes: int, rng: torch.Generat
     Interpolation: random orthonormal bases, one under the other (probes >= dimension). SettingError otherwise.
     """
     check_choice("method", method, METHODS)
-    if (
-        probes < 1
-        or (method.startswith("difference") and probes != dimension)
-        or (method == "interpolation" and probes < dimension)
-    ):
+    least = dimension if method == "interpolation" else 1
+    if probes < least or (method.startswith("difference") and probes != dimension):
         allowed = "at least 1; equal to the dimension for differences, no less for interpolation"
         raise SettingError("probes", probes, f"{allowed} (dimension {dimension})")
     if method.startswith("difference"):
         return torch.eye(dimension, dtype=torch.float64)
     if method == "interpolation":
         bases = math.ceil(probes / dimension)
-        orthonormal: Tensor = torch.linalg.qr(
-            torch.randn(bases, dimension, dimension, generator=rng, dtype=torch.float64)
-        ).Q
+        normal = torch.randn(bases, dimension, dimension, generator=rng, dtype=torch.float64)
+        orthonormal: Tensor = torch.linalg.qr(normal).Q
         return orthonormal.flatten(0, 1)[:probes]
     normal = torch.randn(probes, dimension, generator=rng, dtype=torch.float64)
     return normal / normal.norm(dim=1, keepdim=True) if method.startswith("sphere") else normal
@@ -216,8 +212,8 @@ def estimate_gradient(
         plus, minus = values(torch.cat([point + steps, point - steps])).chunk(2)
         slopes = (plus - minus) / (2 * sigma)  # (M,)
     else:
-        found = values(torch.cat([point[None], point + steps]))
-        slopes = (found[1:] - found[0]) / sigma
+        at_points = values(torch.cat([point[None], point + steps]))
+        slopes = (at_points[1:] - at_points[0]) / sigma
     if method == "interpolation":
         gradient: Tensor = torch.linalg.lstsq(directions, slopes[:, None]).solution[:, 0]
     else:

@@ -25,7 +25,7 @@ def ball_radius(ball: str, mass: float) -> float:
     kl: -log(mass). chi2: 1 / mass - 1. cvar: the tail mass itself. Raises SettingError for another ball or a mass
     outside (0, 1].
     """
-    _check_ball(ball)
+    check_choice("ball", ball, BALLS)
     if not 0 < mass <= 1:
         raise SettingError("mass", mass, "above 0 and at most 1")
     return float({"kl": -np.log(mass), "chi2": 1 / mass - 1, "cvar": mass}[ball])
@@ -39,7 +39,7 @@ def worst_case(losses: Array, masses: Array, ball: str, radius: float) -> Worst:
     `radius`. The dual is one-dimensional in each case and solved to rounding. Cost O(n log n) or some 50 passes over
     n. Raises SettingError for an unknown ball, a negative radius, or a tail mass outside (0, 1].
     """
-    _check_ball(ball)
+    check_choice("ball", ball, BALLS)
     if not (0 < radius <= 1 if ball == "cvar" else radius >= 0):
         raise SettingError("radius", radius, "a tail mass in (0, 1] for cvar, else at least 0")
     shifted = losses - losses.max()
@@ -146,10 +146,6 @@ def cvar_predictor(frequencies: Array, losses: Array, alpha: float, tail: str = 
     reached = frequencies[..., order].cumsum(-1)
     taken = np.diff(np.minimum(reached, alpha), prepend=0.0, axis=-1)
     return np.asarray(taken @ losses[order] / alpha)
-
-
-def _check_ball(ball: str) -> None:
-    check_choice("ball", ball, BALLS)
 
 
 def _largest_share(losses: Array, masses: Array, alpha: float) -> Array:

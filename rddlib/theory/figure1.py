@@ -36,8 +36,11 @@ def minimise(
     and the lower bound of the model are within `gap`; raises RuntimeError if `steps` do not suffice. Smooth or not, it
     makes no difference to the method. Cost: one evaluation and one linear program in d + 1 variables a step.
     """
-    d, theta, best = len(start), start.astype(float), Fit(start, np.inf, -np.inf)
-    rows, sides = np.empty((0, d + 1)), np.empty(0)
+    d = len(start)
+    theta = start.astype(float)
+    best = Fit(start, np.inf, -np.inf)
+    rows = np.empty((0, d + 1))
+    sides = np.empty(0)
     for _ in range(steps):
         value, slope = objective(theta)
         if value < best.value:
@@ -123,10 +126,12 @@ def figure1_population(rare: float = 0.05, noise: float = 0.08, step: float = 0.
     masses = np.concatenate([density * (1 - flipped), density * flipped])
     kept = masses > 0
     return Population(
-        features=np.vstack([features, features])[kept], labels=np.concatenate([rule, -rule])[kept],
-        groups=np.concatenate([groups, groups])[kept], masses=masses[kept],
+        features=np.vstack([features, features])[kept],
+        labels=np.concatenate([rule, -rule])[kept],
+        groups=np.concatenate([groups, groups])[kept],
+        masses=masses[kept],
         noisy=np.repeat([False, True], len(x1))[kept],
-    )  # fmt: skip
+    )
 
 
 def synthetic_for(theta: Array) -> Population:
@@ -158,9 +163,8 @@ def data_driven_values(
     synthetic set are the alphabet. The relative entropy stands where the paper says mutual information, with the
     sample first, as in A.1.2. rate = 0 gives the plain mean over the synthetic set and the group's sample.
     """
-    losses, extra = population.losses(theta), np.empty(0)
-    if synthetic is not None:
-        extra = synthetic.losses(theta)
+    losses = population.losses(theta)
+    extra = np.empty(0) if synthetic is None else synthetic.losses(theta)
     values = []
     for group in range(population.groups.max() + 1):
         inside = population.groups == group

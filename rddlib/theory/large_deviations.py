@@ -7,6 +7,7 @@ distributions on it. Continuous bounded losses appear through the uniform law, w
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -120,7 +121,8 @@ def exact_log_probability(event: Event, p: Array, n: int) -> float:
 
 def simulate(event: Event, p: Array, n: int, draws: int, generator: np.random.Generator) -> Estimate:
     """log P(event) by plain simulation with Wilson's interval; without a hit only the upper end is finite."""
-    hits, z2 = int(event(generator.multinomial(n, p, draws) / n).sum()), 1.96**2
+    hits = int(event(generator.multinomial(n, p, draws) / n).sum())
+    z2 = 1.96**2
     share = hits / draws
     centre, half = share + z2 / (2 * draws), 1.96 * np.sqrt(share * (1 - share) / draws + z2 / (4 * draws**2))
     with np.errstate(divide="ignore"):
@@ -138,7 +140,7 @@ def importance(
     Unbiased whatever the proposals, if together they give mass wherever p does; precise if one of them is the event's
     dominating law (`sanov_rate`). Interval: normal, for the mean of the weights. Cost: draws * M * K.
     """
-    per_proposal = -(-draws // len(proposals))
+    per_proposal = math.ceil(draws / len(proposals))
     counts = np.concatenate([generator.multinomial(n, q, per_proposal) for q in proposals])
     mixture = logsumexp([xlogy(counts, q).sum(1) for q in proposals], axis=0) - np.log(len(proposals))
     log_weights = xlogy(counts, p).sum(1) - mixture
@@ -227,7 +229,7 @@ def cvar_rate(losses: Array, p: Array, alpha: float, level: float, side: str) ->
     functions at the atoms: "over" is one convex set, "under" a union of half-spaces, one an atom. Cost: one or K calls
     of `sanov_rate`. Raises SettingError for an unknown side.
     """
-    _check_side(side)
+    check_choice("side", side, SIDES)
     functions = losses[:, None] + np.maximum(losses[None, :] - losses[:, None], 0) / alpha  # (K atoms, K)
     if side == "over":
         rate, q = sanov_rate(p, functions, np.full(len(p), level))
@@ -244,15 +246,15 @@ def cvar_bounds(n: int, error: float, alpha: float, side: str, tail: str = "uppe
     (over, any law), `tail` (under, any law), `dkw` (both, any law), and `brown` as later work quotes Brown (2007),
     where the law is continuous. The lower tail is the upper tail of 1 - F, which exchanges the sides. error >= 0.
     """
-    _check_side(side)
+    check_choice("side", side, SIDES)
     x = n * error**2
     dkw = np.exp(-2 * alpha**2 * x)
     bounds = {"dkw": min(1.0, 2 * dkw)}
     if (side == "over") == (tail == "upper"):
         bounds |= {"hoeffding": dkw, "bernstein": np.exp(-alpha * x / (2 + 2 * error / 3)), "brown": dkw}
     else:
-        bounds |= {"tail": min(1.0, np.exp(-alpha * x / 2) + np.exp(-2 * alpha * x)),
-                   "brown": min(1.0, 3 * np.exp(-alpha * x / 5))}  # fmt: skip
+        bounds["tail"] = min(1.0, np.exp(-alpha * x / 2) + np.exp(-2 * alpha * x))
+        bounds["brown"] = min(1.0, 3 * np.exp(-alpha * x / 5))
     return {name: float(value) for name, value in bounds.items()}
 
 
@@ -260,8 +262,8 @@ def cvar_errors(
     losses: Array, p: Array, alpha: float, n: int, draws: int, generator: np.random.Generator, tail: str = "upper"
 ) -> Array:
     """Empirical minus true CVaR in `draws` simulated samples of n, shape (draws,)."""
-    found = cvar_predictor(generator.multinomial(n, p, draws) / n, losses, alpha, tail)
-    return np.asarray(found - cvar_predictor(p, losses, alpha, tail))
+    empirical = cvar_predictor(generator.multinomial(n, p, draws) / n, losses, alpha, tail)
+    return np.asarray(empirical - cvar_predictor(p, losses, alpha, tail))
 
 
 # --- the assumptions -----------------------------------------------------------------------------------------
@@ -285,7 +287,3 @@ def robustness_bound(cells: int, spread: float, width: float, n: int, delta: flo
     `width`. spread + width sqrt((2 K log 2 + 2 log(1/delta)) / n), by the inequality of Bretagnolle, Huber and Carol.
     """
     return spread + width * float(np.sqrt((2 * cells * np.log(2) + 2 * np.log(1 / delta)) / n))
-
-
-def _check_side(side: str) -> None:
-    check_choice("side", side, SIDES)

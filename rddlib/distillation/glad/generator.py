@@ -64,8 +64,8 @@ class Mapping(nn.Module):
 
     def forward(self, z: Tensor, c: Tensor) -> Tensor:
         """Styles of standard normal noise: (N, latent), (N, K) -> (N, num_ws, latent)."""
-        own = torch.einsum("nk,kij->nij", c, self.spread)
-        return self.of_code(c @ self.centre + torch.einsum("nij,nj->ni", own, z), c)
+        spread = torch.einsum("nk,kij->nij", c, self.spread)
+        return self.of_code(c @ self.centre + torch.einsum("nij,nj->ni", spread, z), c)
 
     def of_code(self, u: Tensor, c: Tensor) -> Tensor:
         """Styles of codes as the encoder gives them: (N, latent), (N, K) -> (N, num_ws, latent)."""
