@@ -40,10 +40,11 @@ class Draw:
 
     def to(self, device: torch.device) -> Draw:
         """The same draw on another device; a shared crop stays on the host, where its two numbers are read."""
-        moved = {name: to_device(value, device) for name, value in vars(self).items() if value is not None}
-        if self.crop is not None and len(self.crop) == 1:
-            moved["crop"] = self.crop
-        return Draw(**moved)
+        fields = {name: value for name, value in vars(self).items() if value is not None}
+        for name, value in fields.items():
+            if name != "crop" or len(value) > 1:
+                fields[name] = to_device(value, device)
+        return Draw(**fields)
 
 
 def joined(draws: Sequence[Draw], strategy: str, rows: int, size: int, times: int = 1) -> Draw:
