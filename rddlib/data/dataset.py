@@ -208,8 +208,8 @@ def _with_looks(base: DataSet, recipe: looks.Recipe, name: str) -> DataSet:
     mean, std = _statistics(base.name, train_images)
     words = "colour by class" if recipe.kind == "coloured" else f"rare look {recipe.look}"
     source = f"{base.source}; {words}, share {recipe.share:g} of the training images"
-    about = {"name": name, "mean": mean, "std": std, "group_names": recipe.group_names, "source": source}
-    return replace(base, sha256=content_hash(parts), **about, **parts)
+    parts |= {"mean": mean, "std": std, "group_names": recipe.group_names, "sha256": content_hash(parts)}
+    return replace(base, name=name, source=source, **parts)
 
 
 def _check(arrays: sources.Arrays, source: str) -> None:

@@ -72,7 +72,7 @@ class EvaluateSettings(Settings):
             cutmix=self.eval_cutmix,
         )
 
-    def new_network(self, data: DataSet, seed: int, device: torch.device) -> nn.Module:
+    def new_eval_network(self, data: DataSet, seed: int, device: torch.device) -> nn.Module:
         """The network that is trained on a set, for images like `data`, its weights drawn from `seed`."""
         return networks.build(
             self.eval_network,
@@ -139,7 +139,7 @@ def train(
     Returns what is tested, in evaluation mode: the last step. `at` and `callback` as in `training.train`.
     """
     how = settings.training(len(images), factor)
-    net = settings.new_network(data, seed, images.device)
+    net = settings.new_eval_network(data, seed, images.device)
     return recipes.train(net, images, labels, data, how, seed, at=at, callback=callback)
 
 
@@ -194,7 +194,7 @@ def evaluate(
     seeds = [derive_seed(seed, "evaluation", number) for number in range(len(rows), settings.eval_seeds)]
     trained: list[nn.Module] = []
     if seeds and _together(together, settings, images.device):
-        fresh = [settings.new_network(data, each, images.device) for each in seeds]
+        fresh = [settings.new_eval_network(data, each, images.device) for each in seeds]
         with networks.arithmetic(settings.eval_precision, images.device):
             how = settings.training(len(images), factor)
             trained = recipes.train_together(fresh, images, labels, data, how, seeds)
