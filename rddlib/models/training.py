@@ -92,6 +92,9 @@ class Training:
     augment: str = "color_crop_flip_scale_rotate"
     cutmix: float = 0.5
 
+    def __post_init__(self) -> None:
+        check_choice("recipe", self.recipe, RECIPES)
+
 
 Callback = Callable[[int, nn.Module], None]  # updates done, the network that would be tested now
 
