@@ -46,11 +46,11 @@ def distill(
     the finished set to begin from, where `start_sha256` names one. Runs on the device of `data`.
     Raises SettingError if the settings do not fit the data, DataError for a damaged checkpoint.
     """
-    check_fit(data, settings)
     check_begun(data, settings, begun)
     fused.keep_memory()
     if settings.method == "kip":
         return inducing_points.distill(data, settings, checkpoint, every, on_step)
+    check_fit(data, settings)
     if settings.groups_from == "found":
         data = clusters.with_found_groups(data, settings.found_groups)
     source = prior.load(settings.parts().prior, data, settings.prior_layer, settings.prior_start)

@@ -199,7 +199,7 @@ def optimise(
     history. `space` spares the whitening's cost. Raises SettingError if the settings do not fit the data, DataError for
     a damaged checkpoint.
     """
-    check_fit(data, settings)
+    refuse(misfits(data, settings))
     space = space or Space.of(data, settings.zca)
     state = _begin(data, settings, space)
     save = None
@@ -217,11 +217,6 @@ def optimise(
             on_step(state.step, state.history[-1])
 
     return files.advance_to(math.ceil(settings.kip_steps / ROUND), state, advance, save, every, report)
-
-
-def check_fit(data: DataSet, settings: KipSettings) -> None:
-    """Refuse settings that the data cannot serve, before any work: SettingError lists them all."""
-    refuse(misfits(data, settings))
 
 
 def misfits(data: DataSet, settings: KipSettings) -> Iterator[SettingError]:
