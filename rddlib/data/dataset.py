@@ -125,7 +125,7 @@ def content_hash(parts: Mapping[str, Tensor]) -> str:
 
 @lru_cache(maxsize=64)
 def by_channel(values: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
-    """One number a channel as a tensor (C, 1, 1), made once: a graphics processor waits at each copy from the host."""
+    """One number a channel as a tensor (C, 1, 1), made once: each copy from the host makes a GPU wait."""
     with torch.inference_mode(False):  # else the one that is kept could not enter a gradient later
         return torch.tensor(values, device=device, dtype=dtype).view(-1, 1, 1)
 

@@ -9,7 +9,7 @@ over. So all gradients can be taken first, each at its own reading point, and th
 
 which is where the K small steps end, exactly but for rounding. Where one step is made for the sum over classes (DC,
 DSA, DM, GLaD), all gradients are at the same images anyway. The gradients then come from one network whose weights are
-repeated for every class (setting `classes_at_once`), which a graphics processor works through in one large call where
+repeated for every class (setting `classes_at_once`), which a GPU works through in one large call where
 it had K small ones.
 """
 

@@ -6,6 +6,7 @@ as uint8, and what is evaluated is what is saved.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -90,7 +91,7 @@ def encode(tiles: Tensor, factor: int) -> Tensor:
     if factor == 1:
         return tiles
     c, h, w = tiles.shape[1:]
-    th, tw = -(-h // factor), -(-w // factor)
+    th, tw = math.ceil(h / factor), math.ceil(w / factor)
     small = F.interpolate(tiles, size=(th, tw), mode="nearest").view(-1, factor, factor, c, th, tw)
     return small.permute(0, 3, 1, 4, 2, 5).reshape(-1, c, th * factor, tw * factor)[:, :, :h, :w].contiguous()
 

@@ -167,8 +167,3 @@ def arithmetic(precision: str, device: torch.device) -> Iterator[None]:
     # Without its cache: that keeps the rounded weights until the block ends, and they are trained within it.
     with torch.autocast(device.type, dtype=torch.bfloat16, cache_enabled=False):
         yield
-
-
-def parameter_count(net: nn.Module) -> int:
-    """Number of trainable numbers in a network."""
-    return sum(p.numel() for p in net.parameters() if p.requires_grad)

@@ -170,7 +170,10 @@ class Generator(nn.Module):
         channels, size, _ = shape
         if size < 8 or size & (size - 1):
             raise SettingError("size", size, "8, 16, 32, 64 .. px for a generator")
-        self.settings, self.shape, self.z_dim, self.c_dim = settings, shape, settings.latent, n_classes
+        self.settings = settings
+        self.shape = shape
+        self.z_dim = settings.latent
+        self.c_dim = n_classes
         self.synthesis = Synthesis(settings.latent, settings.width, settings.convs, channels, size)
         self.num_ws = 1 + len(self.synthesis.layer_names)
         self.mapping = Mapping(settings.latent, n_classes, self.num_ws)

@@ -220,7 +220,7 @@ def coefficients(k_ss: Tensor, targets: Tensor, ridge: float) -> Tensor:
 
     k_ss (n, n), targets (n, outputs). The ridge counts in units of the mean of the diagonal, as in KIP (Nguyen, Chen &
     Lee 2021), and must be above 0. Not a number where rounding leaves the matrix without a Cholesky factor: to raise
-    an error here would make a graphics processor wait for the host.
+    an error here would make a GPU wait for the host.
     """
     size = ridge * k_ss.diagonal().mean()
     matrix = k_ss + size * torch.eye(len(k_ss), dtype=k_ss.dtype, device=k_ss.device)
