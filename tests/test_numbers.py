@@ -179,8 +179,8 @@ CHANGES: dict[str, tuple[Any, str, Any, str]] = {
     "a risk that weighs three per cent more": (risk, "group_risk", slightly_more(risk.group_risk), "idc, upper tail"),
     "the first centre in the place of the nearest": (
         clusters,
-        "nearest",
-        lambda points, centres: torch.zeros(len(points), dtype=torch.long),
+        "assign",
+        lambda points, *others: torch.zeros(len(points), dtype=torch.long),
         "idc, upper tail",
     ),
     "fog three per cent thicker": (corruptions, "plasma", slightly_more(corruptions.plasma), "bench"),
