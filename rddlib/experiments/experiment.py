@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 from tqdm import tqdm
 
 from .. import files
-from ..base import SettingError, check_device, digest, refuse, repository_root, setting, write_atomic
+from ..base import SettingError, check_device, digest, refuse, resources, setting, write_atomic
 from ..data import dataset as datasets
 from ..data import sources
 from ..data.dataset import DataSet
@@ -366,7 +366,7 @@ def _judge(
         clock.save()
         progress("evaluate", len(rows), experiment.eval_seeds, {"accuracy": rows[-1]["accuracy"]})
 
-    folders = (repository_root() / "data" / "groups", store.root / "groups")  # the committed ones come first
+    folders = (resources() / "groups", store.root / "groups")  # the committed ones come first
     factor: int = experiment.factor if experiment.method in ("mix", "foreign") else 1
     if small.made is not None:
         factor = small.made.factor  # that of the set: KIP's is 1, whatever the setting says

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import files
-from ..base import SettingError, repository_root
+from ..base import SettingError, resources
 from .experiment import Experiment, identified
 from .presets import SCALES
 from .records import Record, Store, StoreError
@@ -71,7 +71,7 @@ class Job:
 
 def folder() -> Path:
     """Where the grids of the book lie."""
-    return repository_root() / "data" / "grids"
+    return resources() / "grids"
 
 
 def names() -> list[str]:

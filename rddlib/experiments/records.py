@@ -16,15 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from .. import files
-from ..base import SettingError, WriteError, repository_root, write_atomic
+from ..base import SettingError, WriteError, home, repository_root, resources, write_atomic
 from . import provenance
-
-try:
-    import fcntl
-except ImportError:  # Windows has no flock; there two processes are not kept apart
-    fcntl = None  # type: ignore[assignment]
-
 
 log = logging.getLogger(__name__)
 
@@ -90,13 +86,13 @@ PROBE = 2**14  # bytes: more than a record takes, and several blocks of any disk
 class Store:
     """A folder of records: runs/<group>/<key>.json, distilled/<key>.npz, work/<key>/ while a run goes on.
 
-    The default root is data/ of the repository, or $RDD_STORE.
+    The default root is $RDD_STORE, else data/ of the project, else ~/rddlib_data where the library is installed alone.
     """
 
     def __init__(self, root: str | Path | None = None) -> None:
         if root == "":
             raise SettingError("store", root, "a folder; leave it out for the default")
-        self.root = Path(root or os.environ.get("RDD_STORE") or repository_root() / "data").expanduser()
+        self.root = Path(root or os.environ.get("RDD_STORE") or home()).expanduser()
 
     def find(self, key: str) -> Record | None:
         """The record of a key, or None."""
@@ -146,6 +142,8 @@ class Store:
     def check_writable(self) -> None:
         """Raise StoreError, before any work, where nothing can be written; clear away what killed runs have left."""
         probe = self.root / "work" / f".probe-{os.getpid()}"
+        if not self.root.exists() and self.root == home():
+            log.warning("results are kept in %s; --store or RDD_STORE names another folder", self.root)
         try:
             write_atomic(probe, bytes(PROBE))
             probe.unlink()
@@ -172,19 +170,25 @@ class Store:
         The system lets go when the holder ends, however it ends.
         """
         path = self.root / "work" / f"{key}.lock"
+        lock = FileLock(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            file = open(path, "w")  # noqa: SIM115  (closed below; only its opening may find the disk full)
+            lock.acquire(blocking=wait)
+        except Timeout:
+            pass  # another holds it
         except OSError as error:
             raise WriteError(f"{path}: cannot be written ({error.strerror or error})") from error
-        with file:
-            free = True
-            if fcntl is not None:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    free = False
-            yield free  # the lock file stays: removing it would let two holders in
+        try:
+            yield lock.is_locked
+        finally:
+            lock.release()
+
+
+def known_records() -> list[Record]:
+    """All records of the default store, and those of the book where they came with an installed library, by key."""
+    stores = [Store()] if repository_root() else [Store(resources()), Store()]
+    found = {record.key: record for store in stores for record in store.records()}
+    return [found[key] for key in sorted(found)]
 
 
 def plain_name(group: str) -> str:
