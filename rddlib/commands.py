@@ -255,7 +255,9 @@ def grid(
     scale: str = "laptop",
     jobs: int = 1,
     budget_minutes: float | None = None,
+    only: str | None = None,
     dry_run: bool = False,
+    json: bool = False,
     device: Device = "cpu",
     store: StoreDir = None,
     data_root: DataRoot = None,
@@ -268,13 +270,22 @@ def grid(
         scale: at which scale: smoke, laptop, cpu, gpu, paper
         jobs: runs side by side, each with one thread
         budget_minutes: stop then; what runs keeps its checkpoint
+        only: the run whose key begins so, no other
         dry_run: say what would run and what it costs; write nothing
+        json: print the runs that are wanted, done or not, for a program that schedules them; write nothing
     """
     if not grid:
         raise SettingError("grid", "", f"a .toml file, or one of {', '.join(grids.names())}")
     wanted = grids.jobs(grid, scale)
     if not wanted:
         raise SettingError("scale", scale, "one for which an arm of the grid is meant")
+    if only is not None:
+        wanted = [job for job in wanted if job.key.startswith(only)]
+        if not wanted:
+            raise SettingError("only", only, "the key, or its first characters, of a run of the grid")
+    if json:
+        print(grids.to_json(wanted))
+        return 0
     place = Store(store)
     ledger = Ledger(place, device)
     tally = Tally.of(wanted, ledger)

@@ -23,8 +23,8 @@ def results(
     """Every number of the records, one row each: all settings, then `training`, `test`, `group`, `value`.
 
     `grid`: names of grids in data/grids (or .toml files) whose runs are wanted, at `scale` (default laptop); without it
-    all records of `store`, or those of `scale`. `store`: by default the usual one, with the records of the book that
-    came with an installed library. `settings`: keep the runs with these values, a list meaning any of them, e.g.
+    all records of `store`, or those of `scale`. `store`: by default the usual one, and the records of the book, which
+    come with the library. `settings`: keep the runs with these values, a list meaning any of them, e.g.
     ``results("table1", "laptop", ipc=10, risk=["control", "upper"])``. A setting that a record is too old to hold has
     its default.
 

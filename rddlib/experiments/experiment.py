@@ -90,6 +90,11 @@ class Experiment(DistillSettings, EvaluateSettings):
         matter = {name: value for name, value in self._matter().items() if name in names}
         return digest("set", json.dumps([matter, self.eval_part == "validation"], sort_keys=True))[:16]
 
+    @property
+    def group(self) -> str:
+        """The folder of its record under runs/, where nothing else is asked for."""
+        return f"{self.dataset.split(':')[0]}_{self.scale}"
+
     def _matter(self) -> dict[str, Any]:
         idle = self.idle() | ({"dataset"} if self.dataset_sha256 is not None else set())
         values = {name: (getattr(self, name), field.default) for name, field in self.declared().items()}
@@ -172,7 +177,7 @@ def run(
     if (found := store.find(experiment.key)) is not None:
         _check_same_data(found, experiment, data_root)
         return found
-    group = plain_name(group or f"{experiment.dataset.split(':')[0]}_{experiment.scale}")
+    group = plain_name(group or experiment.group)
     if (given is None) == (experiment.method == "foreign"):
         raise SettingError("method", experiment.method, "foreign where, and only where, a set from elsewhere is judged")
     store.check_writable()

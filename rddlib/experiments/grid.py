@@ -104,6 +104,15 @@ def jobs(grids: Iterable[str | Path], scale: str) -> list[Job]:
     return sorted(merged.values(), key=lambda job: (-job.value, job.experiment.seed))
 
 
+def to_json(wanted: Sequence[Job]) -> str:
+    """Jobs as a list for a program that schedules them: key, group of the record, key of the set, value and arms."""
+    facts = []
+    for job in wanted:
+        about = {"key": job.key, "group": job.experiment.group, "set_key": job.set_key}
+        facts.append(about | {"value": job.value, "arms": job.arms})
+    return json.dumps(facts, indent=1)
+
+
 def read(path: Path, scale: str) -> list[Job]:
     """The jobs of one file at a scale, in the file's order, duplicates included."""
     try:

@@ -19,7 +19,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from .. import files
-from ..base import SettingError, WriteError, home, repository_root, resources, write_atomic
+from ..base import SettingError, WriteError, home, resources, write_atomic
 from . import provenance
 
 log = logging.getLogger(__name__)
@@ -185,9 +185,9 @@ class Store:
 
 
 def known_records() -> list[Record]:
-    """All records of the default store, and those of the book where they came with an installed library, by key."""
-    stores = [Store()] if repository_root() else [Store(resources()), Store()]
-    found = {record.key: record for store in stores for record in store.records()}
+    """The records of the default store and those of the book, which come with the library, sorted by key."""
+    roots = {Store().root, resources()}  # one and the same in a checkout, unless $RDD_STORE is set
+    found = {record.key: record for root in roots for record in Store(root).records()}
     return [found[key] for key in sorted(found)]
 
 
