@@ -325,7 +325,7 @@ def test_a_set_is_not_begun_while_another_job_makes_it(tmp_path: Path) -> None:
     first, second, store = job(), job(eval_lr=0.02), Store(tmp_path)
     assert first.set_key == second.set_key and first.key != second.key
     scheduler = Scheduler([], store)
-    scheduler._run = lambda job: "made"  # type: ignore[method-assign]
+    scheduler._run = lambda job: workers.MADE  # type: ignore[method-assign]
     with store.lock(f"{first.key}.claim"), store.lock(f"{first.set_key}.claim"):
         assert scheduler._see_to(first, wait=False) == scheduler._see_to(second, wait=False) == "held"
         assert scheduler._see_to(job(seed=1), wait=False) == scheduler._see_to(job(method="random"), False) == "made"

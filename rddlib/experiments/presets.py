@@ -68,7 +68,8 @@ def _for_scale(scale: str, known: dict[str, Any]) -> dict[str, Any]:
         name = known.get(f"{part}network", "convnet")
         if name != "convnet":
             found[f"{part}width"] = NARROW[name] if scale in ("smoke", "laptop", "cpu") else networks.PAPER_WIDTH[name]
-    if (recipe := known.get("eval_recipe", "idc")) != "idc":
+    recipe = known.get("eval_recipe", "idc")
+    if recipe != "idc":
         mirrored = "flip" in known.get("eval_augment", "flip")
         found |= training.numbers(recipe, known.get("eval_network", "convnet"), mirrored)
     if scale == "gpu":

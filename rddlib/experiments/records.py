@@ -94,10 +94,14 @@ class Store:
             raise SettingError("store", root, "a folder; leave it out for the default")
         self.root = Path(root or os.environ.get("RDD_STORE") or home()).expanduser()
 
+    def file(self, key: str) -> Path | None:
+        """The file of a key's record, or None."""
+        return min(self.root.glob(f"runs/*/{key}.json"), default=None)
+
     def find(self, key: str) -> Record | None:
         """The record of a key, or None."""
-        paths = sorted(self.root.glob(f"runs/*/{key}.json"))
-        return _read(paths[0]) if paths else None
+        path = self.file(key)
+        return None if path is None else _read(path)
 
     def match(self, start: str) -> Record:
         """The one record whose key begins with `start`. Raises StoreError if none or several do."""
@@ -111,13 +115,21 @@ class Store:
 
     def records(self, group: str = "*") -> list[Record]:
         """All records, or those of one group, sorted by key; a damaged one is left out and named in the log."""
-        found = []
+        records, damaged = self.read(group)
+        for error in damaged.values():
+            log.warning("left out: %s", error)
+        return list(records.values())
+
+    def read(self, group: str = "*") -> tuple[dict[Path, Record], dict[Path, StoreError]]:
+        """All records, or those of one group, by their files, sorted by key; and what is wrong with damaged ones."""
+        records: dict[Path, Record] = {}
+        damaged: dict[Path, StoreError] = {}
         for path in self.files(group):
             try:
-                found.append(_read(path))
+                records[path] = _read(path)
             except StoreError as error:
-                log.warning("left out: %s", error)
-        return found
+                damaged[path] = error
+        return records, damaged
 
     def files(self, group: str = "*") -> list[Path]:
         """The files of all records, or of those of one group, sorted by key."""
