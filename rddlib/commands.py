@@ -42,10 +42,13 @@ COLUMNS = ("dataset", "method", "risk", "ipc", "factor", "scale", "seed")  # of 
 JUDGED = ("scale", "dataset", "size", "train_limit", "test_limit", "seed")  # what `evaluate` takes beside eval_*
 
 ELSEWHERE = Group("Where from, where to", sort_key=1)
-StoreDir = Annotated[str | None, Parameter(help="where records are kept (default: $RDD_STORE, else data/ or ~/rddlib_data)")]
+StoreDir = Annotated[
+    str | None, Parameter(help="where records are kept (default: $RDD_STORE, else data/ or ~/rddlib_data)")
+]
 Device = Annotated[str, Parameter(help="cpu, cuda or mps; not part of the key")]
 DataRoot = Annotated[
-    str | None, Parameter(group=ELSEWHERE, help="where data lies (default: $RDD_DATA, else cache/ of data/ or ~/rddlib_data)")
+    str | None,
+    Parameter(group=ELSEWHERE, help="where data lies (default: $RDD_DATA, else cache/ of the default store)"),
 ]
 Download = Annotated[bool, Parameter(group=ELSEWHERE, help="let torchvision download CIFAR-10 or SVHN")]
 
