@@ -383,6 +383,22 @@ def test_a_grid_on_the_command_line(toy: Path, tmp_path: Path, capsys: pytest.Ca
     assert cli.main(["grid", str(toy), *common]) == 0 and "to run: 0" in capsys.readouterr().out
 
 
+def test_an_engine_gets_the_runs_as_a_list_and_makes_one_by_its_key(
+    toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ["--scale", "smoke", "--store", str(tmp_path / "store")]
+    assert cli.main(["grid", str(toy), "--json", *common]) == 0 and not (tmp_path / "store").exists()
+    runs = json.loads(capsys.readouterr().out)
+    jobs = grid.jobs([toy], "smoke")
+    assert [run["key"] for run in runs] == [job.key for job in jobs] and len(runs) == 4
+    last = {"key": jobs[-1].key, "group": "digits_smoke", "set_key": "", "value": 2.0, "arms": ["toy/a"]}
+    assert runs[-1] == last
+    assert cli.main(["grid", str(toy), "--only", jobs[-1].key, *common]) == 0
+    (made,) = (tmp_path / "store").glob("runs/*/*.json")
+    assert made == tmp_path / "store" / "runs" / runs[-1]["group"] / f"{runs[-1]['key']}.json"
+    assert cli.main(["grid", str(toy), "--only", "zz", *common]) == 2 and "only = 'zz'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
