@@ -120,10 +120,11 @@ def runs_of(grids):
 
 def set_made_by(key):
     """The record of the run that makes the distilled set of this one, where that is another."""
-    sharing = [run for run in MISSING.values() if run["set_key"] == MISSING[key]["set_key"] != ""]
-    if not sharing or sharing[0]["key"] == key or Path(STORE, "distilled", f"{sharing[0]['set_key']}.npz").exists():
+    set_key = MISSING[key]["set_key"]
+    if not set_key or Path(STORE, "distilled", f"{set_key}.npz").exists():
         return []
-    return record_of(sharing[0])
+    first = next(run for run in MISSING.values() if run["set_key"] == set_key)
+    return [] if first["key"] == key else record_of(first)
 
 
 GRIDS = chosen("grids", sorted(p.stem for p in Path("data/grids").glob("*.toml")))
