@@ -1,24 +1,24 @@
-# Grids, notebooks and book as one graph:  snakemake --cores 2 --config scale=laptop
+# Runs, notebooks and book as one graph:  snakemake --cores 2 --config scale=laptop
 #
-# A grid's runs come first, then the notebooks that read records, then the book with the notebooks as they have just run.
-# A run is never done twice, whoever made it: calls share the store (rddlib/experiments/workers.py), and a call that was stopped goes
-# on. So this file says only what depends on what. Library files are inputs: a change has the grids asked again (seconds,
-# records that are there stay) and the notebooks run again. A page depends on the grids that its code asks for; one that asks
-# for none may read any record. Claims, notes on pages and measurements count for what reads them. Nothing else in the
-# repository needs Snakemake.
+# A run is a job, and its record is what the job makes; the grids say which runs there are. Records come first, then the notebooks
+# that read them, then the book with the notebooks as they have just run. A run is never done twice, whoever made it, and one that
+# was stopped goes on from its checkpoint when the job is tried again; where two runs share a distilled set, one waits for the
+# other. So this file says only what depends on what. A page depends on the records of the grids that its code asks for; one that
+# asks for none may read any. A change of the library has the notebooks run again, and no run. Claims, notes on pages and
+# measurements count for what reads them. Nothing else in the repository needs Snakemake.
 #
-# --config scale=laptop    smoke, laptop, gpu or paper
+# --config scale=laptop    smoke, laptop, cpu, gpu or paper
 #          grids=table1,table2    only these (default all of data/grids)
-#          notebooks=none  only these, by name; none: stop after the grids
-#          calls=1         calls of each grid side by side; on a cluster each is a job of its own
-#          device=cpu      or cuda: each call then asks for one GPU
-#          minutes=50      a call stops then, keeping checkpoints, and is tried again (--retries N); default: no limit
+#          notebooks=none  only these, by name; none: stop after the runs
+#          device=cpu      or cuda: each run then asks for one GPU
+#          minutes=50      a run stops then, keeping its checkpoint, and is tried again (--retries N); default: no limit
 #          python=PATH     the Python that has rddlib (default .venv/bin/python, else the one of Snakemake)
-# A cluster: snakemake --workflow-profile profiles/slurm --config scale=gpu device=cuda calls=8
+# A cluster: snakemake --workflow-profile profiles/slurm --config scale=gpu device=cuda minutes=590
 
 import hashlib
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -29,6 +29,7 @@ if SCALE not in SCALES:
 VENV = Path(".venv/bin/python")
 PYTHON = str(config.get("python") or (VENV if VENV.exists() else sys.executable))
 WORK = f"_build/graph/{SCALE}"
+STORE = str(Path(os.environ.get("RDD_STORE") or "data"))
 
 
 def files(*patterns):
@@ -40,7 +41,6 @@ LIBRARY = files("rddlib/**/*.py")
 COVERAGE, PAPER, TOML = files("data/coverage/*.json"), files("data/paper/*"), files("data/grids/*.toml")
 BOOK = files("book/*.md", "book/*.py", "book/*.bib", "_toc.yml", "_config.yml", "notebooks/*.ipynb", "data/claims.csv",
              "data/pages.json", "benchmarks/results/*") + COVERAGE + PAPER + TOML
-CALLS = range(int(config.get("calls", 1)))
 MINUTES = f"--budget-minutes {config['minutes']}" if config.get("minutes") else ""
 
 
@@ -60,14 +60,15 @@ def code(name, tag=None):
 
 
 def read_by(name):
-    """What a page reads beside the library: the grids that it asks for, or all records, and measurements."""
+    """What a page reads beside the library: the runs of the grids that it asks for, or all records, and measurements."""
     if name not in READERS:
         return []
     text = code(name)
     own = [Path(toml).stem for toml in TOML if f'Page.of("{Path(toml).stem}"' in text]
-    done = [f"{WORK}/{grid}.{call}.done" for grid in own if grid in GRIDS for call in CALLS]
-    found = [*(f"data/grids/{grid}.toml" for grid in own), *done, str(MARK)] if own else [str(KNOWN)]
-    return found + PAPER + (COVERAGE if "coverage." in text else [])
+    measured = COVERAGE if "coverage." in text else []
+    if not own:
+        return [str(KNOWN), *PAPER, *measured]
+    return [f"data/grids/{grid}.toml" for grid in own] + runs_of(set(own) & set(GRIDS)) + PAPER + measured
 
 
 def options(name):
@@ -81,9 +82,49 @@ def options(name):
 
 def records():
     """A hash of which records there are; a record's file is written once, so its name, size and time tell it."""
-    root = Path(os.environ.get("RDD_STORE") or "data")
-    seen = [(str(p), (s := p.stat()).st_size, s.st_mtime_ns) for p in sorted(root.glob("runs/*/*.json"))]
+    seen = []
+    for path in sorted(Path(STORE).glob("runs/*/*.json")):
+        about = path.stat()
+        seen.append((str(path), about.st_size, about.st_mtime_ns))
     return hashlib.sha256(json.dumps(seen).encode()).hexdigest()
+
+
+def planned():
+    """The runs that the grids ask for at this scale, the most valuable first: asked of the library, once for each state of both."""
+    file = Path(WORK, "runs.json")
+    newest = max(Path(path).stat().st_mtime for path in TOML + LIBRARY)
+    if workflow.is_main_process and not (file.exists() and file.stat().st_mtime > newest):
+        command = [PYTHON, "-m", "rddlib", "grid", *TOML, "--scale", SCALE, "--json"]
+        told = subprocess.run(command, capture_output=True, text=True)
+        if told.returncode:
+            sys.exit(f"Snakefile: {' '.join(command)}: {told.stderr}")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(told.stdout)
+    return json.loads(file.read_text())
+
+
+def record_of(run):
+    """Where the record of a run lies, or will lie."""
+    return RECORDS.get(run["key"], f"{STORE}/runs/{run['group']}/{run['key']}.json")
+
+
+def asked_by(run):
+    """The grids that ask for a run."""
+    return {arm.partition("/")[0] for arm in run["arms"]}
+
+
+def runs_of(grids):
+    """The records of the runs that these grids ask for."""
+    return [record_of(run) for run in RUNS if asked_by(run) & grids]
+
+
+def set_made_by(key):
+    """The record of the run that makes the distilled set of this one, where that is another."""
+    set_key = MISSING[key]["set_key"]
+    if not set_key or Path(STORE, "distilled", f"{set_key}.npz").exists():
+        return []
+    first = next(run for run in MISSING.values() if run["set_key"] == set_key)
+    return [] if first["key"] == key else record_of(first)
 
 
 GRIDS = chosen("grids", sorted(p.stem for p in Path("data/grids").glob("*.toml")))
@@ -91,6 +132,10 @@ GRIDS = chosen("grids", sorted(p.stem for p in Path("data/grids").glob("*.toml")
 PAGES = {p.stem: code(p.stem, "parameters") for p in sorted(Path("notebooks").glob("*.ipynb")) if not p.stem.startswith("00_")}
 NOTEBOOKS = chosen("notebooks", list(PAGES))
 READERS = [name for name in NOTEBOOKS if "mode" in PAGES[name]]  # the others compute what they show
+
+RUNS = planned()
+RECORDS = {path.stem: str(path) for path in Path(STORE).glob("runs/*/*.json")}
+MISSING = {run["key"]: run for run in RUNS if run["key"] not in RECORDS and asked_by(run) & set(GRIDS)}
 
 # Records that came from elsewhere (`python -m rddlib merge`) since the notebooks last ran: this marks them as changed.
 MARK, KNOWN = Path(WORK, "records.seen"), Path(WORK, "records.txt")
@@ -104,29 +149,34 @@ localrules: all, records
 
 rule all:
     input:
-        [f"{WORK}/book.done"] if NOTEBOOKS else [f"{WORK}/records.txt"],
+        [f"{WORK}/book.done"] if NOTEBOOKS else [str(KNOWN)],
 
 
-rule grid:
+rule run:
     input:
-        "data/grids/{grid}.toml",
-        LIBRARY,
+        lambda wildcards: set_made_by(wildcards.key),
     output:
-        touch(f"{WORK}/{{grid}}.{{call}}.done"),
+        update(f"{STORE}/runs/{{group}}/{{key}}.json"),  # not removed before the job, should another call have made it
+    wildcard_constraints:
+        key="|".join(MISSING) or "none",  # records that are there are made by nobody
     log:
-        f"{WORK}/{{grid}}.{{call}}.log",
+        f"{WORK}/runs/{{group}}/{{key}}.log",
+    params:
+        grid=lambda wildcards: f"data/grids/{MISSING[wildcards.key]['arms'][0].partition('/')[0]}.toml",
+    priority: lambda wildcards: MISSING[wildcards.key]["value"]
     threads: int(config.get("threads", 1))
     resources:
         mem_mb=4000,
         **({"gpu": 1} if DEVICE.startswith("cuda") else {}),
     shell:
-        "OMP_NUM_THREADS={threads} {PYTHON} -m rddlib grid {wildcards.grid} --scale {SCALE} --device {DEVICE} {MINUTES}"
+        "OMP_NUM_THREADS={threads} {PYTHON} -m rddlib grid {params.grid} --scale {SCALE} --only {wildcards.key}"
+        " --store {STORE} --device {DEVICE} {MINUTES}"
         " > {log} 2>&1 || {{ status=$?; tail -n 20 {log} >&2; exit $status; }}"
 
 
 rule records:
     input:
-        expand(f"{WORK}/{{grid}}.{{call}}.done", grid=GRIDS, call=CALLS),
+        runs_of(set(GRIDS)),
         str(MARK),
     output:
         str(KNOWN),

@@ -328,7 +328,21 @@ def check_device(name: str) -> None:
         raise SettingError("device", name, f"what there is here: {', '.join(here)}")
 
 
-def repository_root() -> Path:
-    """The folder that holds pyproject.toml and rddlib/, wherever the caller runs; else the working folder."""
+def repository_root() -> Path | None:
+    """The folder of the project where the library runs from its source; None where it is installed without it."""
     root = Path(__file__).resolve().parent.parent
-    return root if (root / "pyproject.toml").exists() else Path.cwd()
+    return root if (root / "pyproject.toml").exists() else None
+
+
+def resources() -> Path:
+    """The folder of what comes with the library: grids, generators, the paper's numbers, the book's records.
+
+    It is data/ of the project, or its copy inside an installed package (pyproject.toml says what is in that).
+    """
+    root = repository_root()
+    return root / "data" if root else Path(__file__).resolve().parent / "resources"
+
+
+def home() -> Path:
+    """The folder of results and data sets unless others are named: data/ of the project, else ~/rddlib_data."""
+    return resources() if repository_root() else Path.home() / "rddlib_data"

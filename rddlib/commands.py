@@ -32,8 +32,7 @@ from .experiments.experiment import Experiment
 from .experiments.grid import Job, Ledger, Tally
 from .experiments.merge import merge as merge_folder
 from .experiments.presets import SCALES
-from .experiments.records import Record, Store, StoreError
-from .experiments.validate import read_record
+from .experiments.records import Record, Store
 from .experiments.workers import Scheduler, Where
 
 # Settings that everybody needs come first in a help; those that commands and runs fill in are no options.
@@ -43,10 +42,13 @@ COLUMNS = ("dataset", "method", "risk", "ipc", "factor", "scale", "seed")  # of 
 JUDGED = ("scale", "dataset", "size", "train_limit", "test_limit", "seed")  # what `evaluate` takes beside eval_*
 
 ELSEWHERE = Group("Where from, where to", sort_key=1)
-StoreDir = Annotated[str | None, Parameter(help="where records are kept (default: $RDD_STORE, else data/)")]
+StoreDir = Annotated[
+    str | None, Parameter(help="where records are kept (default: $RDD_STORE, else data/ or ~/rddlib_data)")
+]
 Device = Annotated[str, Parameter(help="cpu, cuda or mps; not part of the key")]
 DataRoot = Annotated[
-    str | None, Parameter(group=ELSEWHERE, help="where data lies (default: $RDD_DATA, else data/cache)")
+    str | None,
+    Parameter(group=ELSEWHERE, help="where data lies (default: $RDD_DATA, else cache/ of the default store)"),
 ]
 Download = Annotated[bool, Parameter(group=ELSEWHERE, help="let torchvision download CIFAR-10 or SVHN")]
 
@@ -146,9 +148,15 @@ def run(
     for experiment in asked:
         with Bars() as bars:
             record = runs.run(
-                experiment, place, device=device, data_root=data_root, download=download, group=group,
-                progress=bars.show, begun=begun,
-            )  # fmt: skip
+                experiment,
+                place,
+                device=device,
+                data_root=data_root,
+                download=download,
+                group=group,
+                progress=bars.show,
+                begun=begun,
+            )
         print(summary_line(record))
         _tell_where(record, place, record.key in known)
 
@@ -181,8 +189,7 @@ def _estimate(experiment: Experiment, ledger: Ledger) -> str:
 
 def _tell_where(record: Record, store: Store, found: bool) -> None:
     """Print whether a record was computed or found, where it and its set lie, and how to train on the set."""
-    (path, *_) = store.root.glob(f"runs/*/{record.key}.json")
-    print(f"  {'found, nothing was computed' if found else 'computed now'}: {path}")
+    print(f"  {'found, nothing was computed' if found else 'computed now'}: {store.file(record.key)}")
     if record.set_key and store.distilled(record.set_key).is_file():
         file = store.distilled(record.set_key)
         print(f"  its set: {file}")
@@ -208,21 +215,16 @@ def list_(*, group: str = "*", csv: bool = False, store: StoreDir = None, **sett
     """
     wanted = Experiment.checked(settings, texts=True)
     rows: list[list[Any]] = []
-    faults: list[StoreError] = []
-    for path in Store(store).files(group):
-        try:
-            record = read_record(path)
-        except StoreError as error:
-            faults.append(error)
-            continue
+    records, damaged = Store(store).read(group)
+    for path, record in records.items():
         own = vars(Experiment(**record.experiment))
         if all(own[name] == value for name, value in wanted.items()):
             rows.append([record.key, *(own[name] for name in COLUMNS), *_results(record), path.parent.name])
     rows.sort(key=lambda row: row[1:])
     _print_table([["key", *COLUMNS, "accuracy", "worst group", "trainings", "seconds", "folder"], *rows], csv)
-    for fault in faults:
+    for fault in damaged.values():
         print(f"rddlib: {fault}", file=sys.stderr)
-    return 2 if faults else 0
+    return 2 if damaged else 0
 
 
 def _results(record: Record) -> list[Any]:
@@ -255,7 +257,9 @@ def grid(
     scale: str = "laptop",
     jobs: int = 1,
     budget_minutes: float | None = None,
+    only: str | None = None,
     dry_run: bool = False,
+    json: bool = False,
     device: Device = "cpu",
     store: StoreDir = None,
     data_root: DataRoot = None,
@@ -268,13 +272,22 @@ def grid(
         scale: at which scale: smoke, laptop, cpu, gpu, paper
         jobs: runs side by side, each with one thread
         budget_minutes: stop then; what runs keeps its checkpoint
+        only: the run whose key begins so, no other
         dry_run: say what would run and what it costs; write nothing
+        json: print the runs that are wanted, done or not, for a program that schedules them; write nothing
     """
     if not grid:
         raise SettingError("grid", "", f"a .toml file, or one of {', '.join(grids.names())}")
     wanted = grids.jobs(grid, scale)
     if not wanted:
         raise SettingError("scale", scale, "one for which an arm of the grid is meant")
+    if only is not None:
+        wanted = [job for job in wanted if job.key.startswith(only)]
+        if not wanted:
+            raise SettingError("only", only, "the key, or its first characters, of a run of the grid")
+    if json:
+        print(grids.to_json(wanted))
+        return 0
     place = Store(store)
     ledger = Ledger(place, device)
     tally = Tally.of(wanted, ledger)

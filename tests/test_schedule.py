@@ -325,7 +325,7 @@ def test_a_set_is_not_begun_while_another_job_makes_it(tmp_path: Path) -> None:
     first, second, store = job(), job(eval_lr=0.02), Store(tmp_path)
     assert first.set_key == second.set_key and first.key != second.key
     scheduler = Scheduler([], store)
-    scheduler._run = lambda job: "made"  # type: ignore[method-assign]
+    scheduler._run = lambda job: workers.MADE  # type: ignore[method-assign]
     with store.lock(f"{first.key}.claim"), store.lock(f"{first.set_key}.claim"):
         assert scheduler._see_to(first, wait=False) == scheduler._see_to(second, wait=False) == "held"
         assert scheduler._see_to(job(seed=1), wait=False) == scheduler._see_to(job(method="random"), False) == "made"
@@ -381,6 +381,22 @@ def test_a_grid_on_the_command_line(toy: Path, tmp_path: Path, capsys: pytest.Ca
     assert "1 failed\n" in (said := capsys.readouterr().out) and "1 left; the same command" in said
     toy.write_text(toy.read_text().replace("[2, 150]", "2"))
     assert cli.main(["grid", str(toy), *common]) == 0 and "to run: 0" in capsys.readouterr().out
+
+
+def test_an_engine_gets_the_runs_as_a_list_and_makes_one_by_its_key(
+    toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ["--scale", "smoke", "--store", str(tmp_path / "store")]
+    assert cli.main(["grid", str(toy), "--json", *common]) == 0 and not (tmp_path / "store").exists()
+    runs = json.loads(capsys.readouterr().out)
+    jobs = grid.jobs([toy], "smoke")
+    assert [run["key"] for run in runs] == [job.key for job in jobs] and len(runs) == 4
+    last = {"key": jobs[-1].key, "group": "digits_smoke", "set_key": "", "value": 2.0, "arms": ["toy/a"]}
+    assert runs[-1] == last
+    assert cli.main(["grid", str(toy), "--only", jobs[-1].key, *common]) == 0
+    (made,) = (tmp_path / "store").glob("runs/*/*.json")
+    assert made == tmp_path / "store" / "runs" / runs[-1]["group"] / f"{runs[-1]['key']}.json"
+    assert cli.main(["grid", str(toy), "--only", "zz", *common]) == 2 and "only = 'zz'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..base import SettingError, repository_root
+from ..base import SettingError, resources
 from ..experiments import grid
 from ..experiments.presets import SCALES
 from ..experiments.records import Record
@@ -80,7 +80,7 @@ class Comparison:
 
 def read(path: Path | None = None) -> list[Claim]:
     """The claims of a file (default data/claims.csv). Raises SettingError that names row and column."""
-    path = path or repository_root() / "data" / "claims.csv"
+    path = path or resources() / "claims.csv"
     try:
         with open(path, newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file, restkey="more", strict=True))
@@ -211,7 +211,7 @@ class Plan:
 def measures(folder: Path | None = None) -> dict[str, dict[str, float]]:
     """What was measured on distilled sets beside their records: set key -> {"coverage": value}, see data/README.md."""
     found: dict[str, dict[str, float]] = {}
-    for path in sorted((folder or repository_root() / "data" / "coverage").glob("*.json")):
+    for path in sorted((folder or resources() / "coverage").glob("*.json")):
         raw = json.loads(path.read_text())
         for key, about in raw["sets"].items():
             null = np.mean(raw["nulls"][f"{about['ipc']}x{about['factor']}"]["whole"]["feature"])

@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..base import SettingError, generator, numpy_generator, repository_root, write_atomic
+from ..base import SettingError, generator, numpy_generator, resources, write_atomic
 from ..data.dataset import DataSet, load
 from ..distillation import synthetic
 from ..distillation.synthetic import SyntheticSet
@@ -207,7 +207,7 @@ def maps(
 
 def file(dataset: str, scale: str, ipc: int) -> Path:
     """Where the measurements of a data set at a scale are kept, one file for each number of images a class."""
-    return repository_root() / "data" / "coverage" / f"{dataset.split(':')[0]}_{scale}_{ipc}.json"
+    return resources() / "coverage" / f"{dataset.split(':')[0]}_{scale}_{ipc}.json"
 
 
 def arms_of(page: Page, dataset: str, ipc: int) -> dict[tuple[str, str], Arm]:

@@ -11,7 +11,7 @@ import pandas as pd
 from ..base import SettingError
 from ..experiments import grid as grids
 from ..experiments.experiment import Experiment
-from ..experiments.records import Record, Store
+from ..experiments.records import Record, Store, known_records
 
 FACTS = ("_sizes", "_names", "_steps")  # of the test set or of the recipe, not of a training
 COLUMNS = ("key", "set_key", "training", "test", "group", "value")
@@ -23,25 +23,25 @@ def results(
     """Every number of the records, one row each: all settings, then `training`, `test`, `group`, `value`.
 
     `grid`: names of grids in data/grids (or .toml files) whose runs are wanted, at `scale` (default laptop); without it
-    all records of `store` (default: that of the project), or those of `scale`. `settings`: keep the runs with these
-    values, a list meaning any of them, e.g. ``results("table1", "laptop", ipc=10, risk=["control", "upper"])``. A
-    setting that a record is too old to hold has its default.
+    all records of `store`, or those of `scale`. `store`: by default the usual one, and the records of the book, which
+    come with the library. `settings`: keep the runs with these values, a list meaning any of them, e.g.
+    ``results("table1", "laptop", ipc=10, risk=["control", "upper"])``. A setting that a record is too old to hold has
+    its default.
 
     `training` counts the networks trained on one set; `group` is the class or cluster of a value, missing where the
     value is of all test images; accuracies are in per cent. Rows are in order of key, test, training and group. What
     has no record has no row, and a damaged record is left out and named in the log. SettingError for an unknown
     setting, grid or scale.
     """
-    store = store or Store()
+    records = known_records() if store is None else store.records()
     if unknown := sorted(set(settings) - set(asdict(Experiment()))):
         raise SettingError("setting", unknown[0], "a field of Experiment")
     if grid is None:
-        records = store.records()
         settings |= {"scale": scale} if scale else {}
     else:
         names = [grid] if isinstance(grid, str) else list(grid)
         keys = {job.key for job in grids.jobs(names, scale or "laptop")}
-        records = [record for record in store.records() if record.key in keys]
+        records = [record for record in records if record.key in keys]
     frame = tidy(records)
     for name, wanted in settings.items():
         frame = frame[frame[name].isin(wanted if isinstance(wanted, list | tuple) else [wanted])]

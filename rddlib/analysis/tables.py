@@ -15,7 +15,7 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-from ..base import repository_root
+from ..base import resources
 from ..stats import Interval, paired_difference
 from .pages import NOT_PLANNED, NOT_RUN, Arm, Page, cell, side
 from .report import COLOURS
@@ -71,7 +71,7 @@ LINES = [FLOOR, *OTHERS, *IDC, *GLAD, CEILING]
 
 def reported(table: int, names: str = "method", **where: Any) -> dict[str, float]:
     """What a table of the paper reports where the columns of reported.csv have these values: name -> value."""
-    rows = pd.read_csv(repository_root() / "data" / "paper" / "reported.csv")
+    rows = pd.read_csv(resources() / "paper" / "reported.csv")
     rows = rows[rows["table"] == table]
     for column, value in where.items():
         rows = rows[rows[column] == value]

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..base import SettingError, digest, numpy_generator, repository_root
+from ..base import SettingError, digest, home, numpy_generator
 from . import looks, sources
 
 # Channel statistics as the field uses them (IDC data.py; the std is the mean of per-image stds).
@@ -251,10 +251,10 @@ def _check_integers(name: str, values: NDArray[Any], n: int, below: int, kind: s
 
 
 def data_root(root: str | Path | None = None) -> Path:
-    """The folder where packs are looked for: `root`, else $RDD_DATA, else data/cache of the repository."""
+    """The folder where packs are looked for: `root`, else $RDD_DATA, else cache/ of `base.home()`."""
     if root == "":
         raise SettingError("data_root", root, "a folder; leave it out for the default")
-    return Path(root or os.environ.get("RDD_DATA") or repository_root() / "data" / "cache").expanduser()
+    return Path(root or os.environ.get("RDD_DATA") or home() / "cache").expanduser()
 
 
 def balanced(labels: NDArray[np.int64], limit: int | None, part: str) -> NDArray[np.int64]:

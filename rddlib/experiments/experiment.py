@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 from tqdm import tqdm
 
 from .. import files
-from ..base import SettingError, check_device, digest, refuse, repository_root, setting, write_atomic
+from ..base import SettingError, check_device, digest, refuse, resources, setting, write_atomic
 from ..data import dataset as datasets
 from ..data import sources
 from ..data.dataset import DataSet
@@ -89,6 +89,11 @@ class Experiment(DistillSettings, EvaluateSettings):
         names = {*DistillSettings.declared(), "dataset", "dataset_sha256", "size", "train_limit"}
         matter = {name: value for name, value in self._matter().items() if name in names}
         return digest("set", json.dumps([matter, self.eval_part == "validation"], sort_keys=True))[:16]
+
+    @property
+    def group(self) -> str:
+        """The folder of its record under runs/, where nothing else is asked for."""
+        return f"{self.dataset.split(':')[0]}_{self.scale}"
 
     def _matter(self) -> dict[str, Any]:
         idle = self.idle() | ({"dataset"} if self.dataset_sha256 is not None else set())
@@ -169,10 +174,11 @@ def run(
     if experiment.dataset_sha256 is None and sources.own_path(experiment.dataset) is not None:
         data = load_data(experiment, device, data_root, download)
         experiment = fitted(replace(experiment, dataset_sha256=data.sha256), Content.of(data))
-    if (found := store.find(experiment.key)) is not None:
-        _check_same_data(found, experiment, data_root)
-        return found
-    group = plain_name(group or f"{experiment.dataset.split(':')[0]}_{experiment.scale}")
+    stored = store.find(experiment.key)
+    if stored is not None:
+        _check_same_data(stored, experiment, data_root)
+        return stored
+    group = plain_name(group or experiment.group)
     if (given is None) == (experiment.method == "foreign"):
         raise SettingError("method", experiment.method, "foreign where, and only where, a set from elsewhere is judged")
     store.check_writable()
@@ -182,8 +188,9 @@ def run(
     refuse([*settings.misfits(data, experiment), *in_evaluation])
     distill.check_begun(data, experiment, begun)
     with store.lock(experiment.key):
-        if (found := store.find(experiment.key)) is not None:
-            return found
+        stored = store.find(experiment.key)  # another process may have made it since
+        if stored is not None:
+            return stored
         record = _make(experiment, data, store, progress or (lambda *_: None), given, begun)
         store.add(record, group)
         store.finish(experiment.key)
@@ -204,13 +211,15 @@ def gather(
     if mode != "load":
         return [run(e, store) for e in tqdm(experiments, desc="runs", disable=not progress)], store
     experiments = [identified(e) for e in experiments]
-    found = {e.key: store.find(e.key) for e in experiments}
-    if absent := [key for key, record in found.items() if record is None]:
+    records = {e.key: store.find(e.key) for e in experiments}
+    absent = [key for key, record in records.items() if record is None]
+    if absent:
         raise StoreError(
-            f"{len(absent)} of {len(found)} records are not in {store.root.name}/runs (first: {absent[0]}). "
+            f"{len(absent)} of {len(records)} records are not in {store.root.name}/runs (first: {absent[0]}). "
             "Run this page with mode='run' to make them"
         )
-    return [record for e in experiments if (record := found[e.key]) is not None], store
+    in_order = [records[e.key] for e in experiments]
+    return [record for record in in_order if record is not None], store
 
 
 def load_data(
@@ -263,7 +272,8 @@ def fitted(experiment: Experiment, content: Content) -> Experiment:
     for name, number in most.items():
         if number < getattr(e, name) == usual.get(name, e.declared()[name].default):
             smaller[name] = number
-    if told := smaller.keys() - e.idle():
+    told = smaller.keys() - e.idle()
+    if told:
         words = ", ".join(f"{name} = {smaller[name]}" for name in sorted(told))
         log.warning("%s is small: %s", sources.label(e.dataset), words)
     return replace(e, **smaller)
@@ -330,7 +340,8 @@ def _make(
     given: SmallSet | None = None,
     begun: SyntheticSet | None = None,
 ) -> Record:
-    e, on_gpu = experiment, data.train_images.is_cuda
+    e = experiment
+    on_gpu = data.train_images.is_cuda
     origin = provenance.of_now(on_gpu)
     clock = Clock(store.work(e.key) / "clock.json", digest(e.key, data.sha256, str(provenance.RESULTS)))
     if given is not None:
@@ -345,12 +356,19 @@ def _make(
         metrics["kernel_accuracy"] = [inducing_points.kernel_accuracy(small.made, data, e)]
     told = dataclasses.asdict(e) | {"dataset": sources.label(e.dataset)}  # no folders of this machine
     return Record(
-        key=e.key, experiment=told, metrics=metrics, history=small.history, set_key=e.set_key,
-        seconds={"distill": small.wall, **clock.rounded("wall")}, data_sha256=data.sha256,
-        cpu_seconds={"distill": small.cpu, **clock.rounded("cpu")}, created=datetime.now(UTC).strftime("%Y-%m-%d"),
-        peak_memory_mb=provenance.peak_memory_mb(on_gpu), **origin,
+        key=e.key,
+        set_key=e.set_key,
+        experiment=told,
+        metrics=metrics,
+        history=small.history,
+        seconds={"distill": small.wall, **clock.rounded("wall")},
+        cpu_seconds={"distill": small.cpu, **clock.rounded("cpu")},
+        peak_memory_mb=provenance.peak_memory_mb(on_gpu),
+        data_sha256=data.sha256,
         prior_sha256=small.made.prior_sha256 if small.made is not None else "",
-    )  # fmt: skip
+        created=datetime.now(UTC).strftime("%Y-%m-%d"),
+        **origin,
+    )
 
 
 def _judge(
@@ -366,7 +384,7 @@ def _judge(
         clock.save()
         progress("evaluate", len(rows), experiment.eval_seeds, {"accuracy": rows[-1]["accuracy"]})
 
-    folders = (repository_root() / "data" / "groups", store.root / "groups")  # the committed ones come first
+    folders = (resources() / "groups", store.root / "groups")  # the committed ones come first
     factor: int = experiment.factor if experiment.method in ("mix", "foreign") else 1
     if small.made is not None:
         factor = small.made.factor  # that of the set: KIP's is 1, whatever the setting says

@@ -21,11 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from .. import files
-from ..base import SettingError, repository_root
+from ..base import SettingError, resources
 from .experiment import Experiment, identified
 from .presets import SCALES
-from .records import Record, Store, StoreError
-from .validate import read_record
+from .records import Record, Store
 
 STATES = ("done", "stale", "missing", "failed")
 TOP_KEYS = ("title", "common", "scale", "arm")
@@ -71,7 +70,7 @@ class Job:
 
 def folder() -> Path:
     """Where the grids of the book lie."""
-    return repository_root() / "data" / "grids"
+    return resources() / "grids"
 
 
 def names() -> list[str]:
@@ -98,10 +97,19 @@ def jobs(grids: Iterable[str | Path], scale: str) -> list[Job]:
     merged: dict[str, Job] = {}
     for planned in itertools.chain.from_iterable(read(locate(g), scale) for g in grids):
         job = dataclasses.replace(planned, experiment=identified(planned.experiment))
-        first = merged.get(key := job.key, job)
+        first = merged.get(job.key, job)
         arms = tuple(dict.fromkeys(first.arms + job.arms))
-        merged[key] = dataclasses.replace(first, value=max(first.value, job.value), arms=arms)
+        merged[job.key] = dataclasses.replace(first, value=max(first.value, job.value), arms=arms)
     return sorted(merged.values(), key=lambda job: (-job.value, job.experiment.seed))
+
+
+def to_json(wanted: Sequence[Job]) -> str:
+    """Jobs as a list for a program that schedules them: key, group of the record, key of the set, value and arms."""
+    facts = []
+    for job in wanted:
+        about = {"key": job.key, "group": job.experiment.group, "set_key": job.set_key}
+        facts.append(about | {"value": job.value, "arms": job.arms})
+    return json.dumps(facts, indent=1)
 
 
 def read(path: Path, scale: str) -> list[Job]:
@@ -155,7 +163,8 @@ def _crossed(settings: dict[str, Any], where: str) -> list[dict[str, Any]]:
     for name, values in lists.items():
         if not values or any(isinstance(v, list | dict) for v in values):
             raise SettingError(f"{where}: {name}", settings[name], "a value or a list of at least one value")
-    if (count := math.prod(map(len, lists.values()))) > MOST_RUNS:
+    count = math.prod(map(len, lists.values()))
+    if count > MOST_RUNS:
         raise SettingError(f"{where}: lists", f"{count} runs", f"lists whose product is at most {MOST_RUNS}")
     return [dict(zip(lists, combined, strict=True)) for combined in itertools.product(*lists.values())]
 
@@ -181,7 +190,8 @@ def _table(raw: dict[str, Any], key: str, allowed: Sequence[str], where: str) ->
 
 
 def _only(table: dict[str, Any], allowed: Sequence[str], where: str) -> None:
-    if unknown := [k for k in table if k not in allowed]:
+    unknown = [name for name in table if name not in allowed]
+    if unknown:
         raise SettingError(f"{where}: key", unknown[0], f"one of {', '.join(allowed)}")
 
 
@@ -196,17 +206,14 @@ class Ledger:
 
     def __init__(self, store: Store, device: str = "cpu") -> None:
         self.store, self.on_cpu = store, device == "cpu"
-        self.records: dict[str, Record] = {}
-        self.damaged: dict[str, str] = {}
-        for path in store.files():
-            try:
-                self.records.setdefault(path.stem, read_record(path))
-            except StoreError as error:
-                self.damaged[path.stem] = str(error)
+        records, damaged = store.read()
+        self.records = {path.stem: record for path, record in records.items()}
+        self.damaged = {path.stem: str(error) for path, error in damaged.items()}
 
     def state(self, key: str) -> str:
         """done: its record is there; stale: made by code of another results version; failed: tried in vain; missing."""
-        if record := self.records.get(key):
+        record = self.records.get(key)
+        if record is not None:
             return "done" if record.current else "stale"
         return "failed" if self.error(key) else "missing"
 
@@ -224,8 +231,9 @@ class Ledger:
         wanted = dataclasses.asdict(job.experiment)
         ready = bool(job.set_key) and (job.set_key in sets or self.store.distilled(job.set_key).is_file())
         for step, known in zip(LIKENESS, self._known, strict=True):
-            if found := known.get(tuple(wanted[name] for name in step)):
-                return statistics.median(s.get("evaluate", 0.0) if ready else sum(s.values()) for s in found)
+            alike = known.get(tuple(wanted[name] for name in step))
+            if alike:
+                return statistics.median(s.get("evaluate", 0.0) if ready else sum(s.values()) for s in alike)
         return None
 
     @cached_property
@@ -268,10 +276,12 @@ class Tally:
     def of(cls, wanted: Sequence[Job], ledger: Ledger) -> Tally:
         """Count `wanted` against a ledger. A set that several runs share is paid once."""
         states = [ledger.state(job.key) for job in wanted]
-        costs, sets = [], set[str]()
-        for job in (j for j, s in zip(wanted, states, strict=True) if s in ("missing", "failed")):
-            costs.append(ledger.cost(job, sets))
-            sets.add(job.set_key)
+        costs: list[float | None] = []
+        sets: set[str] = set()
+        for job, state in zip(wanted, states, strict=True):
+            if state in ("missing", "failed"):
+                costs.append(ledger.cost(job, sets))
+                sets.add(job.set_key)
         known = [c for c in costs if c is not None]
         return cls({s: states.count(s) for s in STATES}, sum(known), len(costs) - len(known))
 

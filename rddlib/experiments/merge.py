@@ -104,7 +104,7 @@ def _take(incoming: _Incoming, store: Store, merged: Merged) -> None:
             if not stack.enter_context(store.lock(key, wait=False)):
                 merged.kept_out[record.key] = "it is being run here now; merge again when that is done"
                 return
-        here = next(iter(store.root.glob(f"runs/*/{record.key}.json")), None)
+        here = store.file(record.key)
         set_file = store.distilled(set_name(record))
         new_set = incoming.set_raw is not None and not set_file.is_file()
         if not new_set and set_file.is_file() and _differs(incoming, set_file):

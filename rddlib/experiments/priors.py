@@ -43,31 +43,31 @@ def make(
     with the defaults, scoring included. Before any work: SettingError for what cannot be trained or scored,
     StoreError where another generator is kept or nothing can be written.
     """
-    folder, judge = Path(folder or store.root / "priors").expanduser(), JUDGE | (judge or {})
+    folder = Path(folder or store.root / "priors").expanduser()
+    judge = JUDGE | (judge or {})
     _check_fit(data, settings, judge)
-    if (found := _kept(folder, data, settings, replace)) is not None and found["score_settings"] == judge:
-        return found
+    kept = _kept(folder, data, settings, replace)
+    if kept is not None and kept["score_settings"] == judge:
+        return kept
     store.check_writable()
     _check_writable(folder)
     key = f"prior-{digest(json.dumps(asdict(settings), sort_keys=True), data.sha256)[:16]}"
     with store.lock(key):
-        found = _kept(folder, data, settings, replace)
-        if found is None or found["score_settings"] != judge:
-            found = _make(data, settings, store.work(key), folder, judge, progress or (lambda *_: None))
+        kept = _kept(folder, data, settings, replace)  # another process may have made it since
+        if kept is None or kept["score_settings"] != judge:
+            kept = _make(data, settings, store.work(key), folder, judge, progress or (lambda *_: None))
         store.finish(key)
-    return found
+    return kept
 
 
 def _make(
     data: DataSet, settings: GeneratorSettings, work: Path, folder: Path, judge: dict[str, int], progress: Progress
 ) -> dict[str, Any]:
     """Train, keep, score, keep: it is kept before it is scored, for scoring may be cut short."""
-    on_gpu, history = data.train_images.is_cuda, list[dict[str, float]]()
+    on_gpu = data.train_images.is_cuda
+    history: list[dict[str, float]] = []
     clock = Clock(work / "clock.json", digest(work.name, str(provenance.RESULTS)))
-    about: dict[str, Any] = {
-        "device": provenance.describe_device(on_gpu), "versions": provenance.versions(), "commit": provenance.commit(),
-        "results": provenance.RESULTS,
-    }  # fmt: skip
+    about = provenance.of_now(on_gpu)
 
     def note(step: int, parts: dict[str, float]) -> None:
         history.append(parts)
@@ -77,8 +77,9 @@ def _make(
 
     with clock.part("train"):
         net = training.train_generator(data, settings, note, work / "state.pt")
-    about |= {"seconds": clock.rounded("wall")["train"], "cpu_seconds": clock.rounded("cpu")["train"],
-              "peak_memory_mb": provenance.peak_memory_mb(on_gpu)}  # fmt: skip
+    about["seconds"] = clock.rounded("wall")["train"]
+    about["cpu_seconds"] = clock.rounded("cpu")["train"]
+    about["peak_memory_mb"] = provenance.peak_memory_mb(on_gpu)
     training.keep(folder, net, data, history, **about)
     with clock.part("score"):
         scores = {name: round(value, 4) for name, value in training.score(net, data, **judge).items()}
@@ -112,8 +113,10 @@ def _kept(folder: Path, data: DataSet, settings: GeneratorSettings, replace: boo
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StoreError(f"{file}: damaged record ({error}). It is left as it is; --replace lets it go") from error
     if not same:
-        raise StoreError(f"{file}: a generator of {_difference(record, data, settings)} is kept there. "
-                         "Take another folder with --out, or --replace it")  # fmt: skip
+        other = _difference(record, data, settings)
+        raise StoreError(
+            f"{file}: a generator of {other} is kept there. Take another folder with --out, or --replace it"
+        )
     whole = "scores" in record and (folder / f"{data.name}.safetensors").is_file()
     return record if whole else None
 
@@ -135,6 +138,6 @@ def _check_writable(folder: Path) -> None:
 def summary(record: dict[str, Any]) -> str:
     """One line: data, size, what training cost, and the scores beside those of real images."""
     s = record["scores"]
-    return (f"{record['dataset']}  {record['bytes'] / 1e6:.2f} MB, {record['settings']['steps']} updates, "
-            f"{record['cpu_seconds']:.0f} s; of the class asked for: {s['share']:.1f} % "
-            f"(real images {s['share_real']:.1f} %), Frechet {s['frechet']:.2f} ({s['frechet_real']:.2f})")  # fmt: skip
+    cost = f"{record['bytes'] / 1e6:.2f} MB, {record['settings']['steps']} updates, {record['cpu_seconds']:.0f} s"
+    share = f"of the class asked for: {s['share']:.1f} % (real images {s['share_real']:.1f} %)"
+    return f"{record['dataset']}  {cost}; {share}, Frechet {s['frechet']:.2f} ({s['frechet_real']:.2f})"

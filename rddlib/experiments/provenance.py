@@ -97,10 +97,14 @@ def versions() -> dict[str, str]:
 
 def commit() -> str:
     """The commit the code was at, with '+' where tracked code was changed; '' outside a checkout."""
+    root = repository_root()
+    if root is None:
+        return ""
+    environment = os.environ | {"GIT_OPTIONAL_LOCKS": "0"}
 
     def git(*words: str) -> str:
-        done = subprocess.run(["git", *words], cwd=repository_root(), capture_output=True, text=True, check=False,
-                              env=os.environ | {"GIT_OPTIONAL_LOCKS": "0"})  # fmt: skip
+        command = ["git", *words]
+        done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
         return done.stdout.strip() if done.returncode == 0 else ""
 
     try:

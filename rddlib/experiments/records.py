@@ -16,15 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from .. import files
-from ..base import SettingError, WriteError, repository_root, write_atomic
+from ..base import SettingError, WriteError, home, resources, write_atomic
 from . import provenance
-
-try:
-    import fcntl
-except ImportError:  # Windows has no flock; there two processes are not kept apart
-    fcntl = None  # type: ignore[assignment]
-
 
 log = logging.getLogger(__name__)
 
@@ -90,18 +86,22 @@ PROBE = 2**14  # bytes: more than a record takes, and several blocks of any disk
 class Store:
     """A folder of records: runs/<group>/<key>.json, distilled/<key>.npz, work/<key>/ while a run goes on.
 
-    The default root is data/ of the repository, or $RDD_STORE.
+    The default root is $RDD_STORE, else data/ of the project, else ~/rddlib_data where the library is installed alone.
     """
 
     def __init__(self, root: str | Path | None = None) -> None:
         if root == "":
             raise SettingError("store", root, "a folder; leave it out for the default")
-        self.root = Path(root or os.environ.get("RDD_STORE") or repository_root() / "data").expanduser()
+        self.root = Path(root or os.environ.get("RDD_STORE") or home()).expanduser()
+
+    def file(self, key: str) -> Path | None:
+        """The file of a key's record, or None."""
+        return min(self.root.glob(f"runs/*/{key}.json"), default=None)
 
     def find(self, key: str) -> Record | None:
         """The record of a key, or None."""
-        paths = sorted(self.root.glob(f"runs/*/{key}.json"))
-        return _read(paths[0]) if paths else None
+        path = self.file(key)
+        return None if path is None else _read(path)
 
     def match(self, start: str) -> Record:
         """The one record whose key begins with `start`. Raises StoreError if none or several do."""
@@ -115,13 +115,21 @@ class Store:
 
     def records(self, group: str = "*") -> list[Record]:
         """All records, or those of one group, sorted by key; a damaged one is left out and named in the log."""
-        found = []
+        records, damaged = self.read(group)
+        for error in damaged.values():
+            log.warning("left out: %s", error)
+        return list(records.values())
+
+    def read(self, group: str = "*") -> tuple[dict[Path, Record], dict[Path, StoreError]]:
+        """All records, or those of one group, by their files, sorted by key; and what is wrong with damaged ones."""
+        records: dict[Path, Record] = {}
+        damaged: dict[Path, StoreError] = {}
         for path in self.files(group):
             try:
-                found.append(_read(path))
+                records[path] = _read(path)
             except StoreError as error:
-                log.warning("left out: %s", error)
-        return found
+                damaged[path] = error
+        return records, damaged
 
     def files(self, group: str = "*") -> list[Path]:
         """The files of all records, or of those of one group, sorted by key."""
@@ -146,6 +154,8 @@ class Store:
     def check_writable(self) -> None:
         """Raise StoreError, before any work, where nothing can be written; clear away what killed runs have left."""
         probe = self.root / "work" / f".probe-{os.getpid()}"
+        if not self.root.exists() and self.root == home():
+            log.warning("results are kept in %s; --store or RDD_STORE names another folder", self.root)
         try:
             write_atomic(probe, bytes(PROBE))
             probe.unlink()
@@ -172,19 +182,25 @@ class Store:
         The system lets go when the holder ends, however it ends.
         """
         path = self.root / "work" / f"{key}.lock"
+        lock = FileLock(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            file = open(path, "w")  # noqa: SIM115  (closed below; only its opening may find the disk full)
+            lock.acquire(blocking=wait)
+        except Timeout:
+            pass  # another holds it
         except OSError as error:
             raise WriteError(f"{path}: cannot be written ({error.strerror or error})") from error
-        with file:
-            free = True
-            if fcntl is not None:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    free = False
-            yield free  # the lock file stays: removing it would let two holders in
+        try:
+            yield lock.is_locked
+        finally:
+            lock.release()
+
+
+def known_records() -> list[Record]:
+    """The records of the default store and those of the book, which come with the library, sorted by key."""
+    roots = {Store().root, resources()}  # one and the same in a checkout, unless $RDD_STORE is set
+    found = {record.key: record for root in roots for record in Store(root).records()}
+    return [found[key] for key in sorted(found)]
 
 
 def plain_name(group: str) -> str:

@@ -43,8 +43,8 @@ def drawn(data: DataSet, settings: DistillSettings) -> SmallSet:
     if s.method == "full":
         return SmallSet(data.train_images, data.train_labels)
     if s.method == "mix":
-        begun = synthetic.quantised(synthetic.start(data, s.ipc, s.factor, generator(s.seed, "start")))
-        return SmallSet(*begun.decoded())
+        begun = synthetic.start(data, s.ipc, s.factor, generator(s.seed, "start"))
+        return SmallSet(*synthetic.quantised(begun).decoded())
     if s.method == "herding":
         index = synthetic.herded(data, s.ipc)
     else:
@@ -66,9 +66,10 @@ def distilled(
     `begun`: the set that it begins from, where the settings name one.
     """
     with store.lock(key):
-        if (found := _stored(store, key, data)) is not None:
+        stored = _stored(store, key, data)
+        if stored is not None:
             store.finish(key)  # a run that was killed may have left its checkpoint
-            return found
+            return stored
         clock = Clock(store.work(key) / "clock.json", digest(key, data.sha256, str(provenance.RESULTS)))
         of_kip = settings.method == "kip"
         steps = settings.kip_steps if of_kip else settings.outer_steps
@@ -82,14 +83,19 @@ def distilled(
         with clock.part("distill"):
             made, history = distill.distill(data, settings, store.work(key) / "state.pt", every, note, begun)
         price = {kind: clock.rounded(kind)["distill"] for kind in ("wall", "cpu")}
-        synthetic.save(
-            store.distilled(key), synthetic.quantised(made), key=key, dataset=data.name, history=json.dumps(history),
-            seconds=json.dumps(price), results=str(provenance.RESULTS), data_sha256=data.sha256,
-        )  # fmt: skip
+        about = {
+            "key": key,
+            "dataset": data.name,
+            "data_sha256": data.sha256,
+            "history": json.dumps(history),
+            "seconds": json.dumps(price),
+            "results": str(provenance.RESULTS),
+        }
+        synthetic.save(store.distilled(key), synthetic.quantised(made), **about)
         store.finish(key)
-        found = _stored(store, key, data)
-    assert found is not None  # written above
-    return found
+        stored = _stored(store, key, data)
+    assert stored is not None  # written above
+    return stored
 
 
 def _stored(store: Store, key: str, data: DataSet) -> SmallSet | None:

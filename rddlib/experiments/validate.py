@@ -49,7 +49,8 @@ def check_record(raw: bytes, path: Path) -> Record:
         record = Record(**files.from_json(raw))
         _check_types(record)
         _check_numbers(record)
-        if absent := [name for name in NAMED if name not in record.experiment]:
+        absent = [name for name in NAMED if name not in record.experiment]
+        if absent:
             raise ValueError(f"its settings do not say {absent[0]}")
         experiment = Experiment(**record.experiment)
     except FAULTS as error:

@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -34,6 +34,7 @@ from .records import Store, StoreError
 INTERRUPTED = 130  # exit status of a run that was stopped and has kept its checkpoint
 GRACE = 60.0  # seconds in which a stopped run must have written its checkpoint
 LOOK_AGAIN = 0.2  # seconds between two looks at the clock, and at what another call holds
+MADE, FOUND, LEFT, HELD = "made", "found", "left", "held"  # what becomes of a job, if it is no error
 LATE = ("torch._dynamo", "sklearn.cluster", "sklearn.datasets")  # imported by the first optimiser, groups and digits
 Note = Callable[[Job, str], None]  # a job that has ended, and its error or ""
 
@@ -54,6 +55,19 @@ class Outcome:
     made: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     left: list[str] = field(default_factory=list)
+
+    def add(self, job: Job, result: str, note: Note) -> None:
+        """Count what became of a job, and tell `note` where it has ended."""
+        if result == HELD:
+            return
+        if result == LEFT:
+            self.left.append(job.key)
+            return
+        if result == MADE:
+            self.made.append(job.key)
+        elif result != FOUND:
+            self.failed[job.key] = result
+        note(job, self.failed.get(job.key, ""))
 
     @property
     def status(self) -> int:
@@ -138,7 +152,9 @@ class Scheduler:
     def __init__(self, jobs: Sequence[Job], store: Store, processes: int = 1, where: Where | None = None) -> None:
         if processes < 1:
             raise SettingError("jobs", processes, "a number of processes of at least 1")
-        self.store, self.processes, self.where = store, processes, where or Where()
+        self.store = store
+        self.processes = processes
+        self.where = where or Where()
         self.threads = 1 if processes > 1 and "OMP_NUM_THREADS" not in os.environ else None
         self.queue = sorted(jobs, key=lambda job: bool(failure(store, job.key)))
         self.end = float("inf")
@@ -162,36 +178,20 @@ class Scheduler:
         if minutes is not None:
             self.end = time.monotonic() + 60 * minutes
         outcome = Outcome()
+        jobs = self.queue
         with ThreadPoolExecutor(self.processes) as pool, _one_thread_each(self.threads):
             try:
-                held = self._round(pool, self.queue, outcome, note, wait=False)
-                self._round(pool, held, outcome, note, wait=True)
+                for wait in (False, True):  # what another call holds is waited for once nothing else is left
+                    futures = {pool.submit(self._see_to, job, wait): job for job in jobs}
+                    for future in as_completed(futures):
+                        outcome.add(futures[future], future.result(), note)
+                    jobs = [job for future, job in futures.items() if future.result() == HELD]
             finally:
                 self.stopped.set()  # on an interruption the threads end their runs before the pool is left
         return outcome
 
-    def _round(
-        self, pool: ThreadPoolExecutor, jobs: Iterable[Job], outcome: Outcome, note: Note, wait: bool
-    ) -> list[Job]:
-        """See to jobs, side by side; returns those that another call holds, if those are not to be waited for."""
-        futures = {pool.submit(self._see_to, job, wait): job for job in jobs}
-        for future in as_completed(futures):
-            job, result = futures[future], future.result()
-            if result == "held":
-                continue
-            if result == "left":
-                outcome.left.append(job.key)
-                continue
-            if result == "made":
-                outcome.made.append(job.key)
-            error = result if result not in ("made", "there") else ""
-            if error:
-                outcome.failed[job.key] = error
-            note(job, error)
-        return [job for future, job in futures.items() if future.result() == "held"]
-
     def _see_to(self, job: Job, wait: bool) -> str:
-        """What became of a job: "made", "there" (others had made it), "left", "held" (by another call), or its error.
+        """What became of a job: MADE, FOUND (another call had made it), LEFT, HELD (another call has it), or its error.
 
         Where its distilled set has to be made, no two jobs make it at once: the second would only wait for the first.
         """
@@ -200,27 +200,26 @@ class Scheduler:
         while not self._over():
             with contextlib.ExitStack() as claims:
                 if all(claims.enter_context(self.store.lock(f"{key}.claim", wait=False)) for key in keys):
-                    return "there" if self._made(job) else self._run(job)
+                    return FOUND if self._is_there(job) else self._run(job)
             if not wait:
-                return "held"
+                return HELD
             time.sleep(LOOK_AGAIN)
-        return "left"
+        return LEFT
 
     def _over(self) -> bool:
         return self.stopped.is_set() or time.monotonic() >= self.end
 
-    def _made(self, job: Job) -> bool:
+    def _is_there(self, job: Job) -> bool:
         try:
             return self.store.find(job.key) is not None
         except StoreError:  # a damaged record: the run refuses it, in words
             return False
 
     def _run(self, job: Job) -> str:
-        """Make one record in a new process and wait for it; "made", "left" where it was stopped, or its error."""
+        """Make one record in a new process and wait for it; MADE, LEFT where it was stopped, or its error."""
         with contextlib.suppress(OSError):
             failure_file(self.store, job.key).unlink(missing_ok=True)
-        settings = dataclasses.asdict(job.experiment)
-        arguments = (settings, str(self.store.root), self.where, self.threads)
+        arguments = (dataclasses.asdict(job.experiment), str(self.store.root), self.where, self.threads)
         process = self.context.Process(target=work, args=arguments, daemon=True)
         process.start()
         while process.is_alive() and not self._over():
@@ -235,9 +234,9 @@ class Scheduler:
         status = process.exitcode
         if status == 0:
             self.store.finish(job.key)
-            return "made"
+            return MADE
         if stopped or status == INTERRUPTED:
-            return "left"
+            return LEFT
         if status < 0:
             error = f"ended by signal {signal.Signals(-status).name}" + (" (out of memory?)" if status == -9 else "")
             note_failure(self.store, job.experiment, error)

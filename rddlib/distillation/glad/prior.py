@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...base import SettingError, check_choice, digest, repository_root
+from ...base import SettingError, check_choice, digest, resources
 from ...data.dataset import DataSet
 from ...data.sources import DataError
 from . import generator
@@ -173,7 +173,7 @@ def load(name: str, data: DataSet, layer: int, start: str = "latent", same_data:
 
 def committed(dataset: str) -> Path:
     """Where the generator of a data set lies; raises SettingError where none is kept."""
-    folder = repository_root() / "data" / "priors"
+    folder = resources() / "priors"
     names = sorted(p.stem for p in folder.glob("*.safetensors"))
     if dataset not in names:
         raise SettingError("prior", f"generator of {dataset}", f"a data set with one: {', '.join(names)}; or train it")
