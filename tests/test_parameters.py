@@ -30,6 +30,7 @@ CHANGED: dict[str, dict[str, object]] = {
     "02_groups_and_dro": {"rare": 0.08, "noise": 0.04, "tail_mass": 0.4, "rate": 0.1, "samples": 150, "seed": 1},
     "03_large_deviations": {"r": 0.1, "alphas": [0.5, 0.7], "draws": 500, "seed": 1},
     "04_algorithm_1_2": {"alpha": 0.6, "rare": 0.1, "seeds": 2, "epochs": 3, "probes": 4, "sigma": 0.2},
+    "05_own_data": {"ipc": 1, "risk": "upper", "rare": 4, "seed": 1},
     "22_generative_prior": {"dataset": "digits", "columns": 2, "steps": 2, "seeds": 1, "seed": 1},
     "26_fair_test": {"grid": "sanity", "scale": "smoke"},
     "27_real_groups": {"seeds": 3},
@@ -43,6 +44,12 @@ READERS = {
 }
 ELSEWHERE = {"00_quickstart", test_speedups.PAGE, *test_causes_pages.PAGES, *(p.stem for p in test_paper_pages.PAGES)}
 shown = test_paper_pages.shown  # the fixture: figures are drawn and closed
+
+
+@pytest.fixture(autouse=True)
+def _where_a_kernel_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page may go elsewhere; the tests after it do not."""
+    monkeypatch.chdir(NOTEBOOKS)
 
 
 def test_no_page_is_forgotten() -> None:
