@@ -58,7 +58,7 @@ READ: dict[str, tuple[Callable[[Path], object], list[int], str]] = {
     "notes in a class": (lambda r: text(r / "train/cat/notes.txt"), PLAIN, "not taken: 1 .txt"),
     "notes beside classes": (lambda r: text(r / "train/README"), PLAIN, "1 file without suffix"),
     "unlisted suffix": (lambda r: extra(r / "val/cat/9.tiff"), PLAIN, "1 .tiff"),
-    "two kinds": (lambda r: (text(r / "train/cat/a.gif"), text(r / "val/dog/b.TXT")), PLAIN, "not taken: 1 .gif, 1 .txt"),
+    "two kinds": (lambda r: (text(r / "train/cat/a.gif"), text(r / "val/dog/b.TXT")), PLAIN, "1 .gif, 1 .txt"),
     "capital suffix": (lambda r: extra(r / "train/cat/2.PNG"), [5, 15, 200, 45, 55], ""),
     "one level down": (lambda r: extra(r / "train/cat/images/a.png"), [5, 15, 200, 45, 55], ""),
     "two levels down": (lambda r: extra(r / "train/cat/a/b/c.png"), PLAIN, "1 folder"),
