@@ -416,11 +416,11 @@ def data(name: str, /, *, size: int | None = None, picture: str | None = None, d
         size: resize images to this many pixels a side
         picture: write a sheet of samples, a row a class, as PNG
     """
+    if picture is not None and Path(picture).suffix.lower() != ".png":
+        raise SettingError("picture", picture, "a name that ends in .png")
     held = datasets.load(name, data_root, size=size)
     print("\n".join(summary.lines(held)))
     if picture is not None:
-        if Path(picture).suffix.lower() != ".png":
-            raise SettingError("picture", picture, "a name that ends in .png")
         print(f"samples: {summary.sheet(summary.samples(held), Path(picture).expanduser())}")
 
 

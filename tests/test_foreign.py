@@ -285,7 +285,7 @@ def test_our_own_set_judged_as_foreign_has_the_numbers_of_its_record(tmp_path: P
 
 def test_a_setting_is_new_and_old_keys_are_not() -> None:
     assert Experiment().key == "44136fa355b3678a"
-    with pytest.raises(SettingError, match="set_sha256"):
+    with pytest.raises(SettingError, match="^method = 'foreign'.*evaluate FILE"):
         Experiment.preset("smoke", method="foreign")
     with pytest.raises(SettingError, match="set_sha256"):
         Experiment.preset("smoke", set_sha256="a" * 64)
