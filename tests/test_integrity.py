@@ -391,6 +391,8 @@ def test_half_an_exported_folder_never_bears_its_name(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(os, "fsync", fsync)
     (tmp_path / "classes").mkdir()
+    (tmp_path / ".classes.rddlib-killed").mkdir()
+    os.utime(tmp_path / ".classes.rddlib-killed", (0, 0))
     made = SyntheticSet(torch.zeros(20, 1, 8, 8), 2, 1)
     export.as_png(made, tmp_path / "classes")
     assert seen == [False] * 20 and len(list((tmp_path / "classes").glob("*/*.png"))) == 20

@@ -200,8 +200,9 @@ def gather(
 ) -> tuple[list[Record], Store]:
     """The records that a page needs, in order, and the store that holds them and their distilled sets.
 
-    mode "load": only what the store has; StoreError names what is missing and the mode that makes it. "run": what is
-    missing is made now and kept. "live": all is made now, in a folder that vanishes with the process.
+    mode "load": only what the store has; StoreError names what is missing and the mode that makes it, SettingError a
+    data set that cannot be. "run": what is missing is made now and kept. "live": all is made now, in a folder that
+    vanishes with the process.
     """
     if mode not in MODES:
         raise SettingError("mode", mode, f"one of {', '.join(MODES)}")
@@ -211,6 +212,8 @@ def gather(
     experiments = [identified(e) for e in experiments]
     found = {e.key: store.find(e.key) for e in experiments}
     if absent := [key for key, record in found.items() if record is None]:
+        for e in experiments:
+            sources.check_name(base_name(e.dataset), datasets.data_root())  # a typing error is not a missing run
         raise StoreError(
             f"{len(absent)} of {len(found)} records are not in {store.root.name}/runs (first: {absent[0]}). "
             "Run this page with mode='run' to make them"

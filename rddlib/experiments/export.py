@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import io
+import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from .. import files
 from ..base import SettingError, WriteError, write_atomic
 from ..data.summary import sheet
 from ..distillation import synthetic
@@ -68,10 +71,17 @@ def as_png(found: SyntheticSet, folder: str | Path, stored: bool = False) -> int
 
 @contextlib.contextmanager
 def _whole_folder(folder: Path) -> Iterator[Path]:
-    """A place to fill, which takes the name of `folder` (new or empty) when all is done, and goes if it is not."""
+    """A place to fill, which takes the name of `folder` (new or empty) when all is done, and goes if it is not.
+
+    What a call for the same folder that was killed has left beside it goes too.
+    """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
+        prefix = f".{folder.name}.rddlib-"
+        for left in (path for path in folder.parent.iterdir() if path.name.startswith(prefix)):
+            if time.time() - left.stat().st_mtime > files.LITTER_AGE:
+                shutil.rmtree(left)
+        with tempfile.TemporaryDirectory(prefix=prefix, dir=folder.parent) as temporary:
             yield Path(temporary, "whole")
             Path(temporary, "whole").replace(folder)
     except WriteError:
