@@ -22,6 +22,7 @@ from . import cli
 from .base import SettingError, Settings, allowed_values, check_device
 from .data import dataset as datasets
 from .data import looks, summary
+from .data.sources import label, own_path
 from .distillation.glad.generator import GeneratorSettings
 from .evaluation.metrics import nulls
 from .experiments import experiment as runs
@@ -39,7 +40,8 @@ from .experiments.workers import Scheduler, Where
 EVERYBODY = ("scale", "dataset", "method", "risk", "alpha", "ipc", "factor", "seed")
 BY_HAND = [name for name in Experiment.declared() if not name.endswith("_sha256")]
 COLUMNS = ("dataset", "method", "risk", "ipc", "factor", "scale", "seed")  # of a list of records
-JUDGED = ("scale", "dataset", "size", "train_limit", "test_limit", "seed")  # what `evaluate` takes beside eval_*
+OF_DATA = ("scale", "dataset", "size", "train_limit", "test_limit")
+JUDGED = (*OF_DATA, "seed")  # what `evaluate` takes beside eval_*
 
 ELSEWHERE = Group("Where from, where to", sort_key=1)
 StoreDir = Annotated[
@@ -129,15 +131,17 @@ def run(
 
     Args:
         seeds: several distillation seeds one after the other: 0-4, or 0,3,7
-        from_set: begin from a finished set: a record's KEY, or an .npz FILE
+        from_set: begin from a finished set: an .npz FILE, or a record's KEY, whose data and scale then need no naming
         dry_run: say the key, whether its record is there, and what a run may cost; write nothing
         group: folder of the record under runs/ (default: DATASET_SCALE)
     """
     place = Store(store)
     chosen = Experiment.checked(settings, texts=True)
-    begun = None if from_set is None else forms.load_set(from_set, place)
-    if begun is not None:
-        chosen = {"ipc": begun.ipc, "factor": begun.factor} | chosen | {"start_sha256": begun.sha256}
+    begun = None
+    if from_set is not None:
+        begun = forms.load_set(from_set, place)
+        usual = {"ipc": begun.ipc, "factor": begun.factor} | _data_of(from_set, place, named="dataset" in settings)
+        chosen = usual | chosen | {"start_sha256": begun.sha256}
     asked = [Experiment.preset(**chosen | seed) for seed in _seeds(seeds, settings)]
     if dry_run:
         ledger = Ledger(place, device)
@@ -159,6 +163,16 @@ def run(
             )
         print(summary_line(record))
         _tell_where(record, place, record.key in known)
+
+
+def _data_of(source: str, store: Store, named: bool) -> dict[str, Any]:
+    """Data and scale of the record whose key `source` begins; nothing of a file. `named`: the data are, by hand."""
+    if Path(source).suffix == ".npz":
+        return {}
+    told = vars(Experiment(**store.match(source).experiment))
+    if not named and own_path(told["dataset"]) is not None:
+        raise SettingError("dataset", None, f"the path of {told['dataset']}: records keep no folders of a machine")
+    return {name: told[name] for name in OF_DATA}
 
 
 def _seeds(seeds: str | None, settings: dict[str, str]) -> list[dict[str, int]]:
@@ -373,7 +387,7 @@ def merge(folder: str, /, *, store: StoreDir = None) -> int:
 def prior(
     *,
     dataset: str,
-    image_size: int | None = None,
+    size: int | None = None,
     out: str | None = None,
     replace: bool = False,
     score_steps: int = priors.JUDGE["steps"],
@@ -388,7 +402,7 @@ def prior(
 
     Args:
         dataset: as for `run`; the generator bears its name
-        image_size: resize images to this many pixels a side
+        size: resize images to this many pixels a side
         out: where it is kept (default: priors/ of the store)
         replace: let go the one that is kept there under this name
         score_steps: updates of the classifier that scores
@@ -398,7 +412,7 @@ def prior(
     figures = looks.base_name(dataset).partition("_")[0] in ("digits", "svhn")
     chosen = {"flip": not figures} | GeneratorSettings.checked(settings, texts=True)
     judge = {"steps": score_steps, "width": score_width}
-    images = datasets.load(dataset, data_root, device, image_size, download=download)
+    images = datasets.load(dataset, data_root, device, size, download=download)
     with Bars() as bars:
         made = priors.make(images, GeneratorSettings(**chosen), Store(store), out, judge, replace, bars.show)
     print(priors.summary(made))
@@ -415,11 +429,11 @@ def data(name: str, /, *, size: int | None = None, picture: str | None = None, d
         size: resize images to this many pixels a side
         picture: write a sheet of samples, a row a class, as PNG
     """
+    if picture is not None and Path(picture).suffix.lower() != ".png":
+        raise SettingError("picture", picture, "a name that ends in .png")
     held = datasets.load(name, data_root, size=size)
     print("\n".join(summary.lines(held)))
     if picture is not None:
-        if Path(picture).suffix.lower() != ".png":
-            raise SettingError("picture", picture, "a name that ends in .png")
         print(f"samples: {summary.sheet(summary.samples(held), Path(picture).expanduser())}")
 
 
@@ -504,7 +518,7 @@ def export(
 
 def describe(settings: dict[str, Any]) -> str:
     """The settings that tell most runs apart, in one line."""
-    e = settings
+    e = settings | {"dataset": label(settings["dataset"])}
     return f"{e['dataset']} {e['method']} {e['risk']} ipc {e['ipc']} factor {e['factor']} seed {e['seed']} {e['scale']}"
 
 

@@ -203,6 +203,13 @@ def test_makefile_offers_what_the_readme_names() -> None:
     assert {"help", "env", "book", "test", "run", "grid", "bench", "serve", "lint", "clean"} <= targets
 
 
+def test_a_grid_without_its_name_is_refused_before_an_environment_is_made(tmp_path: Path) -> None:
+    words = ["make", "--no-print-directory", "-C", str(ROOT), "grid", "GRID=", f"VENV={tmp_path / 'venv'}"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode != 0 and "make: say which grid" in done.stdout and "make grid GRID=table1" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_python_that_does_not_fit_is_refused_with_the_way_out(tmp_path: Path) -> None:
     fake = tmp_path / "python"
     fake.write_text("#!/bin/sh\nexit 1\n")  # what the version check of any such Python comes to

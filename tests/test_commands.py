@@ -108,6 +108,27 @@ def test_a_run_begins_from_a_finished_set(tmp_path: Path, told: Any) -> None:
     assert plain.key != still.key and plain.set_key != still.set_key
 
 
+def test_a_run_from_a_key_is_on_the_data_of_its_record(tmp_path: Path, told: Any) -> None:
+    """Data, size, limits and scale need no naming; what is named counts; of own data the path is not known."""
+    of_record = {"dataset": "rare_digits", "size": 9, "train_limit": 150, "scale": "laptop"}
+    short = {name: value for name, value in QUICK.items() if "limit" not in name}
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in short.items()]
+    key = told(*words("run", tmp_path, **of_record, factor=1, ipc=2))[:16]
+    told("run", "--store", str(tmp_path), "--from-set", key, "--train-limit=160", "--eval-lr=0.02", *options)
+    (later,) = (r for r in Store(tmp_path).records() if r.experiment["start_sha256"])
+    of_record |= {"train_limit": 160, "test_limit": 100, "ipc": 2, "factor": 1, "eval_lr": 0.02}
+    assert {name: later.experiment[name] for name in of_record} == of_record
+
+    rng = np.random.default_rng(0)
+    arrays = {f"{part}_images": rng.integers(0, 256, (40, 8, 8, 1), np.uint8) for part in ("train", "test")}
+    labels = {f"{part}_labels": np.arange(40) % 2 for part in ("train", "test")}
+    np.savez(tmp_path / "mine.npz", classes=np.array(["a", "b"]), **arrays, **labels)
+    own = told("run", "--store", str(tmp_path), f"--dataset=npz:{tmp_path}/mine.npz", "--depth=2", *options)[:16]
+    more = ["run", "--store", str(tmp_path), "--from-set", own, "--depth=2", "--dry-run", *options]
+    assert "dataset = None: allowed is the path of npz:mine.npz" in told(*more, status=2)
+    assert "npz:mine.npz idc" in told(*more, f"--dataset=npz:{tmp_path}/mine.npz")
+
+
 def test_a_set_that_does_not_fit_is_refused_before_work(tmp_path: Path, told: Any) -> None:
     made = synthetic.SyntheticSet(torch.zeros(10, 1, 8, 8), 1)
     file = synthetic.save(tmp_path / "a.npz", made)

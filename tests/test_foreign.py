@@ -149,8 +149,9 @@ def test_what_the_values_are_can_be_declared(digits: DataSet, tmp_path: Path) ->
     images, labels = some(digits)
     torch.save([images / 255 * 2 - 1, labels], tmp_path / "signed.pt")  # -1 to 1: nobody can tell
     dim = dataclasses.replace(digits, mean=(0.5,), std=(0.2,))
-    with pytest.raises(DataError, match="values = '-1 to 1': allowed is declared with --range"):
-        foreign.read(tmp_path / "signed.pt", dim)
+    for data in (digits, dim):
+        with pytest.raises(DataError, match="values = '-1 to 1': allowed is declared with --range"):
+            foreign.read(tmp_path / "signed.pt", data)
     found = foreign.read(tmp_path / "signed.pt", dim, "normalised")
     assert torch.allclose(found.images, (images / 255 * 2 - 1) * 0.2 + 0.5, atol=1e-6)
     assert "values -1 to 1 declared normalised" in found.words
@@ -284,7 +285,7 @@ def test_our_own_set_judged_as_foreign_has_the_numbers_of_its_record(tmp_path: P
 
 def test_a_setting_is_new_and_old_keys_are_not() -> None:
     assert Experiment().key == "44136fa355b3678a"
-    with pytest.raises(SettingError, match="set_sha256"):
+    with pytest.raises(SettingError, match="^method = 'foreign'.*evaluate FILE"):
         Experiment.preset("smoke", method="foreign")
     with pytest.raises(SettingError, match="set_sha256"):
         Experiment.preset("smoke", set_sha256="a" * 64)

@@ -220,7 +220,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         (["--lr", "x"], "lr = 'x'"),
         (["--flip", "maybe"], "flip = 'maybe'"),
         (["--dataset", "absent"], "absent"),
-        (["--image-size", "12"], "size = 12"),
+        (["--size", "12"], "size = 12"),
         (["--score-width", "0"], "score_width = 0"),
     ],
 )

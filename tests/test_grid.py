@@ -155,7 +155,7 @@ def test_a_faulty_file_is_refused_with_file_block_and_key(tmp_path: Path, text: 
 
 
 def test_unknown_grids_and_scales_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(SettingError, match=r"grid = 'tabel1'.*table1"):
+    with pytest.raises(SettingError, match=r"grid = 'tabel1'.*; did you mean table1\?"):
         grid.jobs(["tabel1"], "smoke")
     with pytest.raises(SettingError, match="grid"):
         grid.jobs([tmp_path / "absent.toml"], "smoke")

@@ -380,6 +380,28 @@ def test_a_disk_that_is_full_at_any_write_of_a_merge_and_an_export(disk: list[in
     assert at_every_write(disk, lambda folder: export.as_png(made, folder), tmp_path / "exported") == 20
 
 
+def test_half_an_exported_folder_never_bears_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed or out of space: it is filled under another name. The folder may be there and empty."""
+    seen: list[bool] = []
+    sync = os.fsync
+
+    def fsync(number: int) -> None:
+        seen.append(any((tmp_path / "classes").iterdir()))
+        sync(number)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    (tmp_path / "classes").mkdir()
+    (tmp_path / ".classes.rddlib-killed").mkdir()
+    os.utime(tmp_path / ".classes.rddlib-killed", (0, 0))
+    made = SyntheticSet(torch.zeros(20, 1, 8, 8), 2, 1)
+    export.as_png(made, tmp_path / "classes")
+    assert seen == [False] * 20 and len(list((tmp_path / "classes").glob("*/*.png"))) == 20
+    assert [p.name for p in tmp_path.iterdir()] == ["classes"]
+    (tmp_path / "file").touch()
+    with pytest.raises(WriteError, match="cannot be written"):
+        export.as_png(made, tmp_path / "file" / "classes")
+
+
 def test_a_checkpoint_survives_a_full_disk(disk: list[int], digits: DataSet, tmp_path: Path) -> None:
     file = tmp_path / "state.pt"
     whole = images(digits, LOOP, None)

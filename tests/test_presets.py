@@ -21,7 +21,8 @@ PUBLISHED: list[tuple[dict[str, Any], dict[str, Any]]] = [
     # IDC on ImageNet-10: l1, 3e-3, 500 outer steps, ten epochs first; 3,000 to 1,000 epochs by the decoded images
     (
         {"dataset": "imagenet10", "ipc": 10, "factor": 3, "network": "resnetap10"},
-        {"metric": "l1", "lr_image": 3e-3, "outer_steps": 500, "net_start_steps": 510, "eval_steps": 15000},
+        {"metric": "l1", "lr_image": 3e-3, "outer_steps": 500, "net_start_steps": 510, "eval_steps": 15000}
+        | {"cutmix": 1.0, "eval_cutmix": 1.0},
     ),
     ({"dataset": "imagenet10", "ipc": 1, "factor": 3}, {"lr_image": 3e-4, "eval_steps": 4000}),
     ({"dataset": "imagenet10", "ipc": 1, "method": "random"}, {"eval_steps": 3000}),

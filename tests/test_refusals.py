@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,27 @@ def test_the_beginning_of_an_option_is_not_the_option(words: list[str], capsys: 
     assert f"Unknown option: {words[-2] if len(words) > 2 and words[0] != 'grid' else words[-1]}." in refusal(
         capsys, *words
     )
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (["run", "--dataset", "HERE"], "dataset = '.*Did you mean 'folder:"),
+        (["run", "--method", "foreign"], "method = 'foreign'"),
+        (["run", "--prior", "nothing"], "prior = 'nothing'"),
+        (["run", "--method", "glad", "--prior-layer", "30"], "prior_layer = 30"),
+        (["run", "--method", "glad", "--prior", "generator:none"], "none: "),
+        (["data", "digits", "--picture", "a.bmp"], r"picture = 'a\.bmp'"),
+        (["grid", "tabel1"], "did you mean table1"),
+    ],
+)
+def test_what_is_refused_is_named_and_leaves_nothing(
+    words: list[str], name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = [] if words[0] == "data" else ["--store", str(tmp_path / "store")]
+    told = refusal(capsys, *(str(tmp_path) if word == "HERE" else word for word in words), *place)
+    assert re.search(name, told)
+    assert [p for p in tmp_path.rglob("*") if p.is_file() and p.suffix != ".lock"] == []
 
 
 def test_an_empty_folder_is_not_the_default(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -153,6 +153,7 @@ class Page:
 
     def arm(self, **settings: Any) -> Arm:
         """The runs with these settings; one that is idle in a run (alpha under control) fits any value of it."""
+        settings = Experiment.checked(settings)  # one that cannot be is not a run that is missing
         own = [e for e in self.experiments if all(n in i or getattr(e, n) == v for i, n, v in _each(e, settings))]
         kinds = {tuple(getattr(e, n) for n in _NAMES if n not in (*e.idle(), "seed")) for e in own}
         if len(kinds) > 1:

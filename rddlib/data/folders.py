@@ -61,7 +61,7 @@ def read_folder(path: Path, size: int | None = None, classes: tuple[str, ...] | 
             arrays[f"{part}_groups"] = np.searchsorted(arrays["group_names"], [group_of[name] for name in paths])
     if left.total():
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted((+left).items()))
-        log.warning("%s: %d entries were not taken (%s)", path.name, left.total(), kinds)
+        log.warning("%s: not taken: %s", path.name, kinds)
     return arrays
 
 

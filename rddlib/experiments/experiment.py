@@ -27,6 +27,7 @@ from ..data.dataset import DataSet
 from ..data.looks import base_name
 from ..data.sources import DataError
 from ..distillation import distill, settings
+from ..distillation.glad import prior
 from ..distillation.kip import inducing_points
 from ..distillation.kip.inducing_points import KipSettings
 from ..distillation.settings import DistillSettings
@@ -72,9 +73,10 @@ class Experiment(DistillSettings, EvaluateSettings):
         yield from super().misfits()
         if self.dataset_sha256 is not None and sources.own_path(self.dataset) is None:
             yield SettingError("dataset_sha256", self.dataset_sha256, "None for data sets that have a name")
-        if (self.method == "foreign") != (self.set_sha256 is not None):
-            allowed = "filled in by `rddlib evaluate FILE`, for foreign sets only"
-            yield SettingError("set_sha256", self.set_sha256, allowed)
+        if self.method == "foreign" and self.set_sha256 is None:
+            yield SettingError("method", "foreign", "another method; `rddlib evaluate FILE` judges sets from elsewhere")
+        if self.method != "foreign" and self.set_sha256 is not None:
+            yield SettingError("set_sha256", self.set_sha256, "None where a set is not from elsewhere")
 
     @property
     def key(self) -> str:
@@ -170,6 +172,7 @@ def run(
     one. Everything that can be refused is refused before any work: SettingError, DataError, StoreError.
     """
     check_device(device)
+    sources.check_name(base_name(experiment.dataset), datasets.data_root(data_root))
     data: DataSet | None = None
     if experiment.dataset_sha256 is None and sources.own_path(experiment.dataset) is not None:
         data = load_data(experiment, device, data_root, download)
@@ -187,6 +190,8 @@ def run(
     in_evaluation = evaluate.misfits(data, experiment, experiment.method == "full")
     refuse([*settings.misfits(data, experiment), *in_evaluation])
     distill.check_begun(data, experiment, begun)
+    if experiment.method in settings.LOOPED:
+        prior.load(experiment.parts().prior, data, experiment.prior_layer, experiment.prior_start)
     with store.lock(experiment.key):
         stored = store.find(experiment.key)  # another process may have made it since
         if stored is not None:
@@ -202,8 +207,9 @@ def gather(
 ) -> tuple[list[Record], Store]:
     """The records that a page needs, in order, and the store that holds them and their distilled sets.
 
-    mode "load": only what the store has; StoreError names what is missing and the mode that makes it. "run": what is
-    missing is made now and kept. "live": all is made now, in a folder that vanishes with the process.
+    mode "load": only what the store has; StoreError names what is missing and the mode that makes it, SettingError a
+    data set that cannot be. "run": what is missing is made now and kept. "live": all is made now, in a folder that
+    vanishes with the process.
     """
     if mode not in MODES:
         raise SettingError("mode", mode, f"one of {', '.join(MODES)}")
@@ -214,6 +220,8 @@ def gather(
     records = {e.key: store.find(e.key) for e in experiments}
     absent = [key for key, record in records.items() if record is None]
     if absent:
+        for e in experiments:
+            sources.check_name(base_name(e.dataset), datasets.data_root())  # a typing error is not a missing run
         raise StoreError(
             f"{len(absent)} of {len(records)} records are not in {store.root.name}/runs (first: {absent[0]}). "
             "Run this page with mode='run' to make them"

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import shutil
+import tempfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from .. import files
 from ..base import SettingError, WriteError, write_atomic
 from ..data.summary import sheet
 from ..distillation import synthetic
@@ -43,7 +48,7 @@ def images_of(found: SyntheticSet, stored: bool = False) -> tuple[Tensor, Tensor
 
 
 def as_png(found: SyntheticSet, folder: str | Path, stored: bool = False) -> int:
-    """Write FOLDER/<number of the class>/<number>.png; the number of images. Refuses a folder that holds anything.
+    """Write FOLDER/<number of the class>/<number>.png, all or none; the number of images. Refuses a folder with files.
 
     Tiles that were enlarged in decoding are rounded to 8 bits. `foreign.read` reads the folder back.
     """
@@ -54,17 +59,35 @@ def as_png(found: SyntheticSet, folder: str | Path, stored: bool = False) -> int
         raise SettingError("png", folder.name, "a folder that is new or empty")
     images, labels = images_of(found, stored)
     numbers = [0] * (int(labels.max()) + 1)
-    try:
+    with _whole_folder(folder) as place:  # some classes of a set are no set
         for image, label in zip(_eight_bits(images), labels.tolist(), strict=True):
             pixels = image.permute(1, 2, 0).numpy()
             buffer = io.BytesIO()
             Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels).save(buffer, "PNG")
-            write_atomic(folder / str(label) / f"{numbers[label]:04d}.png", buffer.getvalue())
+            write_atomic(place / str(label) / f"{numbers[label]:04d}.png", buffer.getvalue())
             numbers[label] += 1
-    except WriteError:
-        shutil.rmtree(folder, ignore_errors=True)  # some classes of a set are no set
-        raise
     return len(images)
+
+
+@contextlib.contextmanager
+def _whole_folder(folder: Path) -> Iterator[Path]:
+    """A place to fill, which takes the name of `folder` (new or empty) when all is done, and goes if it is not.
+
+    What a call for the same folder that was killed has left beside it goes too.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        prefix = f".{folder.name}.rddlib-"
+        for left in (path for path in folder.parent.iterdir() if path.name.startswith(prefix)):
+            if time.time() - left.stat().st_mtime > files.LITTER_AGE:
+                shutil.rmtree(left)
+        with tempfile.TemporaryDirectory(prefix=prefix, dir=folder.parent) as temporary:
+            yield Path(temporary, "whole")
+            Path(temporary, "whole").replace(folder)
+    except WriteError:
+        raise
+    except OSError as error:
+        raise WriteError(f"{folder}: cannot be written ({error.strerror or error})") from error
 
 
 def as_grid(found: SyntheticSet, file: str | Path, stored: bool = False) -> int:

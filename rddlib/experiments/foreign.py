@@ -274,13 +274,18 @@ def _pixels(images: Tensor, data: DataSet, value_range: str | None) -> tuple[Ten
 
 
 def _range(low: float, high: float, data: DataSet) -> str | None:
-    """What values from `low` to `high` are beyond doubt: half the way to normalised black and white counts as there."""
+    """What values from `low` to `high` are beyond doubt: half the way to normalised black and white counts as there.
+
+    Those that fill [-1, 1] may be pixels on the scale of generative networks, whatever the statistics of `data` are.
+    """
     black = max(-m / s for m, s in zip(data.mean, data.std, strict=True))
     white = min((1 - m) / s for m, s in zip(data.mean, data.std, strict=True))
     if low >= -1e-3 and high <= 1 + 1e-3:
         return "unit"
     if low >= 0 and 32 < high <= 255:
         return "byte"
+    if max(abs(low + 1), abs(high - 1)) < 1e-3:
+        return None
     return "normalised" if low < black / 2 and high > white / 2 else None
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import math
 import statistics
 import tomllib
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import files
-from ..base import SettingError, resources
+from ..base import SettingError, resources, suggestion
 from .experiment import Experiment, identified
 from .presets import SCALES
 from .records import Record, Store
@@ -83,7 +82,8 @@ def locate(name: str | Path) -> Path:
     for path in (Path(name).expanduser(), folder() / f"{name}.toml"):
         if path.suffix == ".toml" and path.is_file():
             return path
-    raise SettingError("grid", str(name), f"a .toml file, or one of {', '.join(names()) or '(no grid in data/grids)'}")
+    known = f"a .toml file, or one of {', '.join(names()) or '(no grid in data/grids)'}"
+    raise SettingError("grid", str(name), known + suggestion(str(name), names()))
 
 
 def jobs(grids: Iterable[str | Path], scale: str) -> list[Job]:
@@ -257,7 +257,7 @@ def failure_file(store: Store, key: str) -> Path:
 def failure(store: Store, key: str) -> str:
     """The error of a key's last run, '' if it did not fail."""
     try:
-        return str(json.loads(files.read_plain(failure_file(store, key)))["error"])
+        return str(files.from_json(files.read_plain(failure_file(store, key)))["error"])
     except FileNotFoundError:
         return ""
     except (OSError, ValueError, KeyError, TypeError):

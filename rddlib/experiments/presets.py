@@ -129,6 +129,8 @@ def _long(known: dict[str, Any]) -> dict[str, Any]:
     """The published numbers: IDC's table, DC's rule for loop lengths (utils.py), DM's, and GLaD's as RDD runs it."""
     ipc, method, name = known.get("ipc", 10), known.get("method", "idc"), known["dataset"]
     result = {"lr_image": 5e-3 * ipc / 10, "eval_steps": _published_updates(known), "eval_seeds": 5}
+    if known.get("eval_recipe", "idc") == "idc" and name.startswith("imagenet"):
+        result |= {"eval_cutmix": 1.0}  # its mix_p there; a half at 32 px
     if method == "idc" and name.startswith("svhn"):
         result |= {"net_steps": 2}  # IDC trains on 500 images there, on 2,000 for CIFAR-10
         if ipc == 1 and known.get("factor", 2) == 1:
@@ -136,7 +138,7 @@ def _long(known: dict[str, Any]) -> dict[str, Any]:
     if method == "idc" and name.startswith("imagenet"):
         ten_epochs = 10 * math.ceil(IMAGES_OF_TEN_CLASSES / 256)
         result |= {"metric": "l1", "lr_image": round(3e-4 * ipc, 6), "outer_steps": 500, "net_steps": 2,
-                  "net_start_steps": ten_epochs}  # fmt: skip
+                  "net_start_steps": ten_epochs, "cutmix": 1.0}  # fmt: skip
     if method == "dc":
         result |= {"start": "noise"}
     if method in ("dc", "dsa"):

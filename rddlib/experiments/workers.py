@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import multiprocessing
 import os
 import signal
@@ -26,6 +25,7 @@ from typing import Any
 
 import torch
 
+from .. import files
 from ..base import SettingError, write_atomic
 from .experiment import Experiment, run
 from .grid import Job, failure, failure_file
@@ -123,7 +123,7 @@ def note_failure(store: Store, experiment: Experiment, error: str, lines: Sequen
         "traceback": list(lines),
     }
     with contextlib.suppress(OSError):  # a full disk must not keep the other runs from going on
-        write_atomic(failure_file(store, experiment.key), json.dumps(noted, indent=1) + "\n")
+        write_atomic(failure_file(store, experiment.key), files.to_json(noted))
 
 
 @contextlib.contextmanager
