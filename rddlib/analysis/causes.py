@@ -1,4 +1,4 @@
-"""The grid `causes`: which run is which cell, the effects that are asked of it, and what its numbers say in words.
+"""The grid `causes`: which run is which cell, and the effects that are asked of it.
 
 Ten cells are a factorial: images that train the network x (no term, upper, lower) x place of the term, the place having
 no meaning without a term. Others are a ladder from control to the paper's term, one thing at a time, because the term's
@@ -8,16 +8,13 @@ weights of 1 and 1 also make the loss, and with it the network's step, about thr
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from ..data.shifts import CORRUPTIONS
-from ..experiments.records import Record
 from . import factorial
-from .factorial import Effect, Weights
+from .factorial import Weights
 
 DATA, TAILS, PLACES = ("real", "synthetic"), ("upper", "lower"), ("network", "matching")
 CONTROL, LONGER, EQUAL, LARGEST = "real, none", "real, none, 3 x step", "real, equal groups", "real, largest group"
@@ -113,18 +110,10 @@ def against_control(cells: Iterable[str]) -> dict[str, Weights]:
 # --- held-out tests ---------------------------------------------------------------------------------------
 
 
-def is_held_out(record: Record) -> bool:
-    """Whether a run has the tests that chose nothing: corruptions and honest groups."""
-    return bool(record.experiment["eval_corruptions"])
-
-
-def with_corruptions(record: Record) -> Record:
-    """The record with "corruptions" added: the mean accuracy over all kinds and severities, for each training."""
-    kinds = {m: v for m, v in record.metrics.items() if m.rpartition("_")[0] in CORRUPTIONS}
-    if not kinds:
-        return record
-    mean = np.mean(list(kinds.values()), axis=0).tolist()
-    return replace(record, metrics=record.metrics | {"corruptions": mean})
+def with_corruptions(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `results.tidy` with all kinds and severities of corruption as one test, "corruptions"."""
+    kinds = frame["test"].str.replace(r"_\d+$", "", regex=True)  # without the severity
+    return frame.assign(test=frame["test"].mask(kinds.isin(CORRUPTIONS), "corruptions"))
 
 
 def choose(values: pd.DataFrame, candidates: Sequence[str] | None = None) -> tuple[str, bool]:
@@ -135,35 +124,13 @@ def choose(values: pd.DataFrame, candidates: Sequence[str] | None = None) -> tup
     """
     if CONTROL not in values.index:
         return "", False
-    there = values.notna().to_numpy()
-    needed = there[values.index.get_loc(CONTROL)]
-    whole = [str(name) for name, own in zip(values.index, there, strict=True) if own[needed].all()]
-    whole = [name for name in whole if candidates is None or name in candidates]
-    if not (weights := against_control(whole)):
+    needed = values.columns[values.loc[CONTROL].notna()]
+    whole = values.index[values[needed].notna().all(axis=1)]
+    weights = against_control(name for name in whole if candidates is None or name in candidates)
+    if not weights:
         return "", False
-    found = factorial.fit(values.loc[[CONTROL, *weights]])
-    gains = {name: e for name, w in weights.items() if (e := found.effect(w)) is not None}
+    effects = factorial.fit(values.loc[[CONTROL, *weights]]).effects(weights)
+    gains = {name: effect for name, effect in effects.items() if effect is not None}
     stands = factorial.holm(gains)
     best = max(gains, key=lambda name: gains[name].mean)
-    return best, any(stands[n] and gains[n].mean > 0 for n in gains)
-
-
-# --- words ------------------------------------------------------------------------------------------------
-
-
-def in_words(effects: Mapping[str, Effect | None], test: str) -> str:
-    """One sentence on a family of effects: which stand when all are looked at together, and what the rest is."""
-    known = {n: e for n, e in effects.items() if e is not None}
-    left = len(effects) - len(known)
-    tail = f" {left} of {len(effects)} cannot be told yet: their runs are not made." if left else ""
-    if not known:
-        return f"{test}: no effect can be told yet: the runs are not made."
-    if all(not np.isfinite(e.low) for e in known.values()):
-        return f"{test}: one seed, so no effect has an interval.{tail}"
-    stands = [n for n, ok in factorial.holm(effects).items() if ok]
-    words = "; ".join(f"{n} {known[n]} points" for n in stands)
-    if not stands:
-        widest = max(e.high - e.mean for e in known.values())
-        words = f"of {len(known)} effects none stands; intervals reach up to {widest:.1f} points to either side"
-        return f"{test}: {words}.{tail}"
-    return f"{test}: of {len(known)} effects {len(stands)} stand{'s' if len(stands) == 1 else ''}: {words}.{tail}"
+    return best, any(stands[name] and gains[name].mean > 0 for name in gains)
