@@ -7,7 +7,8 @@ weights of 1 and 1 also make the loss, and with it the network's step, about thr
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pandas as pd
@@ -49,12 +50,8 @@ def of(data: str, tail: str, place: str = "network") -> str:
     return f"{data}, {tail}{', matching' if place == 'matching' else ''}"
 
 
-def _some(data: Iterable[str] = DATA, tails: Iterable[str] = TAILS, places: Iterable[str] = PLACES) -> list[str]:
-    tails, places = list(tails), list(places)
-    return [of(d, t, p) for d in data for t in tails for p in places]
-
-
-CELLS = [name for d in DATA for name in (f"{d}, none", *_some([d]))]
+TERMS = tuple(itertools.product(TAILS, PLACES))
+CELLS = [name for data in DATA for name in (f"{data}, none", *(of(data, *term) for term in TERMS))]
 
 
 def effects() -> dict[str, Weights]:
@@ -62,32 +59,29 @@ def effects() -> dict[str, Weights]:
 
     An interaction "A x B" is the effect of A at the second level of B less that at the first.
     """
-    tail = {(d, p): factorial.contrast([of(d, "upper", p)], [of(d, "lower", p)]) for d in DATA for p in PLACES}
-    place = {d: factorial.contrast(_some([d], places=["matching"]), _some([d], places=["network"])) for d in DATA}
-    term = {d: factorial.contrast(_some([d]), [f"{d}, none"]) for d in DATA}
-    tail_at = {p: _mean(tail["real", p], tail["synthetic", p]) for p in PLACES}
-    tail_by = {d: _mean(tail[d, "network"], tail[d, "matching"]) for d in DATA}
-    turn = {d: factorial.minus(tail[d, "matching"], tail[d, "network"]) for d in DATA}
-    return {
-        "a term - none": _mean(*term.values()),
-        "upper - lower tail": _mean(*tail_at.values()),
-        "matching - network": _mean(*place.values()),
-        "synthetic - real images": factorial.contrast(
-            [c for c in CELLS if c.startswith("synthetic")], [c for c in CELLS if c.startswith("real")]
-        ),
-        "term x images": factorial.minus(term["synthetic"], term["real"]),
-        "tail x place": factorial.minus(tail_at["matching"], tail_at["network"]),
-        "tail x images": factorial.minus(tail_by["synthetic"], tail_by["real"]),
-        "place x images": factorial.minus(place["synthetic"], place["real"]),
-        "tail x place x images": factorial.minus(turn["synthetic"], turn["real"]),
-    }
-
-
-def _mean(*weights: Weights) -> Weights:
-    total: Weights = {}
-    for own in weights:
-        total = factorial.added(total, {c: w / len(weights) for c, w in own.items()})
-    return total
+    found: dict[str, Weights] = {}
+    for data, term in itertools.product(DATA, (None, *TERMS)):
+        name = of(data, *term) if term else f"{data}, none"
+        images = 1 if data == "synthetic" else -1
+        has_term = 1 / len(TERMS) if term else -1
+        tail = (1 if term[0] == "upper" else -1) if term else 0
+        place = (1 if term[1] == "matching" else -1) if term else 0
+        weights = {
+            "a term - none": has_term / 2,
+            "upper - lower tail": tail / 4,
+            "matching - network": place / 4,
+            "synthetic - real images": images / 5,
+            "term x images": has_term * images,
+            "tail x place": tail * place / 2,
+            "tail x images": tail * images / 2,
+            "place x images": place * images / 2,
+            "tail x place x images": tail * place * images,
+        }
+        for effect, weight in weights.items():
+            found.setdefault(effect, {})
+            if weight:
+                found[effect][name] = weight
+    return found
 
 
 def ladder() -> dict[str, Weights]:
@@ -116,7 +110,7 @@ def with_corruptions(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.assign(test=frame["test"].mask(kinds.isin(CORRUPTIONS), "corruptions"))
 
 
-def choose(values: pd.DataFrame, candidates: Sequence[str] | None = None) -> tuple[str, bool]:
+def choose(values: pd.DataFrame) -> tuple[str, bool]:
     """The cell whose worst group gains most over control, and whether any gain stands against all that were tried.
 
     values: cells x seeds of the worst group. Only cells with all of the control's seeds are candidates; ('', False)
@@ -126,7 +120,7 @@ def choose(values: pd.DataFrame, candidates: Sequence[str] | None = None) -> tup
         return "", False
     needed = values.columns[values.loc[CONTROL].notna()]
     whole = values.index[values[needed].notna().all(axis=1)]
-    weights = against_control(name for name in whole if candidates is None or name in candidates)
+    weights = against_control(whole)
     if not weights:
         return "", False
     effects = factorial.fit(values.loc[[CONTROL, *weights]]).effects(weights)

@@ -207,9 +207,10 @@ class Plan:
     def select(self, selector: str, scale: str) -> dict[int, str]:
         """The key of each distillation seed. Raises SettingError where more than the seed is left open."""
         arm, *filters = selector.split()
-        wanted = [f.split("=", 1) for f in filters]
-        own = [j for j in self.arms(scale).get(arm, ())
-               if all(str(getattr(j.experiment, n)) == v for n, v in wanted)]  # fmt: skip
+        own = self.arms(scale).get(arm, [])
+        for wanted in filters:
+            name, _, value = wanted.partition("=")
+            own = [job for job in own if str(getattr(job.experiment, name)) == value]
         found = {job.experiment.seed: job.key for job in own}
         if len(found) != len(own):
             raise SettingError("selector", selector, f"settings that leave only the seed open at scale {scale}")

@@ -236,18 +236,19 @@ _NAMES = tuple(f.name for f in fields(Experiment))
 def _chosen(name: str, scale: str, dataset: str) -> list[Job]:
     """The jobs of a grid at a scale and of a data set, carried over where the grid has none of the kind."""
     found = grid.jobs([name], scale)
-    if dataset == "all" and found:
-        return found
-    if own := [job for job in found if job.experiment.dataset == dataset]:
+    own = [job for job in found if dataset in ("all", job.experiment.dataset)]
+    if own:
         return own
     other = "digits" if dataset == "all" else dataset
-    model = found or grid.jobs([name], "paper")
     small = {"ipc": 1, "seed": 0} if scale == "smoke" else {}
+    model = found or grid.jobs([name], "paper")
     carried: dict[str, Job] = {}
-    for job in (j for j in model if j.experiment.dataset == model[0].experiment.dataset):
-        kept = {n: getattr(job.experiment, n) for n in KEPT} | small
-        own_job = Job(identified(Experiment.preset(scale, dataset=other, **kept)), job.value, job.arms, job.why)
-        carried.setdefault(own_job.key, own_job)
+    for job in model:
+        if job.experiment.dataset != model[0].experiment.dataset:
+            continue
+        kept = {name: getattr(job.experiment, name) for name in KEPT} | small
+        experiment = identified(Experiment.preset(scale, dataset=other, **kept))
+        carried.setdefault(experiment.key, Job(experiment, job.value, job.arms, job.why))
     return list(carried.values())
 
 
