@@ -156,7 +156,7 @@ def test_table_averages_trainings_and_keeps_holes() -> None:
     assert list(found.index) == ["a", "b"] and list(found.columns) == [0, 1]
     assert found.loc["a"].tolist() == [2.0, 5.0] and np.isnan(found.loc["b", 1])
     twice = frame.assign(cell="a")
-    with pytest.raises(SettingError, match="seed 0 is there already"):
+    with pytest.raises(SettingError, match="a cell of its own"):
         factorial.table(twice, "accuracy")
     assert factorial.table(frame, "noise").empty
 

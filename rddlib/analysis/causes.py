@@ -119,7 +119,7 @@ def choose(values: pd.DataFrame) -> tuple[str, bool]:
     if CONTROL not in values.index:
         return "", False
     needed = values.columns[values.loc[CONTROL].notna()]
-    whole = values.index[values[needed].notna().all(axis=1)]
+    whole = [str(name) for name in values.index if values.loc[name, needed].notna().all()]
     weights = against_control(whole)
     if not weights:
         return "", False

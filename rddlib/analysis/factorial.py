@@ -47,9 +47,9 @@ def table(frame: pd.DataFrame, test: str) -> pd.DataFrame:
     """
     own = frame[(frame["test"] == test) & (frame["cell"] != "")]
     each = own.groupby(["cell", "seed"], sort=False)
-    if len(own) and each["key"].nunique().max() > 1:
-        cell, seed = each["key"].nunique().idxmax()
-        raise SettingError("cell", cell, f"a cell of its own for each run: seed {seed} is there already")
+    runs = each["key"].nunique()
+    if (runs > 1).any():
+        raise SettingError("cell and seed", runs.index[runs > 1][0], "a cell of its own for each run of a seed")
     return each["value"].mean().unstack(sort=False).sort_index(axis=1)
 
 

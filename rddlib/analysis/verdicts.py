@@ -96,7 +96,8 @@ class Evidence:
     def values(self, keys: pd.DataFrame, metric: str) -> pd.DataFrame:
         """A metric of these runs, seeds x arms, over the seeds for which every run has it."""
         by_key = metric_of(self.runs, metric)
-        return keys.apply(lambda own: own.map(by_key)).astype(float).dropna()
+        found: pd.DataFrame = keys.apply(lambda own: own.map(by_key)).astype(float)
+        return found.dropna()
 
 
 def judge(
@@ -157,7 +158,7 @@ def _above_chance(metric: str, evidence: Evidence, keys: pd.DataFrame) -> float:
     if metric == "coverage":
         return float("inf")
     best = [float(evidence.values(keys, test).mean().max()) for test in metric.split("-")]
-    return min(best) - 100 / _classes(evidence.records[keys.iloc[0, 0]])
+    return min(best) - 100 / _classes(evidence.records[str(keys.iloc[0, 0])])
 
 
 def _classes(record: Record) -> int:
