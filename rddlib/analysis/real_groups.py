@@ -82,9 +82,9 @@ def looks(records: Iterable[Record]) -> pd.DataFrame:
         rows.append([asked.share, asked.look, *everything, *few, qualifies(everything, few)])
     columns = ["share", "look", "all_common", "all_rare", "random_common", "random_rare", "qualifies"]
     table = pd.DataFrame(rows, columns=columns)
-    table["look"] = pd.Categorical(table["look"], LOOKS)
-    table = table.sort_values(["share", "look"], ascending=[False, True], ignore_index=True)
-    return table.astype({"look": str})
+    in_order = [LOOKS.index(look) for look in table["look"]]
+    table = table.assign(order=in_order).sort_values(["share", "order"], ascending=[False, True], ignore_index=True)
+    return table.drop(columns="order")
 
 
 # --- arms -------------------------------------------------------------------------------------------------
