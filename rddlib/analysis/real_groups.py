@@ -6,6 +6,7 @@ Everything that decides something here was fixed before the runs (the book's pag
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from math import nan
 
 import pandas as pd
 
@@ -39,13 +40,12 @@ WITH_LABELS = ("matching_upper_true", "equal_true", "balanced", "covering")
 ARMS = (*FLOORS, "control", *WITHOUT_LABELS, *WITH_LABELS)
 
 LOOKS = ("rotated", "inverted", "tinted")  # in the order of the rule
-WHOLE = -1  # the group of a metric that is one number
-MEASURES = {  # name -> metric of the records, and group
+MEASURES: dict[str, tuple[str, float]] = {  # name -> metric of the records, and its group, nan for one of all images
     "common": ("known_accuracy", 0),
     "rare": ("known_accuracy", 1),
-    "worst group": ("known_min", WHOLE),
-    "worst class": ("known_class_min", WHOLE),
-    "worst cluster": ("cluster_min", WHOLE),
+    "worst group": ("known_min", nan),
+    "worst class": ("known_class_min", nan),
+    "worst cluster": ("cluster_min", nan),
 }
 
 
@@ -109,13 +109,9 @@ def rates(records: Iterable[Record], names: Mapping[str, str]) -> pd.DataFrame:
 
 def by_arm(records: Iterable[Record], names: Mapping[str, str]) -> pd.DataFrame:
     """One row a run, index (ipc, arm, seed), one column a measure (`MEASURES`), in per cent."""
-    means = by_seed(named(records, names), "ipc", "arm").fillna({"group": WHOLE})
-    chosen = [means[(means["test"] == t) & (means["group"] == g)].assign(measure=m) for m, (t, g) in MEASURES.items()]
-    return (
-        pd.concat(chosen)
-        .pivot(index=["ipc", "arm", "seed"], columns="measure", values="value")
-        .rename_axis(columns=None)
-    )
+    measures = pd.DataFrame.from_dict(MEASURES, orient="index", columns=["test", "group"]).rename_axis("measure")
+    means = by_seed(named(records, names), "ipc", "arm").merge(measures.reset_index(), on=["test", "group"])
+    return means.pivot(index=["ipc", "arm", "seed"], columns="measure", values="value").rename_axis(columns=None)
 
 
 def present(table: pd.DataFrame, ipc: int) -> list[str]:
