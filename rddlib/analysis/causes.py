@@ -118,7 +118,7 @@ def choose(values: pd.DataFrame) -> tuple[str, bool]:
     """
     if CONTROL not in values.index:
         return "", False
-    needed = values.columns[values.loc[CONTROL].notna()]
+    needed = values.columns[values.loc[CONTROL].notna().to_numpy()]
     whole = [str(name) for name in values.index if values.loc[name, needed].notna().all()]
     weights = against_control(whole)
     if not weights:
