@@ -27,7 +27,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from rddlib.analysis import report
+from rddlib.analysis import results
 from rddlib.base import SettingError, repository_root, write_atomic
 from rddlib.experiments import grid
 from rddlib.experiments.experiment import Experiment
@@ -287,7 +287,7 @@ def records_table(ledger: Ledger) -> str:
         scores = "; ".join(
             f"{name} {np.mean(r.metrics[name]):.1f}" for name in ("accuracy", "cluster_min") if name in r.metrics
         )
-        arm = f"{x['dataset']}, {report.arm(r.experiment)}, IPC {x['ipc']}"
+        arm = f"{x['dataset']}, {results.arm(r.experiment)}, IPC {x['ipc']}"
         what = f"{arm}, seed {x['seed']}, judged by {x['eval_network']}"
         file = f"../_static/records/{r.key}.json"
         rows.append(

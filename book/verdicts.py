@@ -25,7 +25,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).
 import costs  # noqa: E402
 import matplotlib as mpl  # noqa: E402
 
-from rddlib.analysis import claims, report, rules, verdicts  # noqa: E402
+from rddlib.analysis import claims, report, results, rules, verdicts  # noqa: E402
 from rddlib.analysis.verdicts import Finding, Verdict  # noqa: E402
 from rddlib.base import repository_root, write_atomic  # noqa: E402
 from rddlib.experiments.experiment import Experiment  # noqa: E402
@@ -197,7 +197,7 @@ def row(v: Verdict, ledger: Ledger, root: Path, p: tuple[float, float] | None = 
     page = link(c, root)
     jump = f'<br><a href="{page}">page</a>' if page else ""
     links = "".join(
-        f'<li><a href="records.html#record-{k}">{e(report.arm(r.experiment))}, IPC {r.experiment["ipc"]}, '
+        f'<li><a href="records.html#record-{k}">{e(results.arm(r.experiment))}, IPC {r.experiment["ipc"]}, '
         f"seed {r.experiment['seed']}</a></li>"
         for k, r in zip(keys, records, strict=True)
     )

@@ -8,6 +8,7 @@ import pytest
 from conftest import unmade
 
 from rddlib.analysis import causes, factorial
+from rddlib.analysis.results import tidy
 from rddlib.base import numpy_generator
 from rddlib.experiments import grid
 from rddlib.experiments.experiment import Experiment
@@ -117,32 +118,11 @@ def test_cells_that_lack_a_seed_are_not_chosen() -> None:
     assert causes.choose(table)[0] != ALL[3]
     assert causes.choose(table.iloc[1:]) == ("", False)
     assert causes.choose(table.iloc[:1]) == ("", False)
-    assert causes.choose(values(numpy_generator(2, "few"), c3=9.0), [ALL[1], ALL[2]])[0] in ALL[1:3]
 
 
 def test_corruptions_are_averaged_and_published_shifts_left_out() -> None:
     experiment = Experiment.preset("smoke")
-    more = causes.with_corruptions(record(experiment, fog_1=[10.0, 20.0], fog_3=[30.0, 40.0], noise=[99.0, 99.0]))
-    assert more.metrics["corruptions"] == [20.0, 30.0]
-    plain = record(experiment, noise=[1.0])
-    assert causes.with_corruptions(plain) is plain and not causes.is_held_out(plain)
-
-
-def test_words_follow_the_numbers() -> None:
-    rng = numpy_generator(3, "words")
-    weights = causes.effects()
-
-    def words(table: pd.DataFrame) -> str:
-        fit = factorial.fit(table)
-        return causes.in_words({n: fit.effect(w) for n, w in weights.items()}, "accuracy")
-
-    synthetic = {f"c{causes.CELLS.index(c)}": 9.0 for c in causes.CELLS if c.startswith("synthetic")}
-    said = words(values(rng, causes.CELLS, **synthetic))
-    assert said.startswith("accuracy: of 9 effects 1 stands: synthetic - real images +")
-    assert "none stands" in words(values(rng, causes.CELLS))
-    assert "one seed" in words(values(rng, causes.CELLS, seeds=1))
-    assert "runs are not made" in words(values(rng, causes.CELLS).iloc[:2])
-    five = values(rng, [c for c in causes.CELLS if c.startswith("real")])
-    gains = causes.against_control([*five.index, "synthetic, none"])
-    fit = factorial.fit(five)
-    assert "1 of 5 cannot be told yet" in causes.in_words({n: fit.effect(w) for n, w in gains.items()}, "accuracy")
+    made = record(experiment, fog_1=[10.0, 20.0], fog_3=[30.0, 40.0], noise=[99.0, 99.0])
+    frame = causes.with_corruptions(tidy([made])).assign(cell="one")
+    assert factorial.table(frame, "corruptions").loc["one"].tolist() == [25.0]
+    assert factorial.table(frame, "noise").loc["one"].tolist() == [99.0]

@@ -288,7 +288,12 @@ class Scaled(Named):
 
 
 def at(scale: str, **arms: NDArray[np.float64]) -> dict[str, Record]:
-    return {f"{scale}-{k}": r for k, r in records(**arms).items()}
+    return keyed({f"{scale}-{k}": r for k, r in records(**arms).items()})
+
+
+def keyed(made: dict[str, Record]) -> dict[str, Record]:
+    """The records under these keys."""
+    return {key: dataclasses.replace(record, key=key) for key, record in made.items()}
 
 
 def test_the_first_scale_with_enough_seeds_decides(tmp_path: Path) -> None:
@@ -321,7 +326,7 @@ def test_a_claim_on_the_term_needs_a_network_that_learns_and_a_gate(tmp_path: Pa
     for moved, verdict in ((1.0, "mechanism off"), (4.0, "supported")):
         gate = {f"cpu-gate-control{s}": v for s, v in enumerate(records(c=np.full((3, 1), 50.0 + moved)).values())}
         gate |= {f"cpu-gate-untrained{s}": v for s, v in enumerate(records(c=np.full((3, 1), 50.0)).values())}
-        assert verdicts.judge([row], learnt | gate, Scaled(3))[0].verdict == verdict
+        assert verdicts.judge([row], learnt | keyed(gate), Scaled(3))[0].verdict == verdict
     assert verdicts.judge([claim(tmp_path, scales="cpu")], told(arms, cross_entropy=2.3), Scaled(3))[0].verdict == (
         "supported"
     )
@@ -341,10 +346,10 @@ def test_a_test_at_chance_leaves_no_room_and_a_drop_that_is_smaller_for_the_wors
     assert verdicts.judge([row], made, Named(3))[0].verdict == "no room"
     learnt = told(records(a=np.full((3, 1), 44.0), b=np.full((3, 1), 50.0)), cross_entropy=1.5)
     row = claim(tmp_path, test="noise-accuracy: +[g/a] -[g/b]", reading="upper")
-    finding = verdicts.find(claims.comparisons(row, {})[0], learnt, Named(3))
+    evidence = verdicts.Evidence(learnt, Named(3))
+    finding = verdicts.find(claims.comparisons(row, {})[0], evidence)
     assert finding.values == (3.0, 3.0, 3.0)  # half of a fall by six
-    rise = verdicts._rise(finding.comparison, np.array([1.0, -1.0]), [
-        [learnt[f"{n}{s}"] for s in range(3)] for n in "ab"], None)  # fmt: skip
+    rise = verdicts._rise(finding.comparison, evidence, evidence.keys(["g/a", "g/b"], "laptop"))
     assert list(rise) == [-3.0, -3.0, -3.0]
     assert rules.decide(finding.values, 1.0, rise=rise).verdict == "undecided"
 
@@ -361,10 +366,11 @@ def test_contrasts_take_signs_weights_and_two_metrics(tmp_path: Path) -> None:
 
 def test_the_worst_group_is_the_smallest_of_the_means_over_trainings() -> None:
     groups = [[40.0, 30.0, None], [20.0, 50.0, None]]
-    record = unmade({}, {"cluster_min": [30.0, 20.0], "cluster_accuracy": groups, "accuracy": [45.0, 45.0]})
-    assert claims.value(record, "cluster_min", {}) == 30.0  # of 30, 40 and a group without images
-    assert claims.value(record, "cluster_min-accuracy", {}) == -15.0
-    assert claims.value(unmade({}, {"cluster_min": [30.0, 20.0]}), "cluster_min", {}) == 25.0
+    known = {"cluster_min": [30.0, 20.0], "cluster_accuracy": groups, "accuracy": [45.0, 45.0]}
+    old = {"cluster_min": [30.0, 20.0]}
+    runs = claims.measured([unmade({}, known, key="known"), unmade({}, old, key="old")])
+    assert claims.metric_of(runs, "cluster_min").to_dict() == {"known": 30.0, "old": 25.0}  # 30, 40 and an empty group
+    assert claims.metric_of(runs, "cluster_min-accuracy").to_dict() == {"known": -15.0}
 
 
 def test_a_row_that_refers_to_others_counts_their_comparisons(tmp_path: Path) -> None:
@@ -402,10 +408,10 @@ def test_the_primary_rows_wait_for_their_looks(tmp_path: Path) -> None:
     made = told(at("cpu", a=53.0 + noise, b=np.full((5, 1), 50.0)), cross_entropy=1.5, probe_last=0.5)
     gate = {f"cpu-gate-control{s}": v for s, v in enumerate(records(c=np.full((5, 1), 54.0)).values())}
     gate |= {f"cpu-gate-untrained{s}": v for s, v in enumerate(records(c=np.full((5, 1), 50.0)).values())}
-    found = verdicts.judge(own, made | gate, Scaled(5))
+    found = verdicts.judge(own, made | keyed(gate), Scaled(5))
     assert [v.verdict for v in found] == ["supported", "undecided", "supported", "supported"]
     assert "look of 5" in found[0].why and "5 of 10 seeds" in found[1].why
-    alone = verdicts.judge(own[:2], made | gate, Scaled(5))
+    alone = verdicts.judge(own[:2], made | keyed(gate), Scaled(5))
     assert [v.verdict for v in alone] == ["supported", "contradicted"]
 
 

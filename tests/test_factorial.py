@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
 from rddlib.analysis import factorial
+from rddlib.analysis.results import tidy
 from rddlib.base import SettingError, numpy_generator
 from rddlib.experiments.records import Record
 
@@ -149,12 +150,15 @@ def test_table_averages_trainings_and_keeps_holes() -> None:
         record(0, [7.0], risk="b"),
         record(9, [0.0], risk=""),
     ]
-    found = factorial.table(records, lambda settings: settings["risk"], "accuracy")
+    frame = tidy(records)
+    frame["cell"] = frame["risk"]
+    found = factorial.table(frame, "accuracy")
     assert list(found.index) == ["a", "b"] and list(found.columns) == [0, 1]
     assert found.loc["a"].tolist() == [2.0, 5.0] and np.isnan(found.loc["b", 1])
-    with pytest.raises(SettingError, match="seed 0 is there already"):
-        factorial.table([*records, record(0, [2.0], risk="b", other=1)], lambda s: s["risk"], "accuracy")
-    assert factorial.table(records, lambda settings: settings["risk"], "noise").empty
+    twice = frame.assign(cell="a")
+    with pytest.raises(SettingError, match="a cell of its own"):
+        factorial.table(twice, "accuracy")
+    assert factorial.table(frame, "noise").empty
 
 
 def test_faulty_calls_are_refused() -> None:

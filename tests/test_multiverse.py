@@ -10,6 +10,7 @@ import pytest
 from conftest import unmade
 
 from rddlib.analysis import multiverse
+from rddlib.analysis.results import tidy
 from rddlib.base import SettingError, numpy_generator
 from rddlib.experiments import grid
 from rddlib.experiments.experiment import Experiment
@@ -20,14 +21,14 @@ def record(experiment: Experiment, values: list[float]) -> Record:
     return unmade(experiment, {"accuracy": values})
 
 
-def made(scale: str, gain, rng: np.random.Generator, sd: float = 0.1) -> list[Record]:
-    """Records of the grid: each context has a level, each run with the term `gain(settings)` more."""
+def made(scale: str, gain, rng: np.random.Generator, sd: float = 0.1) -> pd.DataFrame:
+    """Rows of the grid's runs: each context has a level, each run with the term `gain(settings)` more."""
     found = []
     for job in grid.jobs(["multiverse"], scale):
         e = job.experiment
         level = 40 + 7 * (e.ipc > 1) + 3 * (e.network == "convnet") + (gain(e) if e.risk != "control" else 0.0)
         found.append(record(e, list(level + sd * rng.standard_normal(3))))
-    return found
+    return tidy(found)
 
 
 def test_the_fraction_is_balanced_and_unmixed_in_its_main_effects() -> None:
@@ -67,15 +68,15 @@ def test_a_record_from_before_a_setting_existed_is_paired_with_a_new_one() -> No
     control, upper = record(new[0], [50.0, 51.0]), record(new[1], [52.0, 53.0])
     late = ("centres_in_all", "risk_images", "image_rule", "worst_step", "divide_loss")
     old = replace(control, experiment={k: v for k, v in control.experiment.items() if k not in late})
-    rows = multiverse.specifications([old, upper], ["accuracy"])
+    rows = multiverse.specifications(tidy([old, upper]), ["accuracy"])
     assert rows["accuracy"].tolist() == [2.0]
 
 
 def test_runs_without_a_control_are_left_out() -> None:
-    records = made("laptop", lambda e: 0.0, numpy_generator(3, "orphans"))
-    kept = [r for r in records if not (r.experiment["risk"] == "control" and r.experiment["network"] == "convnet")]
+    rows = made("laptop", lambda e: 0.0, numpy_generator(3, "orphans"))
+    kept = rows[(rows["risk"] != "control") | (rows["network"] != "convnet")]
     assert set(multiverse.specifications(kept, ["accuracy"])["network"]) == {"resnetap10"}
-    assert multiverse.specifications([], ["accuracy"]).empty
+    assert multiverse.specifications(tidy([]), ["accuracy"]).empty
 
 
 def test_shares_and_marks_of_a_known_rule() -> None:
@@ -87,8 +88,6 @@ def test_shares_and_marks_of_a_known_rule() -> None:
     assert sum(multiverse.clear(rows, "accuracy")) > 180
     assert multiverse.importance(rows, "accuracy").index[0] == "tail"
     assert multiverse.by_choice(rows, "accuracy").loc[("tail", "upper"), "above 0 (%)"] == 100
-    said = multiverse.in_words(rows, "accuracy", "accuracy")
-    assert "50 % of 192" in said and "moves the gain most is tail" in said
 
 
 def test_an_interval_counts_controls_not_runs() -> None:
@@ -105,10 +104,9 @@ def test_an_interval_counts_controls_not_runs() -> None:
 
 def test_few_controls_say_little_and_none_is_an_error() -> None:
     """Three controls, every gain above zero: a binomial of three, not of all runs, 29 to 100 %."""
-    records = [r for r in made("laptop", lambda e: 5.0, numpy_generator(6, "few")) if r.experiment["ipc"] == 10]
-    rows = multiverse.specifications(records, ["accuracy"])
+    runs = made("laptop", lambda e: 5.0, numpy_generator(6, "few"))
+    rows = multiverse.specifications(runs[runs["ipc"] == 10], ["accuracy"])
     found = multiverse.share(pd.concat([rows, rows.iloc[:1].assign(control="third")]), "accuracy")
     assert (found.percent, found.high) == (100, 100) and found.low == pytest.approx(29.24, abs=0.01)
     with pytest.raises(SettingError, match="no specification"):
         multiverse.share(rows.iloc[:0], "accuracy")
-    assert multiverse.in_words(rows.iloc[:0], "accuracy", "accuracy") == "accuracy: not run yet."

@@ -10,6 +10,7 @@ from conftest import unmade
 
 from rddlib.analysis import pages
 from rddlib.analysis.pages import Arm, Page
+from rddlib.analysis.results import table
 from rddlib.base import SettingError
 from rddlib.experiments.experiment import Experiment
 from rddlib.experiments.records import Record, Store
@@ -75,7 +76,7 @@ def test_an_arm_has_the_records_of_its_seeds_and_counts_those_planned(grid_file:
     page = Page.of(str(grid_file), "smoke", store=store)
     control, upper = page.arm(method="idc", risk="control"), page.arm(method="idc", risk="upper", alpha=0.8)
     assert (control.count(), upper.count()) == ("3 of 3", "2 of 3")
-    assert control.values("accuracy").tolist() == [[50, 52], [51, 53], [52, 54]]
+    assert table(control.rows).to_numpy().tolist() == [[50, 52], [51, 53], [52, 54]]
     assert upper.seeds() == [1, 2] and control.level().mean == 52.0 and control.sizes() == [40, 60]
     assert page.missing().startswith("5 of the 11 runs")
 

@@ -11,6 +11,7 @@ import torch
 from conftest import unmade
 
 from rddlib.analysis import report
+from rddlib.analysis.results import tidy
 from rddlib.base import SettingError
 from rddlib.experiments import provenance
 from rddlib.experiments.records import Record
@@ -28,21 +29,21 @@ def record(risk: str, seed: int, accuracy: list[float]) -> Record:
 RECORDS = [record(r, s, [50 + s + g, 52 + s + g]) for s in (2, 0, 1) for r, g in (("control", 0), ("upper", 1.5))]
 
 
-def test_a_frame_has_one_row_for_each_number() -> None:
-    rows = report.frame(RECORDS)
+def test_an_arm_has_its_values_by_seed_and_training() -> None:
+    rows = tidy(RECORDS)
     assert len(rows) == 12 and set(rows["arm"]) == {"idc control", "idc upper"} and set(rows["test"]) == {"accuracy"}
-    assert report.table(rows, "idc control", "accuracy").tolist() == [[50, 52], [51, 53], [52, 54]]
+    assert report.values(rows, "idc control", "accuracy").to_numpy().tolist() == [[50, 52], [51, 53], [52, 54]]
     with pytest.raises(SettingError, match="arm = 'dm'"):
-        report.table(rows, "dm", "accuracy")
+        report.values(rows, "dm", "accuracy")
 
 
 def test_differences_are_paired_by_seed() -> None:
-    rows = report.frame(RECORDS)
+    rows = tidy(RECORDS)
     found = report.differences(rows, "idc control", ["idc upper"], ["accuracy"]).iloc[0, 0]
     assert (found.mean, found.low, found.high) == pytest.approx((1.5, 1.5, 1.5))  # the seeds' spread cancels
     level = report.intervals(rows, ["idc control"], ["accuracy"]).iloc[0, 0]
     assert level.high - level.low > 3
-    fewer = report.frame([r for r in RECORDS if r.key != "upper2"])
+    fewer = tidy([r for r in RECORDS if r.key != "upper2"])
     assert report.differences(fewer, "idc control", ["idc upper"], ["accuracy"]).iloc[0, 0].n == 2
 
 
@@ -53,7 +54,7 @@ def test_data_sets_and_images_a_class_are_never_mixed_in_one_interval() -> None:
     twice = dataclasses.replace(RECORDS[0], key="another")
     for added in (elsewhere, more, twice):
         with pytest.raises(SettingError, match="rows of one data set, IPC and run"):
-            report.intervals(report.frame([*RECORDS, added]), ["idc control"], ["accuracy"])
+            report.intervals(tidy([*RECORDS, added]), ["idc control"], ["accuracy"])
 
 
 def test_null_uses_the_sizes_of_the_groups() -> None:
@@ -85,11 +86,11 @@ def test_a_sheet_holds_every_image_at_its_place(channels: int) -> None:
 
 
 def test_dots_draw_what_the_table_holds() -> None:
-    rows = report.frame(RECORDS)
+    rows = tidy(RECORDS)
     _, axes = plt.subplots()
     report.dots(axes, rows, ["idc control", "idc upper"], "accuracy")
     drawn = axes.lines[0].get_xdata()
-    assert np.allclose(drawn, report.table(rows, "idc control", "accuracy").mean(1))
+    assert np.allclose(drawn, report.values(rows, "idc control", "accuracy").mean(axis=1))
     assert axes.get_xlabel() == "accuracy (%)" and [t.get_text() for t in axes.get_yticklabels()] == [
         "idc control",
         "idc upper",

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import unmade
 
 from rddlib.analysis import selection
+from rddlib.analysis.results import tidy
 from rddlib.base import SettingError, numpy_generator
 from rddlib.experiments.records import Record
 
 
 def record(seed: int, test: np.ndarray, valid: np.ndarray) -> Record:
-    """A record with the curves (E, K) of its audit and the readings as `best_step.Audit.row` defines them."""
+    """A run with the curves (E, K) of its audit and the readings as `best_step.Audit.row` defines them."""
     chosen = [float(t[v.argmax()]) for t, v in zip(test, valid, strict=True)]
     metrics = {
         "audit_last": test[:, -1].tolist(), "audit_chosen": chosen, "audit_best": test.max(1).tolist(),
@@ -21,14 +25,16 @@ def record(seed: int, test: np.ndarray, valid: np.ndarray) -> Record:
     return unmade({"seed": seed}, metrics, key=f"k{seed}")
 
 
-def fluctuating(rng: np.random.Generator, seeds: int, level: float = 50.0) -> list[Record]:
-    return [record(s, level + rng.standard_normal((3, 10)), rng.standard_normal((3, 10))) for s in range(seeds)]
+def fluctuating(rng: np.random.Generator, seeds: int) -> pd.DataFrame:
+    """Rows of an arm whose trainings fluctuate around 50 per cent."""
+    pairs = [(50 + rng.standard_normal((3, 10)), rng.standard_normal((3, 10))) for _ in range(seeds)]
+    return tidy(record(seed, *pair) for seed, pair in enumerate(pairs))
 
 
 def test_readings_by_hand_in_the_order_of_the_seeds() -> None:
     test, valid = np.array([[1.0, 5.0, 3.0]]), np.array([[9.0, 1.0, 1.0]])
-    records = [record(1, test, valid), record(0, test + 10, valid)]
-    assert selection.readings(records, "best").tolist() == [[15.0], [5.0]]
+    records = tidy([record(1, test, valid), record(0, test + 10, valid)])
+    assert selection.readings(records, "best").to_numpy().tolist() == [[15.0], [5.0]]
     assert selection.added(records, "best").mean == 2.0 and selection.added(records, "chosen").mean == -2.0
     assert [found.mean for found in selection.looks(records).values()] == [0.0, 2.0, 2.0]
 
@@ -57,7 +63,8 @@ def test_a_comparison_that_mixes_readings_claims_a_gain_that_is_not_there() -> N
     a, b = fluctuating(rng, 12), fluctuating(rng, 12)
     fair, mixed = selection.gain(a, b), selection.gain(a, b, "best", "last")
     assert fair.low < 0 < fair.high and mixed.low > 0
-    assert selection.gain(a[:3], b[1:]).n == 2 and selection.gain(a[:1], b[1:]) is None
+    early, late, first = a[a["seed"] < 3], b[b["seed"] > 0], a[a["seed"] < 1]
+    assert selection.gain(early, late).n == 2 and selection.gain(first, late) is None
 
 
 def test_the_largest_of_one_is_nothing_and_grows_with_the_looks() -> None:
@@ -67,8 +74,9 @@ def test_the_largest_of_one_is_nothing_and_grows_with_the_looks() -> None:
 
 def test_the_best_of_some_trainings() -> None:
     one = record(0, np.zeros((3, 2)), np.zeros((3, 2)))
-    records = [Record(**(vars(one) | {"metrics": {"accuracy": v}})) for v in ([1.0, 2.0, 6.0], [5.0, 5.0, 5.0])]
-    assert selection.over_trainings(records, "accuracy").mean == pytest.approx(1.5)
+    values = enumerate(([1.0, 2.0, 6.0], [5.0, 5.0, 5.0]))
+    records = [replace(one, metrics={"accuracy": v}, experiment={"seed": seed}) for seed, v in values]
+    assert selection.over_trainings(tidy(records), "accuracy").mean == pytest.approx(1.5)
 
 
 def test_faulty_calls_are_refused() -> None:
@@ -76,6 +84,6 @@ def test_faulty_calls_are_refused() -> None:
     with pytest.raises(SettingError, match="reading"):
         selection.readings(records, "first")
     with pytest.raises(SettingError, match="eval_audit"):
-        selection.readings([Record(**(vars(records[0]) | {"metrics": {}}))], "best")
+        selection.readings(records[records["test"] == "audit_last"], "best")
     with pytest.raises(SettingError, match="looks"):
         selection.expected_best(1.0, 0)

@@ -1,4 +1,4 @@
-"""Tables beside the paper's: every number comes from a record or from data/paper, and sentences follow from them."""
+"""Tables beside the paper's: every number comes from a record or from data/paper."""
 
 from __future__ import annotations
 
@@ -83,21 +83,6 @@ def test_worst_groups_stand_beside_their_nulls(page: Page) -> None:
     assert table.loc[("standard", "IDC"), "images in a group"] == "1000 to 1000"
     assert table.loc[("standard", "IDC"), "groups"] == 10 and table.loc[("standard", "IDC"), "place"] == "below"
     assert ("standard", "IDC, lower tail") not in table.index
-
-
-def test_sentences_follow_from_the_numbers(page: Page) -> None:
-    text = tables.reading(tables.gaps(page, tables.LINES, COLUMNS[:1]))
-    assert "2 comparisons are planned here; 1 have been run" in text
-    assert "Of these, 1 lie above zero, 0 below it and 0 are not separated from it" in text
-    assert "Above zero: IDC, upper tail - IDC (standard)." in text and "+1.1 to +1.1" in text
-    none = tables.reading([Gap("a", "b", "c", None, None)])
-    assert "0 have been run" in none and "above" not in none
-    assert "one seed only" in tables.reading([Gap("a", "b", "c", Interval(1.0, np.nan, np.nan, 1), 2.0)])
-    tails = [Gap(f"IDC, {tail}", "IDC", "c", None, 1.1, "idc_r") for tail in ("upper", "lower")]
-    said = tables.reading([*tails, Gap("GLaD, upper", "GLaD", "c", None, -0.5, "glad_r")])
-    assert "The paper has 2 such differences; 1 of them are above zero, and they go from -0.5 to +1.1." in said
-    assert tables.reading([]) == "No comparison of accuracy is planned at this scale."
-    assert tables.between(page, tables.LINES, COLUMNS[:1]) == "standard: ceiling not planned."
 
 
 def test_the_papers_numbers_are_read_by_table() -> None:

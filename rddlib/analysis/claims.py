@@ -8,16 +8,19 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
 
 from ..base import SettingError, resources
 from ..experiments import grid
 from ..experiments.presets import SCALES
 from ..experiments.records import Record
+from .results import tidy
 
 TABLES = ("1", "2", "3", "4", "5", "figures", "text")
 FAMILIES = (
@@ -73,6 +76,11 @@ class Comparison:
     claim: Claim
     metric: str
     terms: tuple[tuple[float, str], ...]
+
+    @property
+    def weights(self) -> NDArray[np.float64]:
+        """(terms,), adding up to 0."""
+        return np.array([weight for weight, _ in self.terms])
 
 
 # --- reading ----------------------------------------------------------------------------------------------
@@ -199,9 +207,10 @@ class Plan:
     def select(self, selector: str, scale: str) -> dict[int, str]:
         """The key of each distillation seed. Raises SettingError where more than the seed is left open."""
         arm, *filters = selector.split()
-        wanted = [f.split("=", 1) for f in filters]
-        own = [j for j in self.arms(scale).get(arm, ())
-               if all(str(getattr(j.experiment, n)) == v for n, v in wanted)]  # fmt: skip
+        own = self.arms(scale).get(arm, [])
+        for wanted in filters:
+            name, _, value = wanted.partition("=")
+            own = [job for job in own if str(getattr(job.experiment, name)) == value]
         found = {job.experiment.seed: job.key for job in own}
         if len(found) != len(own):
             raise SettingError("selector", selector, f"settings that leave only the seed open at scale {scale}")
@@ -219,21 +228,23 @@ def measures(folder: Path | None = None) -> dict[str, dict[str, float]]:
     return found
 
 
-def value(record: Record, metric: str, extra: Measures) -> float | None:
-    """A metric of a record, the mean over its evaluations; `a-b` is a difference. None if the record lacks it.
+def measured(records: Iterable[Record], extra: Measures | None = None) -> pd.DataFrame:
+    """Run x metric, indexed by key: means over the trainings of each run, and what `extra` has on its set.
 
-    `cluster_min` is the smallest over groups of the accuracy that is averaged over evaluations, as the fair test has
+    `cluster_min` is the smallest over groups of the accuracy that is averaged over trainings, as the fair test has
     it: a mean of minima would be lower, the more so the more a single training scatters.
     """
-    total = 0.0
-    for sign, name in zip((1, -1), metric.split("-"), strict=False):
-        if name in extra.get(record.set_key, {}):
-            total += sign * extra[record.set_key][name]
-        elif name == "cluster_min" and "cluster_accuracy" in record.metrics:
-            by_group = np.array(record.metrics["cluster_accuracy"], dtype=np.float64)  # (evaluations, groups)
-            total += sign * float(np.nanmin(by_group.mean(0)))
-        elif name in record.metrics:
-            total += sign * float(np.mean(record.metrics[name]))
-        else:
-            return None
-    return total
+    frame = tidy(records)
+    runs = frame[frame["group"].isna()].groupby(["key", "test"])["value"].mean().unstack()
+    groups = frame[frame["test"] == "cluster_accuracy"].groupby(["key", "group"])["value"].mean()
+    if len(groups):
+        runs["cluster_min"] = groups.groupby("key").min().reindex(runs.index).fillna(runs["cluster_min"])
+    on_sets = pd.DataFrame.from_dict(dict(extra or {}), orient="index")
+    sets = frame.drop_duplicates("key").set_index("key")["set_key"]
+    return runs.join(on_sets.reindex(sets).set_axis(sets.index)) if len(on_sets) else runs
+
+
+def metric_of(runs: pd.DataFrame, metric: str) -> pd.Series:
+    """A metric of each run of `measured` that has it; `a-b` is a difference."""
+    first, *less = [runs[name] if name in runs else pd.Series(dtype=float) for name in metric.split("-")]
+    return (first - less[0] if less else first).dropna()

@@ -150,23 +150,29 @@ def measure(data: DataSet, sets: Mapping[str, Mapping[str, Any]], spec: FeatureN
     kinds: dict[str, tuple[int, int]] = {}
     for key, about in sets.items():
         made: SyntheticSet = about["made"]
-        found[key] = {k: v for k, v in about.items() if k != "made"} | {
-            "ipc": made.ipc, "factor": made.factor, "coverage": ruler.of_set(made, real),
-            **(_way(data, made, about["seed"]) if about["method"] != "glad" else {})}  # fmt: skip
+        known = {name: about[name] for name in ("method", "risk", "seed")}
+        found[key] = known | {"ipc": made.ipc, "factor": made.factor, "coverage": ruler.of_set(made, real)}
+        if about["method"] != "glad":
+            found[key] |= _way(data, made, about["seed"])
         kinds[f"{made.ipc}x{made.factor}"] = (made.ipc * made.factor**2, made.factor)
+    drawn = {method: maps(ruler, sets, method) for method in METHODS}
     return {
-        "dataset": data.name, "data_sha256": data.sha256, "classes": list(data.classes), "images": len(right),
-        "network": asdict(spec) | {"accuracy": 100 * float(right.double().mean())}, "sets": found,
+        "dataset": data.name,
+        "data_sha256": data.sha256,
+        "classes": list(data.classes),
+        "images": len(right),
+        "network": asdict(spec) | {"accuracy": 100 * float(right.double().mean())},
+        "sets": found,
         "nulls": {name: ruler.nulls(m, factor, real) for name, (m, factor) in kinds.items()},
-        "maps": {method: drawn for method in METHODS if (drawn := maps(ruler, sets, method))},
-    }  # fmt: skip
+        "maps": {method: own for method, own in drawn.items() if own},
+    }
 
 
 def _way(data: DataSet, made: SyntheticSet, seed: int) -> dict[str, float]:
     """How far a set of pixels went from its start (root mean square, share of the range), how much rougher it is."""
     start = synthetic.start(data, made.ipc, made.factor, generator(seed, "start")).images
-    return {"moved": float((made.images - start).square().mean().sqrt()),
-            "rougher": roughness(made.images) - roughness(start)}  # fmt: skip
+    moved = float((made.images - start).square().mean().sqrt())
+    return {"moved": moved, "rougher": roughness(made.images) - roughness(start)}
 
 
 def maps(
@@ -190,14 +196,13 @@ def maps(
     kind = ["real"] * min(MAPPED, len(real)) + [risk for risk, p in own.items() for _ in p]
     around = min(30.0, (len(points) - 1) / 3)
     drawn = [TSNE(2, perplexity=around, init="pca", random_state=s).fit_transform(points) for s in seeds]
-    found: dict[str, Any] = {"class": ruler.data.classes[c], "kind": kind,
-                             "points": [np.round(d, 2).tolist() for d in drawn]}  # fmt: skip
+    points_by_seed = [np.round(d, 2).tolist() for d in drawn]
+    found: dict[str, Any] = {"class": ruler.data.classes[c], "kind": kind, "points": points_by_seed}
     if len(own) == 2:
-        unit, pair = spread(real), (own["control"], own["upper"])
-        gap = nearest_distance(real, pair[1]) - nearest_distance(real, pair[0])
-        found["difference"] = gap / unit
-        if math.comb(sum(map(len, pair)), len(pair[0])) >= DEALS:
-            null = exchange_null(real, *pair, draws=1000) / unit
+        control, upper, unit = own["control"], own["upper"], spread(real)
+        found["difference"] = (nearest_distance(real, upper) - nearest_distance(real, control)) / unit
+        if math.comb(len(control) + len(upper), len(control)) >= DEALS:
+            null = exchange_null(real, control, upper, draws=1000) / unit
             found["exchange"] = [round(v, 5) for v in np.quantile(null, [0.025, 0.5, 0.975])]
     return found
 
@@ -222,7 +227,8 @@ def sets_of(page: Page, dataset: str, ipc: int) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for (method, risk), arm in arms_of(page, dataset, ipc).items():
         for record in arm.records:
-            if (path := page.store.distilled(record.set_key)).is_file():
+            path = page.store.distilled(record.set_key)
+            if path.is_file():
                 about = {"method": method, "risk": risk, "seed": record.experiment["seed"]}
                 found[record.set_key] = {"made": synthetic.read(path), **about}
     return found
@@ -249,7 +255,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     words.add_argument("--ipc", type=int, default=10)
     chosen = words.parse_args(arguments)
     page = Page.of("table2", chosen.scale, chosen.dataset)
-    if not (sets := sets_of(page, chosen.dataset, chosen.ipc)):
+    sets = sets_of(page, chosen.dataset, chosen.ipc)
+    if not sets:
         raise SettingError("dataset", chosen.dataset, "one with distilled sets in the store")
     size = page.experiments[0].size
     print(write(file(chosen.dataset, chosen.scale, chosen.ipc), measure(load(chosen.dataset, size=size), sets)))

@@ -8,9 +8,8 @@ and 5). Runs that are missing leave holes; an effect that the others do not dete
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,8 +17,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from ..base import SettingError
-from ..experiments.records import Record
-from ..stats import Interval
+from . import rules
 
 Weights = dict[str, float]  # cell -> weight; the weights of a contrast sum to 0
 
@@ -35,35 +33,24 @@ class Effect:
     seeds: int
     df: int
 
-    @property
-    def interval(self) -> Interval:
-        """The same as an interval over distillation seeds."""
-        return Interval(self.mean, self.low, self.high, self.seeds)
-
     def __str__(self) -> str:
         if not np.isfinite(self.low):
             return f"{self.mean:+.1f} (no interval)"
         return f"{self.mean:+.1f} [{self.low:+.1f}, {self.high:+.1f}]"
 
 
-def table(records: Iterable[Record], name: Callable[[dict[str, Any]], str], test: str) -> pd.DataFrame:
-    """Cells x seeds of a test: the mean over the trainings of a run, NaN where there is none.
+def table(frame: pd.DataFrame, test: str) -> pd.DataFrame:
+    """Cells x seeds of a test: the mean over the trainings of a run, nan where there is none.
 
-    `name` gives the cell of the settings of a run, '' for a run that belongs to none. Raises SettingError if two runs
-    claim one cell and seed.
+    `frame`: as from `results.tidy`, with a column `cell`, '' for a run that belongs to none. Raises SettingError if two
+    runs claim one cell and seed.
     """
-    found: dict[tuple[str, int], float] = {}
-    for record in records:
-        cell = name(record.experiment)
-        if not cell or test not in record.metrics:
-            continue
-        place = (cell, int(record.experiment["seed"]))
-        if place in found:
-            raise SettingError("name", cell, f"a cell of its own for {record.key}: seed {place[1]} is there already")
-        found[place] = float(np.mean(record.metrics[test]))
-    if not found:
-        return pd.DataFrame(dtype=float)
-    return pd.Series(found).unstack(sort=False).sort_index(axis=1)
+    own = frame[(frame["test"] == test) & (frame["cell"] != "")]
+    each = own.groupby(["cell", "seed"], sort=False)
+    runs = each["key"].nunique()
+    if (runs > 1).any():
+        raise SettingError("cell and seed", runs.index[runs > 1][0], "a cell of its own for each run of a seed")
+    return each["value"].mean().unstack(sort=False).sort_index(axis=1)
 
 
 # --- contrasts --------------------------------------------------------------------------------------------
@@ -118,6 +105,10 @@ class Fit:
         error = self.sd * float(np.linalg.norm(estimator))
         return _judged(mean, error, self.df, self._shared(weights), level)
 
+    def effects(self, weights: Mapping[str, Weights]) -> dict[str, Effect | None]:
+        """Several contrasts by their names."""
+        return {name: self.effect(own) for name, own in weights.items()}
+
     def _shared(self, weights: Mapping[str, float]) -> int:
         """Seeds that every cell of a contrast has."""
         columns = [self.cells.index(c) for c in weights]
@@ -157,17 +148,13 @@ def holm(effects: Mapping[str, Effect | None], level: float = 0.95) -> dict[str,
 
     Effects that are None, or have no interval, do not stand and do not count among those looked at.
     """
-    known = {n: e.p for n, e in effects.items() if e is not None and np.isfinite(e.p)}
-    stands = dict.fromkeys(effects, False)
-    for rank, name in enumerate(sorted(known, key=lambda n: known[n])):
-        if known[name] > (1 - level) / (len(known) - rank):
-            break
-        stands[name] = True
-    return stands
+    known = {name: effect.p for name, effect in effects.items() if effect is not None and np.isfinite(effect.p)}
+    adjusted = rules.holm(known)
+    return {name: adjusted.get(name, 1.0) <= 1 - level for name in effects}
 
 
 def by_seed(values: pd.DataFrame, weights: Mapping[str, float]) -> pd.Series:
     """A contrast at each seed that has all of its cells: the dots behind an effect."""
     if not set(weights) <= set(values.index):
         return pd.Series(dtype=float)
-    return (values.loc[list(weights)].mul(pd.Series(weights), axis=0)).sum(skipna=False).dropna()
+    return values.loc[list(weights)].mul(pd.Series(weights), axis=0).sum(skipna=False).dropna()

@@ -45,15 +45,6 @@ def histories(records: Iterable[Record]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["arm", "seed", "lr_image", "key", "outer", "quantity", "value"])
 
 
-def learnt(history: pd.DataFrame, n_classes: int) -> pd.Series:
-    """For each arm, whether its network learns: mean accuracy at the last step at least `LEARNT` times chance.
-
-    `history` as from `histories`. An arm without probes (an untrained network, or an old record) has no entry.
-    """
-    last = history[history["quantity"] == "probe_last"].groupby("arm")["value"].mean()
-    return last >= LEARNT / n_classes
-
-
 def rates(frame: pd.DataFrame) -> pd.DataFrame:
     """Accuracy of every arm and image rate: columns arm, lr_image, seed, value (mean over trainings, per cent)."""
     own = frame[frame["test"] == "accuracy"]

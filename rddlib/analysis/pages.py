@@ -5,14 +5,13 @@ A page asks a grid for its runs at a scale; what has no record becomes "not run 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from ..base import SettingError
 from ..data import sources
@@ -23,8 +22,8 @@ from ..experiments import grid
 from ..experiments.experiment import MODES, Experiment, gather, identified, run
 from ..experiments.grid import Job, Ledger, Tally
 from ..experiments.records import Record, Store, StoreError
-from ..stats import Interval, mean_interval, minimum_null, paired_difference
-from .report import arm
+from ..stats import Interval, minimum_null
+from .results import arm, difference, level, table, tidy
 
 NOT_RUN, NOT_PLANNED = "not run yet", "not planned"
 LIVE_RUNS = 12  # runs of a page that is computed live: less than a minute on two quiet cores
@@ -59,29 +58,23 @@ def title(experiment: Experiment) -> str:
 
 @dataclass(frozen=True)
 class Arm:
-    """Runs that differ in their seed alone: those planned, and the records there are, by seed."""
+    """Runs that differ in their seed alone: those planned, and of those made the records and their rows, by seed."""
 
     planned: tuple[Experiment, ...] = ()
     records: tuple[Record, ...] = ()
-
-    def values(self, test: str, seeds: Sequence[int] | None = None) -> NDArray[np.float64]:
-        """Values (D, E) of a test: distillation seeds in order, or those of `seeds`, and trainings within each."""
-        own = [r for r in self.records if test in r.metrics and (seeds is None or r.experiment["seed"] in seeds)]
-        return np.array([r.metrics[test] for r in own], dtype=np.float64)
+    rows: pd.DataFrame = field(default_factory=lambda: tidy([]))
 
     def seeds(self, test: str = "accuracy") -> list[int]:
         """The distillation seeds that have a record of this test."""
-        return [r.experiment["seed"] for r in self.records if test in r.metrics]
+        return table(self.rows, test).index.tolist()
 
     def level(self, test: str = "accuracy") -> Interval | None:
         """The mean with its interval; None where nothing has been run."""
-        values = self.values(test)
-        return mean_interval(values) if len(values) else None
+        return level(self.rows, test)
 
     def minus(self, other: Arm, test: str = "accuracy") -> Interval | None:
         """The difference to another arm, paired over the seeds that both have; None where there is no such pair."""
-        both = sorted(set(self.seeds(test)) & set(other.seeds(test)))
-        return paired_difference(self.values(test, both), other.values(test, both)) if both else None
+        return difference(self.rows, other.rows, test)
 
     def null(self) -> Interval | None:
         """The published cluster-min that sampling alone gives at this arm's accuracy, with its group sizes."""
@@ -105,7 +98,11 @@ def cell(found: Interval | None, planned: bool = True, signed: bool = False) -> 
     """An interval as the cell of a table; 'not run yet' where there is none, empty where none was planned."""
     if found is None:
         return NOT_RUN if planned else ""
-    return f"{found.mean:+.1f}{str(found)[len(f'{found.mean:.1f}') :]}" if signed else str(found)
+    text = str(found)
+    if not signed:
+        return text
+    _, _, interval = text.partition(" ")
+    return f"{found.mean:+.1f} {interval}"
 
 
 def side(found: Interval | None) -> str:
@@ -114,7 +111,9 @@ def side(found: Interval | None) -> str:
         return NOT_RUN
     if not np.isfinite(found.low):
         return "no interval"
-    return "above" if found.low > 0 else "below" if found.high < 0 else "not separated"
+    if found.low > 0:
+        return "above"
+    return "below" if found.high < 0 else "not separated"
 
 
 @dataclass(frozen=True)
@@ -127,9 +126,7 @@ class Page:
     refused: dict[str, str] = field(default_factory=dict)  # key -> why it could not be run here
 
     @classmethod
-    def of(
-        cls, name: str, scale: str, dataset: str = "all", mode: str = "load", store: Store | None = None
-    ) -> Page:  # fmt: skip
+    def of(cls, name: str, scale: str, dataset: str = "all", mode: str = "load", store: Store | None = None) -> Page:
         """The runs of a grid: "load" takes the records there are, "run" makes what is missing, most valuable first.
 
         "live" makes the most valuable ones at smoke scale, on digits unless `dataset` names others, in a folder that
@@ -144,22 +141,33 @@ class Page:
             records, store = gather([job.experiment for job in jobs], mode, store, progress=False)
             return cls(tuple(jobs), {r.key: r for r in records}, store)
         store = store or Store()
-        refused = _make([j.experiment for j in jobs], store) if mode == "run" else {}
+        refused = _make([job.experiment for job in jobs], store) if mode == "run" else {}
         found = {job.key: store.find(job.key) for job in jobs}
         planned = {job.experiment.dataset for job in grid.jobs([name], scale)}
         if not any(found.values()) and dataset not in {"all", *STAND_INS, *planned}:
             sources.check_name(base_name(dataset), data_root())  # a typing error is not a page without numbers
         return cls(tuple(jobs), {k: r for k, r in found.items() if r is not None}, store, refused)
 
+    @cached_property
+    def rows(self) -> pd.DataFrame:
+        """Every number of the page's records (`results.tidy`)."""
+        return tidy(self.records.values())
+
     def arm(self, **settings: Any) -> Arm:
         """The runs with these settings; one that is idle in a run (alpha under control) fits any value of it."""
         settings = Experiment.checked(settings)  # one that cannot be is not a run that is missing
-        own = [e for e in self.experiments if all(n in i or getattr(e, n) == v for i, n, v in _each(e, settings))]
+        own = []
+        for experiment in self.experiments:
+            idle = experiment.idle()
+            if all(name in idle or getattr(experiment, name) == value for name, value in settings.items()):
+                own.append(experiment)
         kinds = {tuple(getattr(e, n) for n in _NAMES if n not in (*e.idle(), "seed")) for e in own}
         if len(kinds) > 1:
             raise SettingError("arm", settings, "settings that leave only the seed open")
-        own = sorted(own, key=lambda e: e.seed)
-        return Arm(tuple(own), tuple(self.records[e.key] for e in own if e.key in self.records))
+        own.sort(key=lambda e: e.seed)
+        made = [e.key for e in own if e.key in self.records]
+        rows = self.rows[self.rows["key"].isin(made)]
+        return Arm(tuple(own), tuple(self.records[key] for key in made), rows)
 
     @cached_property
     def experiments(self) -> tuple[Experiment, ...]:
@@ -177,65 +185,71 @@ class Page:
 
     def progress(self) -> pd.DataFrame:
         """What is done and what is left, a line a data set, with its price from earlier records."""
-        ledger, lines = Ledger(self.store), {}
+        ledger = Ledger(self.store)
+        lines = {}
         for dataset, words in self.datasets().items():
             own = [job for job in self.jobs if job.experiment.dataset == dataset]
-            tally = Tally.of(own, ledger)
             done = sum(job.key in self.records for job in own)
-            left, price = len(own) - done, tally.price() if done < len(own) else "-"
+            left = len(own) - done
+            price = Tally.of(own, ledger).price() if left else "-"
             lines[words] = {"runs": len(own), "done": done, "left": left, "price of those left": price}
         return pd.DataFrame(lines).T.rename_axis("data")
 
     def provenance(self) -> pd.DataFrame:
         """Where the numbers come from, a line an arm of a data set: seeds, price, commits, the first digits of keys."""
         rows = [
-            {"data": r.experiment["dataset"], "ipc": r.experiment["ipc"], "arm": arm(r.experiment),
-             "network": r.experiment["eval_network"], "seed": r.experiment["seed"],
-             "cpu s": sum(r.cpu_seconds.values()), "MB": r.peak_memory_mb, "commit": r.commit[:8], "key": r.key[:8]}
+            {
+                "data": r.experiment["dataset"],
+                "ipc": r.experiment["ipc"],
+                "arm": arm(r.experiment),
+                "network": r.experiment["eval_network"],
+                "seed": r.experiment["seed"],
+                "cpu s": sum(r.cpu_seconds.values()),
+                "MB": r.peak_memory_mb,
+                "commits": r.commit[:8],
+                "keys": r.key[:8],
+            }
             for r in self.records.values()
-        ]  # fmt: skip
+        ]
         if not rows:
             return pd.DataFrame()
         each = pd.DataFrame(rows).sort_values("seed").groupby(["data", "ipc", "arm", "network"])
         found = each[["cpu s", "MB"]].median().round().astype(int)
         found.insert(0, "seeds", each.size())
-        for name in ("commit", "key"):
-            found[f"{name}s"] = each[name].agg(lambda values: " ".join(dict.fromkeys(values)))
+        for name in ("commits", "keys"):
+            found[name] = each[name].agg(lambda values: " ".join(dict.fromkeys(values)))
         return found
 
     def missing(self) -> str:
         """How many runs are there of those planned, and why some could not be made."""
-        done, of = len(self.records), len(self.jobs)
-        if not of:
+        done, planned = len(self.records), len(self.jobs)
+        refused = "".join(f" Refused: {why}." for why in sorted(set(self.refused.values())))
+        if not planned:
             return "No run of this page is planned at this scale."
-        left = "All" if done == of else f"{done} of the"
-        said = f"{left} {of} runs of this page are here" + ("." if done == of else "; the others are not run yet.")
-        return said + "".join(f" Refused: {why}." for why in sorted(set(self.refused.values())))
+        if done == planned:
+            return f"All {planned} runs of this page are here.{refused}"
+        return f"{done} of the {planned} runs of this page are here; the others are not run yet.{refused}"
 
 
 _NAMES = tuple(f.name for f in fields(Experiment))
 
 
-def _each(experiment: Experiment, settings: Mapping[str, Any]) -> list[tuple[set[str], str, Any]]:
-    idle = experiment.idle()
-    return [(idle, name, value) for name, value in settings.items()]
-
-
 def _chosen(name: str, scale: str, dataset: str) -> list[Job]:
     """The jobs of a grid at a scale and of a data set, carried over where the grid has none of the kind."""
     found = grid.jobs([name], scale)
-    if dataset == "all" and found:
-        return found
-    if own := [job for job in found if job.experiment.dataset == dataset]:
+    own = [job for job in found if dataset in ("all", job.experiment.dataset)]
+    if own:
         return own
     other = "digits" if dataset == "all" else dataset
-    model = found or grid.jobs([name], "paper")
     small = {"ipc": 1, "seed": 0} if scale == "smoke" else {}
+    model = found or grid.jobs([name], "paper")
     carried: dict[str, Job] = {}
-    for job in (j for j in model if j.experiment.dataset == model[0].experiment.dataset):
-        kept = {n: getattr(job.experiment, n) for n in KEPT} | small
-        own_job = Job(identified(Experiment.preset(scale, dataset=other, **kept)), job.value, job.arms, job.why)
-        carried.setdefault(own_job.key, own_job)
+    for job in model:
+        if job.experiment.dataset != model[0].experiment.dataset:
+            continue
+        kept = {name: getattr(job.experiment, name) for name in KEPT} | small
+        experiment = identified(Experiment.preset(scale, dataset=other, **kept))
+        carried.setdefault(experiment.key, Job(experiment, job.value, job.arms, job.why))
     return list(carried.values())
 
 

@@ -6,15 +6,15 @@ Everything that decides something here was fixed before the runs (the book's pag
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from math import nan
 
-import numpy as np
 import pandas as pd
 
 from ..base import SettingError
 from ..data.looks import recipe
 from ..experiments.grid import Job
 from ..experiments.records import Record
-from ..stats import Interval
+from ..stats import Interval, mean_interval
 from . import rules
 from .mechanism import chosen_rates
 from .results import by_seed, tidy
@@ -39,13 +39,13 @@ WITHOUT_LABELS = (
 WITH_LABELS = ("matching_upper_true", "equal_true", "balanced", "covering")
 ARMS = (*FLOORS, "control", *WITHOUT_LABELS, *WITH_LABELS)
 
-# Name of a measure -> the metric of the records and the group, None where the metric is one number.
-MEASURES: dict[str, tuple[str, int | None]] = {
+LOOKS = ("rotated", "inverted", "tinted")  # in the order of the rule
+MEASURES: dict[str, tuple[str, float]] = {  # name -> metric of the records, and its group, nan for one of all images
     "common": ("known_accuracy", 0),
     "rare": ("known_accuracy", 1),
-    "worst group": ("known_min", None),
-    "worst class": ("known_class_min", None),
-    "worst cluster": ("cluster_min", None),
+    "worst group": ("known_min", nan),
+    "worst class": ("known_class_min", nan),
+    "worst cluster": ("cluster_min", nan),
 }
 
 
@@ -71,20 +71,20 @@ def looks(records: Iterable[Record]) -> pd.DataFrame:
     """
     frame = tidy(records)
     own = frame[frame["test"] == "known_accuracy"]
-    means = own.groupby(["dataset", "method", "group"])["value"].mean().to_dict()
+    means = own.groupby(["dataset", "method", "group"])["value"].mean()
     rows = []
     for name in own["dataset"].unique():
         asked = recipe(name)
         if asked is None:
             raise SettingError("records", name, "runs on sets with a rare look")
-        everything = (means[name, "full", 0], means[name, "full", 1])
-        few = (means[name, "random", 0], means[name, "random", 1])
+        everything = tuple(means[name, "full"])
+        few = tuple(means[name, "random"])
         rows.append([asked.share, asked.look, *everything, *few, qualifies(everything, few)])
     columns = ["share", "look", "all_common", "all_rare", "random_common", "random_rare", "qualifies"]
-    order = {"rotated": 0, "inverted": 1, "tinted": 2}
     table = pd.DataFrame(rows, columns=columns)
-    table["order"] = table["look"].map(order)
-    return table.sort_values(["share", "order"], ascending=[False, True]).drop(columns="order").reset_index(drop=True)
+    in_order = [LOOKS.index(look) for look in table["look"]]
+    table = table.assign(order=in_order).sort_values(["share", "order"], ascending=[False, True], ignore_index=True)
+    return table.drop(columns="order")
 
 
 # --- arms -------------------------------------------------------------------------------------------------
@@ -95,24 +95,23 @@ def arm_names(jobs: Iterable[Job]) -> dict[str, str]:
     return {job.key: job.arms[0].split("/")[1].rstrip("0123456789").rstrip("_") for job in jobs}
 
 
+def named(records: Iterable[Record], names: Mapping[str, str]) -> pd.DataFrame:
+    """The rows of `results.tidy` with the arms of `arm_names`."""
+    frame = tidy(records)
+    return frame.assign(arm=frame["key"].map(names))
+
+
 def rates(records: Iterable[Record], names: Mapping[str, str]) -> pd.DataFrame:
     """The image rate that each arm gets (`mechanism.chosen_rates`): largest mean accuracy over both looks."""
-    frame = tidy(records)
-    own = frame[frame["test"] == "accuracy"]
-    own = own.assign(arm=own["key"].map(names))
-    return chosen_rates(by_seed(own, "arm", "lr_image"))
+    frame = named(records, names)
+    return chosen_rates(by_seed(frame[frame["test"] == "accuracy"], "arm", "lr_image"))
 
 
 def by_arm(records: Iterable[Record], names: Mapping[str, str]) -> pd.DataFrame:
     """One row a run, index (ipc, arm, seed), one column a measure (`MEASURES`), in per cent."""
-    frame = tidy(records)
-    columns = []
-    for name, (test, group) in MEASURES.items():
-        own = frame[frame["test"] == test]
-        own = own if group is None else own[own["group"] == group]
-        own = own.assign(arm=own["key"].map(names))
-        columns.append(own.groupby(["ipc", "arm", "seed"])["value"].mean().rename(name))
-    return pd.concat(columns, axis=1)
+    measures = pd.DataFrame.from_dict(MEASURES, orient="index", columns=["test", "group"]).rename_axis("measure")
+    means = by_seed(named(records, names), "ipc", "arm").merge(measures.reset_index(), on=["test", "group"])
+    return means.pivot(index=["ipc", "arm", "seed"], columns="measure", values="value").rename_axis(columns=None)
 
 
 def present(table: pd.DataFrame, ipc: int) -> list[str]:
@@ -121,26 +120,24 @@ def present(table: pd.DataFrame, ipc: int) -> list[str]:
     return [arm for arm in ARMS if seeds.get((ipc, arm), 0) >= 2]
 
 
-def by_seed_of(table: pd.DataFrame, ipc: int, arm: str, measure: str) -> dict[int, float]:
-    """Seed -> value of an arm, per cent, seeds in order; `table` as from `by_arm`."""
-    own = table.xs((ipc, arm), level=("ipc", "arm"))[measure].dropna().sort_index()
-    return dict(zip(own.index.tolist(), own.tolist(), strict=True))
+def values(table: pd.DataFrame, ipc: int, arm: str, measure: str) -> pd.Series:
+    """Values of an arm by seed, per cent, seeds in order; `table` as from `by_arm`."""
+    return table.xs((ipc, arm), level=("ipc", "arm"))[measure].dropna()
 
 
 def level(table: pd.DataFrame, ipc: int, arm: str, measure: str) -> Interval:
     """Mean of an arm over its seeds, with Student's 95 % interval."""
-    return rules.t_interval(list(by_seed_of(table, ipc, arm, measure).values()))
+    return mean_interval(values(table, ipc, arm, measure))
 
 
-def paired(table: pd.DataFrame, ipc: int, arm: str, other: str, measure: str) -> list[float]:
+def paired(table: pd.DataFrame, ipc: int, arm: str, other: str, measure: str) -> pd.Series:
     """Differences arm - other, one for each seed that both have, seeds in order."""
-    left, right = (by_seed_of(table, ipc, name, measure) for name in (arm, other))
-    return [left[seed] - right[seed] for seed in left if seed in right]
+    return (values(table, ipc, arm, measure) - values(table, ipc, other, measure)).dropna()
 
 
 def against(table: pd.DataFrame, ipc: int, arm: str, other: str, measure: str) -> Interval:
     """Mean of `paired`, with Student's 95 % interval."""
-    return rules.t_interval(paired(table, ipc, arm, other, measure))
+    return mean_interval(paired(table, ipc, arm, other, measure))
 
 
 def gate(table: pd.DataFrame, ipc: int = 5) -> dict[str, Interval]:
@@ -172,8 +169,5 @@ def primary(table: pd.DataFrame, ipc: int = 5, arms: Sequence[str] = WITHOUT_LAB
 
 def best_without_labels(tested: pd.DataFrame) -> str | None:
     """Among the arms whose hypothesis is rejected (`primary`), the one with the largest mean difference; else None."""
-    won = tested[tested["rejected"]]
-    if won.empty:
-        return None
-    means = [interval.mean for interval in won["difference"]]
-    return str(won.index[int(np.argmax(means))])
+    won = tested.loc[tested["rejected"], "difference"].to_dict()
+    return max(won, key=lambda arm: won[arm].mean) if won else None

@@ -1,8 +1,12 @@
-"""The one reader of records: a tidy table of settings x seed x training x test -> value, to be grouped and pivoted."""
+"""The one reader of records: a tidy table of settings x seed x training x test -> value, to be grouped and pivoted.
+
+Levels and differences follow from it in one way: means over the trainings of a set, then an interval over seeds, two
+arms paired by their seeds (`rddlib.stats`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -12,15 +16,38 @@ from ..base import SettingError
 from ..experiments import grid as grids
 from ..experiments.experiment import Experiment
 from ..experiments.records import Record, Store, known_records
+from ..stats import Interval, mean_interval, paired_difference
 
 FACTS = ("_sizes", "_names", "_steps")  # of the test set or of the recipe, not of a training
-COLUMNS = ("key", "set_key", "training", "test", "group", "value")
+ABOUT = ("key", "set_key", "arm")  # beside the settings of a run
+NUMBERS = ("training", "test", "group", "value")
+ARM_NAMES = {
+    "random": "random images",
+    "first_n": "first images",
+    "herding": "herded images",
+    "mix": "mix start, not distilled",
+    "full": "all data",
+}
+
+
+def arm(settings: Mapping[Any, Any]) -> str:
+    """The name of an arm of a comparison, e.g. 'idc upper' or 'random images'."""
+    method, risk = settings["method"], settings["risk"]
+    if method == "foreign":
+        return f"set {settings['set_sha256'][:8]}"
+    if method in ARM_NAMES:
+        return ARM_NAMES[method]
+    alone = risk == "control" and method in ("dc", "dsa", "dm", "kip")
+    return str(method) if alone else f"{method} {risk}"
+
+
+# --- reading ----------------------------------------------------------------------------------------------
 
 
 def results(
     grid: str | Sequence[str] | None = None, scale: str | None = None, store: Store | None = None, **settings: Any
 ) -> pd.DataFrame:
-    """Every number of the records, one row each: all settings, then `training`, `test`, `group`, `value`.
+    """Every number of the records, one row each: all settings, `arm`, then `training`, `test`, `group`, `value`.
 
     `grid`: names of grids in data/grids (or .toml files) whose runs are wanted, at `scale` (default laptop); without it
     all records of `store`, or those of `scale`. `store`: by default the usual one, and the records of the book, which
@@ -28,13 +55,14 @@ def results(
     ``results("table1", "laptop", ipc=10, risk=["control", "upper"])``. A setting that a record is too old to hold has
     its default.
 
-    `training` counts the networks trained on one set; `group` is the class or cluster of a value, missing where the
-    value is of all test images; accuracies are in per cent. Rows are in order of key, test, training and group. What
-    has no record has no row, and a damaged record is left out and named in the log. SettingError for an unknown
-    setting, grid or scale.
+    `training` counts the networks trained on one set; `group` is the class or cluster of a value (the checkpoint, in
+    an audit), missing where the value is of all test images; accuracies are in per cent. Rows are in order of key,
+    test, training and group. What has no record has no row, and a damaged record is left out and named in the log.
+    SettingError for an unknown setting, grid or scale.
     """
     records = known_records() if store is None else store.records()
-    if unknown := sorted(set(settings) - set(asdict(Experiment()))):
+    unknown = sorted(set(settings) - set(asdict(Experiment())))
+    if unknown:
         raise SettingError("setting", unknown[0], "a field of Experiment")
     if grid is None:
         settings |= {"scale": scale} if scale else {}
@@ -49,32 +77,75 @@ def results(
 
 
 def tidy(records: Iterable[Record]) -> pd.DataFrame:
-    """The table of `results` for records in hand."""
+    """The table of `results` for records in hand, which keep their order."""
     defaults = asdict(Experiment())
-    rows = []
-    for record in records:
-        known = defaults | record.experiment | {"key": record.key, "set_key": record.set_key}
+    about, numbers = [], []
+    for place, record in enumerate(records):
+        settings = defaults | record.experiment
+        about.append(settings | {"key": record.key, "set_key": record.set_key, "arm": arm(settings)})
         for test, values in sorted(record.metrics.items()):
-            rows += [known | row for row in _rows(test, values, known["eval_seeds"])]
-    return pd.DataFrame(rows, columns=[*defaults, *COLUMNS])
+            numbers += [(place, *row) for row in _numbers(test, values)]
+    runs = pd.DataFrame(about, columns=[*defaults, *ABOUT])
+    rows = pd.DataFrame(numbers, columns=["place", *NUMBERS])
+    return runs.loc[rows.pop("place")].reset_index(drop=True).join(rows)
 
 
-def _rows(test: str, values: Any, trainings: int) -> list[dict[str, Any]]:
-    """Rows of one metric: a number for each training, or a number for each training and group; else none."""
-    if not isinstance(values, list) or len(values) != trainings or test.endswith(FACTS):
+def _numbers(test: str, values: Any) -> list[tuple[int, str, int | None, float | None]]:
+    """(training, test, group, value) of one metric, which has a number or a list of numbers for each training."""
+    if not isinstance(values, list) or test.endswith(FACTS):
         return []
-    if all(isinstance(v, int | float) for v in values):
-        return [{"training": i, "test": test, "group": None, "value": float(v)} for i, v in enumerate(values)]
-    if not test.endswith("_accuracy") or not all(isinstance(v, list) for v in values):
-        return []
-    return [
-        {"training": i, "test": test, "group": g, "value": None if v is None else float(v)}
-        for i, by_group in enumerate(values)
-        for g, v in enumerate(by_group)
-    ]
+    found: list[tuple[int, str, int | None, float | None]] = []
+    for training, value in enumerate(values):
+        if isinstance(value, list):
+            found += [(training, test, group, v) for group, v in enumerate(value)]
+        else:
+            found.append((training, test, None, value))
+    return found
+
+
+# --- grouping ---------------------------------------------------------------------------------------------
 
 
 def by_seed(frame: pd.DataFrame, *settings: str) -> pd.DataFrame:
     """Means over the trainings of a set: one row for each combination of `settings`, test, group and seed."""
     keys = [*settings, "test", "group", "seed"]
     return frame.groupby(keys, dropna=False)["value"].mean().reset_index()
+
+
+def by_run(frame: pd.DataFrame, tests: Sequence[str]) -> pd.DataFrame:
+    """One row a run: its settings and, for each of `tests`, the mean over its trainings, nan where it has none."""
+    settings = [name for name in frame.columns if name not in NUMBERS]
+    runs = frame.drop_duplicates("key")[settings].reset_index(drop=True)
+    means = frame[frame["group"].isna()].groupby(["key", "test"])["value"].mean().unstack()
+    return runs.join(means.reindex(columns=list(tests)), on="key")
+
+
+def table(frame: pd.DataFrame, test: str = "accuracy") -> pd.DataFrame:
+    """Seeds x trainings of a test, seeds in order; empty where there is no value.
+
+    Raises SettingError where several data sets, numbers of images a class or runs of one seed would be mixed: choose
+    among the rows first.
+    """
+    own = frame[frame["test"] == test]
+    kinds = own[["dataset", "ipc"]].drop_duplicates()
+    if len(kinds) > 1 or own.duplicated(["seed", "training"]).any():
+        found = "; ".join(f"{name}, IPC {ipc}" for name, ipc in kinds.itertuples(index=False))
+        raise SettingError("rows", found, f"rows of one data set, IPC and run a seed for {test!r}")
+    return own.pivot(index="seed", columns="training", values="value")
+
+
+def level(frame: pd.DataFrame, test: str = "accuracy") -> Interval | None:
+    """The mean of an arm with its interval over seeds; None where nothing has been run."""
+    values = table(frame, test)
+    return mean_interval(values) if len(values) else None
+
+
+def paired(left: pd.DataFrame, right: pd.DataFrame) -> Interval | None:
+    """left - right, tables of seeds x trainings, over the seeds that both have; None where there is no such seed."""
+    both = left.index.intersection(right.index)
+    return paired_difference(left.loc[both], right.loc[both]) if len(both) else None
+
+
+def difference(a: pd.DataFrame, b: pd.DataFrame, test: str = "accuracy") -> Interval | None:
+    """An arm less another on one test, paired by seed; None where there is no pair."""
+    return paired(table(a, test), table(b, test))

@@ -1,69 +1,62 @@
 """The selection audit: what reading a training at its best step would add to a number, and to a comparison.
 
 From one and the same training `evaluation.best_step` notes the last step, the step that validation images choose, and
-the best on test. What a reading adds is its difference to the last step, in points of accuracy.
+the best on test. What a reading adds is its difference to the last step, in points of accuracy. All functions take
+rows of one arm, as from `results.tidy`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import numpy as np
-from numpy.typing import NDArray
+import pandas as pd
 
 from ..base import SettingError, numpy_generator
-from ..experiments.records import Record
-from ..stats import Interval, mean_interval, paired_difference
+from ..stats import Interval, mean_interval
+from .results import paired, table
 
 READINGS = {"last": "audit_last", "chosen": "audit_chosen", "best": "audit_best"}
 
 
-def readings(records: Sequence[Record], reading: str) -> NDArray[np.float64]:
-    """Accuracy (D, E) in per cent at one of "last", "chosen" (by validation images), "best" (on test); seeds in order.
+def readings(rows: pd.DataFrame, reading: str) -> pd.DataFrame:
+    """Accuracy in per cent, seeds x trainings, at the "last" step, the "chosen" (by validation images) or the "best".
 
-    Raises SettingError for another reading, or for a run without an audit.
+    Raises SettingError for another reading, or for runs without an audit.
     """
     if reading not in READINGS:
         raise SettingError("reading", reading, f"one of {', '.join(READINGS)}")
-    own = sorted(records, key=lambda r: r.experiment["seed"])
-    if plain := [r.key for r in own if READINGS[reading] not in r.metrics]:
-        raise SettingError("records", plain[0], "runs with eval_audit above 0")
-    return np.array([r.metrics[READINGS[reading]] for r in own], dtype=np.float64)
+    found = table(rows, READINGS[reading])
+    if len(found) < rows["seed"].nunique():
+        raise SettingError("rows", f"{len(found)} seeds with an audit", "runs with eval_audit above 0")
+    return found
 
 
-def added(records: Sequence[Record], reading: str) -> Interval:
-    """What a reading adds to the last step of the same trainings, with an interval over distillation seeds."""
-    return paired_difference(readings(records, reading), readings(records, "last"))
-
-
-def gain(a: Sequence[Record], b: Sequence[Record], reading_a: str = "last", reading_b: str = "last") -> Interval | None:
+def gain(a: pd.DataFrame, b: pd.DataFrame, reading_a: str = "last", reading_b: str = "last") -> Interval | None:
     """Accuracy of a less that of b, paired over the seeds both have, each at its own reading; None without a pair."""
-    both = {r.experiment["seed"] for r in a} & {r.experiment["seed"] for r in b}
-    if not both:
-        return None
-    left, right = ([r for r in own if r.experiment["seed"] in both] for own in (a, b))
-    return paired_difference(readings(left, reading_a), readings(right, reading_b))
+    return paired(readings(a, reading_a), readings(b, reading_b))
 
 
-def looks(records: Sequence[Record]) -> dict[int, Interval]:
+def added(rows: pd.DataFrame, reading: str) -> Interval | None:
+    """What a reading adds to the last step of the same trainings, with an interval over distillation seeds."""
+    return gain(rows, rows, reading, "last")
+
+
+def looks(rows: pd.DataFrame) -> dict[int, Interval | None]:
     """What the best on test adds to the last step, by the number of looks: the last k checkpoints of each training.
 
     From 1, the last step alone, to all. Looking more often can only add.
     """
-    curves = np.array(
-        [r.metrics["audit_test"] for r in sorted(records, key=lambda r: r.experiment["seed"])]
-    )  # (D, E, K)
-    last = curves[:, :, -1]
-    return {k: paired_difference(curves[:, :, -k:].max(2), last) for k in range(1, curves.shape[2] + 1)}
+    own = rows[rows["test"] == "audit_test"]
+    curves = own.pivot(index=["seed", "training"], columns="group", values="value")  # (seeds x trainings, checkpoints)
+    best = {k: curves.iloc[:, -k:].max(axis=1).unstack() for k in range(1, curves.shape[1] + 1)}
+    return {k: paired(values, best[1]) for k, values in best.items()}
 
 
-def over_trainings(records: Sequence[Record], test: str) -> Interval:
+def over_trainings(rows: pd.DataFrame, test: str) -> Interval:
     """What the best of a set's trainings adds to their mean on a test, with an interval over distillation seeds.
 
     The other selection of published numbers: several networks are trained on one set and the largest value is told.
     """
-    values = [r.metrics[test] for r in sorted(records, key=lambda r: r.experiment["seed"])]
-    return mean_interval([[max(own) - float(np.mean(own))] for own in values])
+    values = table(rows, test)
+    return mean_interval(values.max(axis=1) - values.mean(axis=1))
 
 
 def expected_best(error: float, looks: int, draws: int = 20000) -> float:

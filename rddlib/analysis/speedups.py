@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..stats import Interval, mean_interval
-from .pages import NOT_RUN, Arm, Page, cell, side
+from .pages import NOT_RUN, Arm, Page
 
 Line = tuple[NDArray[np.float64], NDArray[np.float64]]  # processor seconds (P,), accuracy in per cent (P,)
 CHOICES = ("random", "representative")
@@ -90,19 +90,25 @@ class Race:
 
 
 def race(other: Curve, random: Curve) -> Race:
-    """Compare a curve with the random one. Cost: a bootstrap for each of four intervals."""
+    """Compare a curve with the random one."""
     seeds = sorted(other.seeds() & random.seeds())
     if not seeds:
         return Race()
-    pairs = [(other.line(s), random.line(s)) for s in seeds]
-    ends = [min(a[0][-1], b[0][-1]) for a, b in pairs]
-    times = [(arrival(a, b[1][-1]), arrival(b, b[1][-1])) for a, b in pairs]
-    arrived = sum(np.isfinite(a) for a, _ in times)
+    pairs = [(other.line(seed), random.line(seed)) for seed in seeds]
+    at_end, at_time, prices, times = [], [], [], []
+    for (seconds, values), (random_seconds, random_values) in pairs:
+        goal, shorter = random_values[-1], min(seconds[-1], random_seconds[-1])
+        at_end.append(values[-1] - goal)
+        at_time.append(at((seconds, values), shorter) - at((random_seconds, random_values), shorter))
+        prices.append((seconds[-1], random_seconds[-1]))
+        times.append((arrival((seconds, values), goal), arrival((random_seconds, random_values), goal)))
+    arrived = sum(np.isfinite(own) for own, _ in times)
+    has_ratio = arrived == len(seeds) and all(min(pair) > 0 for pair in times)
     return Race(
-        mean_interval([a[1][-1] - b[1][-1] for a, b in pairs]),
-        mean_interval([at(a, end) - at(b, end) for (a, b), end in zip(pairs, ends, strict=True)]),
-        geometric([(a[0][-1], b[0][-1]) for a, b in pairs]),
-        geometric(times) if arrived == len(seeds) and all(min(pair) > 0 for pair in times) else None,
+        mean_interval(at_end),
+        mean_interval(at_time),
+        geometric(prices),
+        geometric(times) if has_ratio else None,
         arrived,
         len(seeds),
     )
@@ -115,35 +121,9 @@ def geometric(pairs: list[tuple[float, float]]) -> Interval:
     return Interval(mean, low, high, found.n)
 
 
-# --- words ------------------------------------------------------------------------------------------------
-
-
 def times(found: Interval | None) -> str:
-    """A ratio with its interval, '1.10 [1.02, 1.19] times'."""
+    """A ratio with its interval as the cell of a table, '1.10 [1.02, 1.19] times'."""
     if found is None:
         return NOT_RUN
     span = f" [{found.low:.2f}, {found.high:.2f}]" if np.isfinite(found.low) else " (one seed: no interval)"
     return f"{found.mean:.2f}{span} times"
-
-
-def verdict(found: Race) -> str:
-    """What the records say on the question whether representative batches save time, in a few sentences."""
-    if not found.seeds:
-        return "Not run yet: no seed has both curves, so nothing is said about time."
-    words = {
-        "above": "are more accurate than", "below": "are less accurate than", "not separated": "do not differ from",
-        "no interval": "cannot be told from",
-    }[side(found.same_time)]  # fmt: skip
-    seeds = f"{found.seeds} seed{'s' if found.seeds > 1 else ''}"
-    parts = [
-        f"At equal processor time, sets from representative batches {words} those from random ones beyond the spread "
-        f"of {seeds}: {cell(found.same_time, signed=True)} points.",
-        f"After as many outer steps the difference is {cell(found.same_steps, signed=True)} points, at "
-        f"{times(found.price)} the processor seconds.",
-    ]
-    if found.ratio is None:
-        last = f"The final accuracy of random batches is reached in {found.arrived} of {seeds} within the run"
-        return " ".join([*parts, f"{last}, so the times have no ratio, and no saving is shown."])
-    saving = "a saving" if found.ratio.high < 1 else "a loss" if found.ratio.low > 1 else "no saving is shown"
-    last = f"The final accuracy of random batches is reached in {times(found.ratio)} the time: {saving}."
-    return " ".join([*parts, last])

@@ -1,12 +1,9 @@
-"""Tables of the paper beside ours: levels, gains paired by seed, worst groups with their nulls, and sentences on them.
-
-Every word about a result is made here from records, so that it changes with them.
-"""
+"""Tables of the paper beside ours: levels, gains paired by seed, worst groups with their nulls."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,20 +13,17 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
 from ..base import resources
-from ..stats import Interval, paired_difference
+from ..experiments import grid
+from ..stats import Interval
 from .pages import NOT_PLANNED, NOT_RUN, Arm, Page, cell, side
 from .report import COLOURS
+from .results import paired, table
 
-TEST_NAMES = {
-    "accuracy": "accuracy",
-    "cluster_min": "cluster-min",
-    "noise": "noise",
-    "blur": "blur",
-    "invert": "invert",
-}
 # The settings in which a run may differ from the paper's, in the order in which a reader wants them.
-PRICED = ("dataset", "size", "network", "width", "eval_network", "eval_width", "factor", "outer_steps", "inner_steps",
-          "net_steps", "batch_real", "lr_image", "eval_steps", "eval_seeds")  # fmt: skip
+PRICED = (
+    *("dataset", "size", "network", "width", "eval_network", "eval_width", "factor"),
+    *("outer_steps", "inner_steps", "net_steps", "batch_real", "lr_image", "eval_steps", "eval_seeds"),
+)
 
 
 @dataclass(frozen=True)
@@ -87,12 +81,16 @@ def arm(page: Page, line: Line, column: Column) -> Arm:
 
 
 def shown(page: Page, lines: Sequence[Line], columns: Sequence[Column]) -> list[Line]:
-    """The lines for which the page plans a run in any column, and those that only the paper has."""
-    planned = [x for x in lines if any(arm(page, x, c).planned for c in columns)]
-    carried, only = {x.paper for x in planned}, dict[str, str]()  # the paper's name -> the line that stands for it
-    for x in (x for x in lines if x.paper not in carried and any(x.paper in c.paper for c in columns)):
-        only.setdefault(x.paper, x.name)
-    return [x for x in lines if x in planned or only.get(x.paper) == x.name]
+    """The lines for which the page plans a run in any column, and those that only the paper has, each once."""
+    planned = [line for line in lines if any(arm(page, line, column).planned for column in columns)]
+    names = {line.paper for line in planned}
+    chosen = []
+    for line in lines:
+        only_paper = line.paper not in names and any(line.paper in column.paper for column in columns)
+        if line in planned or only_paper:
+            chosen.append(line)
+            names.add(line.paper)
+    return chosen
 
 
 def levels(page: Page, lines: Sequence[Line], columns: Sequence[Column]) -> pd.DataFrame:
@@ -106,7 +104,7 @@ def levels(page: Page, lines: Sequence[Line], columns: Sequence[Column]) -> pd.D
         own = [arm(page, line, column) for line in lines]
         if any(line.paper in column.paper for line in lines):
             found[column.name, "paper"] = [_number(column.paper.get(line.paper)) for line in lines]
-        found[column.name, "ours"] = [_ours(a, x, column) for a, x in zip(own, lines, strict=True)]
+        found[column.name, "ours"] = [_ours(a, line, column) for a, line in zip(own, lines, strict=True)]
         found[column.name, "seeds"] = [a.count() for a in own]
     return pd.DataFrame(found, index=pd.Index([line.name for line in lines], name="arm"))
 
@@ -114,11 +112,13 @@ def levels(page: Page, lines: Sequence[Line], columns: Sequence[Column]) -> pd.D
 def _ours(own: Arm, line: Line, column: Column) -> str:
     if not own.planned:
         return NOT_PLANNED if line.paper in column.paper else ""
-    return own.text(column.test) if own.seeds(column.test) else ""
+    return cell(own.level(column.test), planned=False)
 
 
 def _number(value: float | None, signed: bool = False) -> str:
-    return "" if value is None else f"{value:+.1f}" if signed else f"{value:.1f}"
+    if value is None:
+        return ""
+    return f"{value:+.1f}" if signed else f"{value:.1f}"
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,6 @@ class Gap:
     column: str
     ours: Interval | None
     paper: float | None
-    cell: str = ""  # name of the paper's row: our two tails are compared with the same one
 
     @property
     def name(self) -> str:
@@ -138,16 +137,23 @@ class Gap:
         return f"{self.line} - {self.base} ({self.column})"
 
 
+def _comparisons(page: Page, lines: Sequence[Line], column: Column) -> Iterator[tuple[Line, Line]]:
+    """Each line whose run is planned in a column, with its base."""
+    named = {line.name: line for line in lines}
+    for line in lines:
+        if line.base in named and arm(page, line, column).planned:
+            yield line, named[line.base]
+
+
 def gaps(page: Page, lines: Sequence[Line], columns: Sequence[Column]) -> list[Gap]:
     """Every comparison of a line with its base that is planned here, paired by seed."""
-    named, found = {line.name: line for line in lines}, []
+    found = []
     for column in columns:
-        for line in (x for x in lines if x.base in named and arm(page, x, column).planned):
-            base = named[line.base]
+        for line, base in _comparisons(page, lines, column):
             both = line.paper in column.paper and base.paper in column.paper
             paper = round(column.paper[line.paper] - column.paper[base.paper], 1) if both else None
             ours = arm(page, line, column).minus(arm(page, base, column), column.test)
-            found.append(Gap(line.name, line.base, column.name, ours, paper, line.paper))
+            found.append(Gap(line.name, base.name, column.name, ours, paper))
     return found
 
 
@@ -157,19 +163,20 @@ def drops(page: Page, lines: Sequence[Line], columns: Sequence[Column]) -> list[
     Below zero: the line loses less. Paired by seed; a drop is taken within each training before anything is averaged.
     """
     standard, *others = columns
-    named, found = {line.name: line for line in lines}, []
-    for column, line in itertools.product(others, lines):
-        if line.base not in named or not arm(page, line, column).planned:
-            continue
-        own, base = arm(page, line, column), arm(page, named[line.base], column)
-        both = sorted(set(own.seeds(column.test)) & set(base.seeds(column.test)))
-        fall, floor = (a.values(standard.test, both) - a.values(column.test, both) for a in (own, base))
-        theirs = [
-            standard.paper.get(n, np.nan) - column.paper.get(n, np.nan) for n in (line.paper, named[line.base].paper)
-        ]
-        gap = round(theirs[0] - theirs[1], 1)
-        ours = paired_difference(fall, floor) if both else None
-        found.append(Gap(line.name, line.base, column.name, ours, gap if np.isfinite(gap) else None, line.paper))
+
+    def fall(line: Line, column: Column) -> pd.DataFrame:
+        rows = arm(page, line, column).rows
+        return table(rows, standard.test) - table(rows, column.test)
+
+    def reported_fall(line: Line, column: Column) -> float:
+        return standard.paper.get(line.paper, np.nan) - column.paper.get(line.paper, np.nan)
+
+    found = []
+    for column in others:
+        for line, base in _comparisons(page, lines, column):
+            ours = paired(fall(line, column), fall(base, column))
+            paper = round(reported_fall(line, column) - reported_fall(base, column), 1)
+            found.append(Gap(line.name, base.name, column.name, ours, paper if np.isfinite(paper) else None))
     return found
 
 
@@ -196,93 +203,47 @@ def gains(found: Sequence[Gap]) -> pd.DataFrame:
 
 def worst_groups(page: Page, lines: Sequence[Line], columns: Sequence[Column]) -> pd.DataFrame:
     """The published cluster-min of each arm that has been run, with group sizes and the minimum chance alone gives."""
-    rows = []
+    rows = {}
     for column, line in itertools.product(columns, lines):
         own = arm(page, line, column)
-        if (null := own.null()) is not None and (least := own.level("cluster_min")) is not None:
-            place = "below" if least.mean < null.low else "above" if least.mean > null.high else "inside"
-            chance, sizes = f"{null.mean:.1f} ({null.low:.1f} to {null.high:.1f})", own.sizes()
-            rows.append((column.name, line.name, str(own.level()), str(least), chance, place, len(sizes),
-                         f"{min(sizes)} to {max(sizes)}"))  # fmt: skip
-    names = ["where", "arm", "accuracy", "cluster-min", "by chance alone", "place", "groups", "images in a group"]
-    return pd.DataFrame(rows, columns=names).set_index(["where", "arm"])
+        null, least, sizes = own.null(), own.level("cluster_min"), own.sizes()
+        if null is None or least is None:
+            continue
+        outside = "below" if least.mean < null.low else "above"
+        rows[column.name, line.name] = {
+            "accuracy": str(own.level()),
+            "cluster-min": str(least),
+            "by chance alone": f"{null.mean:.1f} ({null.low:.1f} to {null.high:.1f})",
+            "place": "inside" if null.low <= least.mean <= null.high else outside,
+            "groups": len(sizes),
+            "images in a group": f"{min(sizes)} to {max(sizes)}",
+        }
+    names = ["accuracy", "cluster-min", "by chance alone", "place", "groups", "images in a group"]
+    index = pd.MultiIndex.from_tuples(rows, names=["where", "arm"])
+    return pd.DataFrame(list(rows.values()), index=index, columns=names)
 
 
 def differs(page: Page, name: str, dataset: str, methods: Sequence[str] = ("idc", "glad")) -> pd.DataFrame:
     """Settings in which the runs on a data set differ from those of the grid at paper scale, 'ours (paper)'."""
     if not page.jobs or page.experiments[0].scale == "paper":
         return pd.DataFrame()
-    full = {(j.arms[0], j.experiment.method, j.experiment.ipc): j.experiment for j in Page.of(name, "paper").jobs}
+    full = {}
+    for job in grid.jobs([name], "paper"):
+        full[job.arms[0], job.experiment.method, job.experiment.ipc] = job.experiment
     lines: dict[str, dict[str, str]] = {}
-    for job in (j for j in page.jobs if j.experiment.dataset == dataset):
-        e = job.experiment
-        theirs = next((full[k] for a in job.arms if (k := (a, e.method, e.ipc)) in full), None)
-        if theirs is None or e.method not in methods:
+    for job in page.jobs:
+        ours = job.experiment
+        places = [(own, ours.method, ours.ipc) for own in job.arms]
+        theirs = next((full[place] for place in places if place in full), None)
+        if theirs is None or ours.dataset != dataset or ours.method not in methods:
             continue
-        both = {n: (getattr(e, n), getattr(theirs, n)) for n in PRICED}
-        words = {
-            n: " ".join(f"{x if x is not None else '-'}" for x in (a, f"({b or '-'})")) for n, (a, b) in both.items()
-        }
-        lines.setdefault(f"{e.method}, ipc {e.ipc}", {n: words[n] for n, (a, b) in both.items() if a != b})
+        words = {}
+        for setting in PRICED:
+            own, other = getattr(ours, setting), getattr(theirs, setting)
+            if own != other:
+                words[setting] = f"{'-' if own is None else own} ({other or '-'})"
+        lines.setdefault(f"{ours.method}, ipc {ours.ipc}", words)
     return pd.DataFrame(lines).fillna("as the paper")
-
-
-# --- words ------------------------------------------------------------------------------------------------
-
-
-def reading(found: Sequence[Gap], what: str = "accuracy") -> str:
-    """What the comparisons say, in sentences made of them; says so where none has been run."""
-    if not found:
-        return f"No comparison of {what} is planned at this scale."
-    sides = {g.name: side(g.ours) for g in found}
-    tried = [name for name, s in sides.items() if s not in (NOT_RUN, "no interval")]
-    text = f"**{what.capitalize()}.** {len(found)} comparisons are planned here; {len(tried)} have been run with two "
-    text += "seeds or more. "
-    if tried:
-        parts = [f"{_count(sides, s)} {words}" for s, words in _SIDES.items()]
-        text += f"Of these, {parts[0]}, {parts[1]} and {parts[2]}. "
-        text += (
-            f"Were there no effect at all, about {0.05 * len(tried):.1f} of {len(tried)} would be separated by chance. "
-        )
-        text += "".join(_named(sides, s, words) for s, words in (("above", "Above zero"), ("below", "Below zero")))
-    single = [name for name, s in sides.items() if s == "no interval"]
-    text += f"{len(single)} have one seed only, hence no interval. " if single else ""
-    claimed = {(g.cell or g.line, g.base, g.column): g.paper for g in found if g.paper is not None}
-    if claimed:
-        higher, values = sum(p > 0 for p in claimed.values()), claimed.values()
-        text += f"The paper has {len(claimed)} such differences; {higher} of them are above zero, "
-        text += f"and they go from {min(values):+.1f} to {max(values):+.1f}."
-    return text.strip()
-
-
-_SIDES = {"above": "lie above zero", "below": "below it", "not separated": "are not separated from it"}
-
-
-def _count(sides: Mapping[str, str], wanted: str) -> int:
-    return sum(s == wanted for s in sides.values())
-
-
-def _named(sides: Mapping[str, str], wanted: str, words: str) -> str:
-    names = [name for name, s in sides.items() if s == wanted]
-    return f"{words}: {'; '.join(names)}. " if names else ""
-
-
-def between(page: Page, lines: Sequence[Line], columns: Sequence[Column]) -> str:
-    """Where an arm stands between random images and all data, in sentences; says so where an end is missing."""
-    named = {line.name: line for line in lines}
-    said = []
-    for column in columns:
-        wanted = {"IDC": arm(page, named["IDC"], column), "floor": arm(page, FLOOR, column)}
-        wanted |= {"ceiling": arm(page, CEILING, column)}
-        own, *ends = (a.level(column.test) for a in wanted.values())
-        if own is None or ends[0] is None or ends[1] is None:
-            absent = {f"{n} {NOT_RUN if a.planned else NOT_PLANNED}" for n, a in wanted.items() if not a.records}
-            said.append(f"{column.name}: {', '.join(sorted(absent))}")
-            continue
-        share = 100 * (own.mean - ends[0].mean) / (ends[1].mean - ends[0].mean)
-        said.append(f"{column.name}: IDC covers {share:.0f} % of the way from random images ({ends[0].mean:.1f}) "
-                    f"to all data ({ends[1].mean:.1f})")  # fmt: skip
-    return "; ".join(said) + "."
 
 
 # --- figures ----------------------------------------------------------------------------------------------

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from ..experiments.presets import SIAMESE
 from ..experiments.records import Record
 from ..stats import Interval, effect_size
 from . import rules
-from .claims import PROOF, Claim, Comparison, Measures, Plan, comparisons, value
+from .claims import PROOF, Claim, Comparison, Measures, Plan, comparisons, measured, metric_of
 from .rules import LEAST_SEEDS, NEEDS, NO_RUNS, Decision, Mechanism
 
 # The four hypotheses that are looked at twice, at this scale, and the arms whose difference is the gate of the scale.
@@ -74,76 +76,89 @@ class Verdict:
         return float(np.max([f.p for f in self.findings])) if self.findings else float("nan")
 
 
+@dataclass(frozen=True)
+class Evidence:
+    """The records by key, the plan that says which of them are an arm, and what was measured on their sets."""
+
+    records: Mapping[str, Record]
+    plan: Plan
+    extra: Measures = field(default_factory=dict)
+
+    @cached_property
+    def runs(self) -> pd.DataFrame:
+        """Run x metric (`claims.measured`)."""
+        return measured(self.records.values(), self.extra)
+
+    def keys(self, selectors: Iterable[str], scale: str) -> pd.DataFrame:
+        """The keys of several arms, seeds x arms, over the seeds that are planned for all."""
+        return pd.DataFrame([self.plan.select(selector, scale) for selector in selectors]).T.dropna().sort_index()
+
+    def values(self, keys: pd.DataFrame, metric: str) -> pd.DataFrame:
+        """A metric of these runs, seeds x arms, over the seeds for which every run has it."""
+        by_key = metric_of(self.runs, metric)
+        found: pd.DataFrame = keys.apply(lambda own: own.map(by_key)).astype(float)
+        return found.dropna()
+
+
 def judge(
     claims: Iterable[Claim], records: Mapping[str, Record], plan: Plan, extra: Measures | None = None
 ) -> list[Verdict]:
     """The verdict on each claim, in order. Comparisons that several claims share are decided once."""
     claims = list(claims)
+    evidence = Evidence(records, plan, extra or {})
     by_id = {claim.id: claim for claim in claims}
     tests = {claim.id: comparisons(claim, by_id) for claim in claims}
-    found = {test: find(test, records, plan, extra) for test in dict.fromkeys(t for own in tests.values() for t in own)}
+    each = dict.fromkeys(test for own in tests.values() for test in own)
+    found = {test: find(test, evidence) for test in each}
     found |= _after_looks(found)
     return [_verdict(claim, tuple(found[test] for test in tests[claim.id])) for claim in claims]
 
 
-def find(comparison: Comparison, records: Mapping[str, Record], plan: Plan, extra: Measures | None = None) -> Finding:
+def find(comparison: Comparison, evidence: Evidence) -> Finding:
     """What the records say about a comparison, at the first of its scales that has enough seeds."""
-    seen: list[str] = []
+    seen = ""
     for scale in comparison.claim.scales:
-        chosen = [plan.select(selector, scale) for _, selector in comparison.terms]
-        planned = sorted(set.intersection(*(set(c) for c in chosen)))
-        table: dict[int, list[float]] = {}
-        for seed in planned:
-            values = [_value(records.get(c[seed]), comparison.metric, extra) for c in chosen]
-            if None not in values:
-                table[seed] = values  # type: ignore[assignment]
-        if len(table) >= LEAST_SEEDS:
-            terms = [[records[c[seed]] for seed in table] for c in chosen]
-            return _found(comparison, scale, np.array(list(table.values())), terms, _gate(scale, records, plan), extra)
-        seen.append(f"{len(table)} of {len(planned)} seeds at scale {scale}")
+        keys = evidence.keys([selector for _, selector in comparison.terms], scale)
+        values = evidence.values(keys, comparison.metric)
+        if len(values) >= LEAST_SEEDS:
+            return _found(comparison, scale, evidence, keys.loc[values.index])
+        seen = f"{len(values)} of {len(keys)} seeds at scale {scale}"
     large = all(scale in LARGE for scale in comparison.claim.scales)
-    return Finding(comparison, NEEDS if large else NO_RUNS, seen[-1])
+    return Finding(comparison, NEEDS if large else NO_RUNS, seen)
 
 
-def _value(record: Record | None, metric: str, extra: Measures | None) -> float | None:
-    return None if record is None else value(record, metric, extra or {})
-
-
-def _found(
-    comparison: Comparison,
-    scale: str,
-    table: np.ndarray,
-    terms: Sequence[Sequence[Record]],
-    gate: Sequence[float] | None,
-    extra: Measures | None,
-) -> Finding:
-    """The finding of a comparison whose values (seeds, terms) are there; `terms`: the records of each term."""
-    claim, weights = comparison.claim, np.array([weight for weight, _ in comparison.terms])
-    values = table @ weights
+def _found(comparison: Comparison, scale: str, evidence: Evidence, keys: pd.DataFrame) -> Finding:
+    """The finding of a comparison whose runs are there; `keys`: seeds x terms."""
+    claim = comparison.claim
+    values = evidence.values(keys, comparison.metric)
+    differences = values.to_numpy() @ comparison.weights
     acts = claim.reading != "-"
     decision = rules.decide(
-        values,
+        differences,
         claim.margin or 1.0,
-        claim.gain if len(claim.test.split(" ; ")) == 1 else None,
-        above_chance=_above_chance(comparison.metric, terms, extra),
-        term=_mechanism(terms, gate) if acts else None,
-        rise=_rise(comparison, weights, terms, extra) if acts else None,
+        claim.gain if " ; " not in claim.test else None,
+        above_chance=_above_chance(comparison.metric, evidence, keys),
+        term=_mechanism(scale, evidence, keys) if acts else None,
+        rise=_rise(comparison, evidence, keys) if acts else None,
     )
-    keys = tuple(tuple(record.key for record in own) for own in terms)
-    means = tuple(float(mean) for mean in table.mean(0))
     return Finding(
-        comparison, decision.verdict, decision.why, scale, decision.interval, tuple(map(float, values)), means, keys
+        comparison,
+        decision.verdict,
+        decision.why,
+        scale,
+        decision.interval,
+        tuple(differences.tolist()),
+        tuple(values.mean()),
+        tuple(tuple(keys[term]) for term in keys),
     )
 
 
-def _above_chance(metric: str, terms: Sequence[Sequence[Record]], extra: Measures | None) -> float:
+def _above_chance(metric: str, evidence: Evidence, keys: pd.DataFrame) -> float:
     """Points of the best term above chance, on the test of the metric where the terms have least room."""
     if metric == "coverage":
         return float("inf")
-    chance = 100 / _classes(terms[0][0])
-    tests = metric.split("-")
-    best = [max(float(np.mean([_value(r, test, extra) for r in own])) for own in terms) for test in tests]
-    return min(best) - chance
+    best = [float(evidence.values(keys, test).mean().max()) for test in metric.split("-")]
+    return min(best) - 100 / _classes(evidence.records[str(keys.iloc[0, 0])])
 
 
 def _classes(record: Record) -> int:
@@ -151,14 +166,14 @@ def _classes(record: Record) -> int:
     return len(record.metrics.get("class_sizes", ())) or 10
 
 
-def _mechanism(terms: Sequence[Sequence[Record]], gate: Sequence[float] | None) -> Mechanism | None:
+def _mechanism(scale: str, evidence: Evidence, keys: pd.DataFrame) -> Mechanism | None:
     """What is known of the loop's network: that of the control arms where there are any; None without a loop."""
-    every = [record for own in terms for record in own]
+    every = [evidence.records[key] for term in keys for key in keys[term]]
     control = [record for record in every if record.experiment.get("risk") == "control"]
     histories = [_history(record) for record in control or every]
     if not any(histories):
         return None
-    return rules.mechanism(histories, _classes(every[0]), gate)
+    return rules.mechanism(histories, _classes(every[0]), _gate(scale, evidence))
 
 
 def _history(record: Record) -> list[dict[str, Any]]:
@@ -172,28 +187,21 @@ def _history(record: Record) -> list[dict[str, Any]]:
     return old
 
 
-def _gate(scale: str, records: Mapping[str, Record], plan: Plan) -> list[float] | None:
+def _gate(scale: str, evidence: Evidence) -> pd.Series | None:
     """Accuracy of control less that of control with an untrained network, one value a seed; None: not run."""
     if scale not in GATES:
         return None
-    trained, untrained = (plan.select(selector, scale) for selector in GATES[scale])
-    both = [s for s in trained if trained[s] in records and untrained.get(s) in records]
-    if len(both) < LEAST_SEEDS:
-        return None
-    accuracy = [[value(records[arm[s]], "accuracy", {}) for s in both] for arm in (trained, untrained)]
-    return list(np.subtract(*np.array(accuracy, dtype=np.float64)))
+    accuracy = evidence.values(evidence.keys(GATES[scale], scale), "accuracy")
+    return accuracy[0] - accuracy[1] if len(accuracy) >= LEAST_SEEDS else None
 
 
-def _rise(
-    comparison: Comparison, weights: np.ndarray, terms: Sequence[Sequence[Record]], extra: Measures | None
-) -> np.ndarray | None:
+def _rise(comparison: Comparison, evidence: Evidence, keys: pd.DataFrame) -> np.ndarray | None:
     """For a drop that is said to get smaller with the term: the differences of the accuracy under the shifted test."""
     test, _, standard = comparison.metric.partition("-")
-    (_, first), *_ = [term for term in comparison.terms if term[0] > 0]
+    first = next(selector for weight, selector in comparison.terms if weight > 0)
     if not standard or len(comparison.terms) != 2 or "risk=control" in first or first.endswith("control"):
         return None
-    table = np.array([[_value(r, test, extra) for r in own] for own in terms], dtype=np.float64)
-    difference: np.ndarray = weights @ table
+    difference: np.ndarray = evidence.values(keys, test).to_numpy() @ comparison.weights
     return difference
 
 
@@ -210,7 +218,8 @@ def _after_looks(found: Mapping[Comparison, Finding]) -> dict[Comparison, Findin
 def _verdict(claim: Claim, findings: tuple[Finding, ...]) -> Verdict:
     if claim.rule == "none":
         return Verdict(claim, NEEDS, claim.why)
-    if proof := PROOF.fullmatch(claim.test):
+    proof = PROOF.fullmatch(claim.test)
+    if proof:
         return Verdict(claim, proof[1], claim.why)
     names = [f.verdict for f in findings]
     if len(findings) == 1:
