@@ -26,6 +26,7 @@ from .synthetic import SyntheticSet
 
 HISTORY = 100  # entries kept at most: a record stays small however long the loop
 OnStep = Callable[[int, dict[str, float]], None]
+OnImages = Callable[[int, SyntheticSet], None]
 
 
 def distill(
@@ -35,19 +36,23 @@ def distill(
     every: int = 1,
     on_step: OnStep | None = None,
     begun: SyntheticSet | None = None,
+    on_images: OnImages | None = None,
 ) -> tuple[SyntheticSet, list[dict[str, float]]]:
     """Distil `data` by the method of `settings`; returns the set and the history: means over outer steps.
 
     `checkpoint`: a file; if it is there the run goes on from it, and equals the uninterrupted run bit for bit on
     the same machine; one of other data, settings or code is not used. It is written every `every` outer steps and when
-    the run is interrupted. `on_step` is called with the number of outer steps done and the last history entry. `begun`:
-    the finished set to begin from, where `start_sha256` names one. Runs on the device of `data`.
+    the run is interrupted. `on_step` is called with the number of outer steps done and the last history entry,
+    `on_images` (not by KIP) with that number and the set as it then is, first with 0 and the start. `begun`: the
+    finished set to begin from, where `start_sha256` names one. Runs on the device of `data`.
     Raises SettingError if the settings do not fit the data, DataError for a damaged checkpoint.
     """
     check_fit(data, settings)
     check_begun(data, settings, begun)
     fused.keep_memory()
     if settings.method == "kip":
+        if on_images is not None:
+            raise SettingError("on_images", on_images, "left out for kip, which has no outer steps")
         return inducing_points.distill(data, settings, None if checkpoint is None else Path(checkpoint), every, on_step)
     if settings.groups_from == "found":
         data = clusters.with_found_groups(data, settings.found_groups)
@@ -56,6 +61,8 @@ def distill(
     of = origin(data, settings, source.sha256)
     if checkpoint is not None:
         state = load_state(checkpoint, state, of) or state
+    if on_images is not None:
+        on_images(state.outer, stored(state, data, settings, source))
     try:
         while state.outer < settings.outer_steps:
             with networks.arithmetic(settings.precision, data.train_images.device):
@@ -64,14 +71,20 @@ def distill(
                 save_state(checkpoint, state, of)
             if on_step is not None:
                 on_step(state.outer, state.history[-1])
+            if on_images is not None:
+                on_images(state.outer, stored(state, data, settings, source))
     except KeyboardInterrupt:
         if checkpoint is not None:
             save_state(checkpoint, state, of)
         raise
-    with torch.no_grad():
-        images = source.decode(state.codes, labels(data, settings))
-    made = SyntheticSet(images, settings.ipc, settings.factor, prior_sha256=source.sha256)
-    return made, thinned(state.history)
+    return stored(state, data, settings, source), thinned(state.history)
+
+
+@torch.no_grad()
+def stored(state: State, data: DataSet, settings: DistillSettings, source: prior.Prior) -> SyntheticSet:
+    """The set that a state stands for; the next step works on copies and leaves it as it is."""
+    images = source.decode(state.codes, labels(data, settings))
+    return SyntheticSet(images, settings.ipc, settings.factor, prior_sha256=source.sha256)
 
 
 def labels(data: DataSet, settings: DistillSettings) -> torch.Tensor:
