@@ -30,6 +30,7 @@ SCRIPTS = (
     "performance.py",
     "verdicts.py",
     "costs.py",
+    "explorer.py",
     "classroom.py",
     "print_pdf.py",
     "drawings.py",
@@ -200,7 +201,7 @@ def verdicts(root: Path, build: Path) -> str:
     if not script.exists():
         return "no verdicts"
     folders = ("data/runs/*/*.json", "data/grids/*.toml", "data/coverage/*.json", "data/*.json", "data/claims.csv",
-               "rddlib/**/*.py", "notebooks/*.ipynb", "book/*.md", "book/*.py")  # fmt: skip
+               "data/distilled/*.npz", "rddlib/**/*.py", "notebooks/*.ipynb", "book/*.md", "book/*.py")  # fmt: skip
     key = fingerprint((p for pattern in folders for p in root.glob(pattern)), sys.version)
     if not fresh(build / "generated.stamp", key, made):
         shutil.rmtree(made, ignore_errors=True)
@@ -224,6 +225,8 @@ def fill(source: Path, made: Path, records: Iterable[Path]) -> str:
             page.write_text(full, encoding="utf-8")
     for picture in made.glob("*.png"):
         shutil.copy2(picture, source / "book" / picture.name)
+    if (made / "sets").is_dir():
+        shutil.copytree(made / "sets", source / "book" / "_static" / "sets")
     (source / "book" / "_static" / "records").mkdir(parents=True, exist_ok=True)
     for record in records:
         shutil.copyfile(record, source / "book" / "_static" / "records" / record.name)

@@ -25,15 +25,17 @@ from typing import Any
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent)]
 
-from rddlib.analysis import results
-from rddlib.base import SettingError, repository_root, write_atomic
-from rddlib.experiments import grid
-from rddlib.experiments.experiment import Experiment
-from rddlib.experiments.grid import Job, Ledger, duration
-from rddlib.experiments.provenance import describe_device
-from rddlib.experiments.records import Record, Store
+import explorer  # noqa: E402
+
+from rddlib.analysis import results  # noqa: E402
+from rddlib.base import SettingError, repository_root, write_atomic  # noqa: E402
+from rddlib.experiments import grid  # noqa: E402
+from rddlib.experiments.experiment import Experiment  # noqa: E402
+from rddlib.experiments.grid import Job, Ledger, duration  # noqa: E402
+from rddlib.experiments.provenance import describe_device  # noqa: E402
+from rddlib.experiments.records import Record, Store  # noqa: E402
 
 PAGES = Path("data/pages.json")
 KEY = re.compile(r"(?<![0-9a-f])[0-9a-f]{16}(?![0-9a-f])")
@@ -277,33 +279,73 @@ python -m rddlib grid {" ".join(GRIDS)} \\
 """
 
 
+def options(name: str, label: str, values: Iterable[tuple[str, str]]) -> str:
+    """One filter of a table: its script compares the value with the rows' attribute of that name."""
+    chosen = "".join(f'<option value="{html.escape(v)}">{html.escape(t)}</option>' for v, t in values)
+    return f'<label>{label} <select name="{name}" data-filter><option value="">all</option>{chosen}</select></label>'
+
+
+def changed_settings(record: Record) -> str:
+    """The settings of a record that are not the default: 'lr_image=0.3 outer_steps=60', for the search."""
+    settings = {name: value for name, value in record.experiment.items() if DEFAULTS.get(name) != value}
+    return " ".join(f"{name}={value}" for name, value in sorted(settings.items()))
+
+
+def record_row(record: Record, group: str, state: str) -> str:
+    """One record as a row: links point to it, its attributes are what the filters ask for."""
+    e, x = html.escape, DEFAULTS | record.experiment
+    term = explorer.term(x)
+    data = {"dataset": x["dataset"], "scale": x["scale"], "method": x["method"], "term": term}
+    attributes = " ".join(f'data-{name}="{e(str(value))}"' for name, value in data.items())
+    numbers = {"accuracy": "Accuracy (%)", "cluster_min": "Worst cluster (%)"}
+    scores = {name: float(np.mean(record.metrics[name])) for name in numbers if name in record.metrics}
+    cells = "".join(
+        f'<td class="number" data-label="{label}" data-value="{scores[name]:.3f}">{scores[name]:.1f}</td>'
+        if name in scores
+        else f'<td class="number" data-label="{label}" data-value="">-</td>'
+        for name, label in numbers.items()
+    )
+    arm = f"{x['dataset']}, {results.arm(record.experiment)}, IPC {x['ipc']}"
+    what = f"{arm}, seed {x['seed']}, judged by {x['eval_network']}"
+    spent = sum(record.seconds.values())
+    return (
+        f'<tr id="record-{record.key}" {attributes} data-settings="{e(changed_settings(record))}">'
+        f'<th scope="row"><a href="../_static/records/{record.key}.json"><code>{record.key}</code></a>'
+        f'<span class="note">{e(group)}, {e(x["scale"])}</span></th><td data-label="Run">{e(what)}</td>{cells}'
+        f'<td data-label="Cost" data-value="{spent:.0f}">{duration(spent)}<span class="note">'
+        f"{record.peak_memory_mb:.0f} MB, {e(record.device)}</span></td>"
+        f'<td data-label="Code">{state}<span class="note">{e(record.commit[:8] or "-")}</span></td></tr>'
+    )
+
+
 def records_table(ledger: Ledger) -> str:
-    """Every record as a row that links can point to."""
-    e, rows = html.escape, []
-    for path in sorted(ledger.store.root.glob("runs/*/*.json"), key=lambda p: (p.parent.name, p.stem)):
-        if (r := ledger.records.get(path.stem)) is None:
-            continue
-        x = DEFAULTS | r.experiment
-        scores = "; ".join(
-            f"{name} {np.mean(r.metrics[name]):.1f}" for name in ("accuracy", "cluster_min") if name in r.metrics
-        )
-        arm = f"{x['dataset']}, {results.arm(r.experiment)}, IPC {x['ipc']}"
-        what = f"{arm}, seed {x['seed']}, judged by {x['eval_network']}"
-        file = f"../_static/records/{r.key}.json"
-        rows.append(
-            f'<tr id="record-{r.key}"><th scope="row"><a href="{file}"><code>{r.key}</code></a>'
-            f'<span class="note">{e(path.parent.name)}, {e(x["scale"])}</span></th><td data-label="Run">{e(what)}</td>'
-            f'<td data-label="Result (%)">{e(scores)}</td><td data-label="Cost">{duration(sum(r.seconds.values()))}, '
-            f'{r.peak_memory_mb:.0f} MB, {e(r.device)}</td><td data-label="Code">{e(r.commit or "-")}, '
-            f"{'current' if ledger.state(r.key) == 'done' else 'stale'}</td></tr>"
-        )
-    head = "".join(f'<th scope="col">{h}</th>' for h in ("Record", "Run", "Result (%)", "Cost", "Code"))
+    """Every record as a row that links can point to, and filters, which the script shows."""
+    paths = sorted(ledger.store.root.glob("runs/*/*.json"), key=lambda p: (p.parent.name, p.stem))
+    found = [(ledger.records[path.stem], path.parent.name) for path in paths if path.stem in ledger.records]
+    rows = [record_row(r, group, "current" if ledger.state(r.key) == "done" else "stale") for r, group in found]
+    settings = [DEFAULTS | r.experiment for r, _ in found]
+    kinds = {
+        "dataset": ("Data set", {x["dataset"] for x in settings}),
+        "scale": ("Scale", {x["scale"] for x in settings}),
+        "method": ("Method", {x["method"] for x in settings}),
+        "term": ("Risk term", {explorer.term(x) for x in settings}),
+    }
+    filters = "".join(options(name, label, ((v, v) for v in sorted(own))) for name, (label, own) in kinds.items())
+    numeric = ("Accuracy (%)", "Worst cluster (%)", "Cost")
+    names = ("Record", "Run", *numeric, "Code")
+    head = "".join(f'<th scope="col"{" data-number" if name in numeric else ""}>{name}</th>' for name in names)
     body = "\n".join(rows)
     return f"""```{{raw}} html
 <link rel="stylesheet" href="../_static/verdicts.css">
-<div class="verdict-table"><table><thead><tr>{head}</tr></thead><tbody>
+<form id="record-filters" class="filters" hidden aria-label="Filters">
+<label class="words">Search, also in the settings <input type="search" name="words" placeholder="lr_image=0.3 seed 2">
+</label>{filters}<label class="order">Order <select name="order"><option value="">as they lie</option></select></label>
+<button type="reset">show all</button></form>
+<p id="record-count" role="status">{len(rows)} records.</p>
+<div class="verdict-table"><table id="record-table"><thead><tr>{head}</tr></thead><tbody>
 {body}
 </tbody></table></div>
+<script src="../_static/records.js"></script>
 ```
 """
 

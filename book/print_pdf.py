@@ -22,7 +22,7 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
-LEFT_OUT = {"book/records"}  # a list of files for the screen
+LEFT_OUT = {"book/records", "book/explorer"}  # for the screen
 JOIN = """async (pages) => {
     const slug = name => name.replace('/', '-'), known = new Map(), root = location.origin + '/';
     for (const [name] of pages) known.set(root + name + '.html', slug(name));
@@ -75,12 +75,15 @@ JOIN = """async (pages) => {
     await Promise.all([...document.images].map(i => i.decode().catch(() => 0)));
     return document.querySelectorAll('mjx-merror').length;
 }"""
+# Chromium takes bookmarks from the laid out lines of headings. It doubles the words of a heading whose margin is cut
+# off by the end of a page, so the room above is padding. It joins two lines of a title without a space unless kept.
 STYLE = """
 html { scroll-padding: 0; }
 body.printed { font-size: 10.5pt; margin: 0; background: white; color: black; }
 body.printed > :is(article, section) { break-before: page; }
 body.printed > article:first-of-type { break-before: auto; }
-.printed :is(h1, h2, h3, h4, h5) { break-after: auto; break-inside: auto; }
+.printed :is(h1, h2, h3, h4, h5, h6) { margin-top: 0; padding-top: 1em; white-space: pre-wrap; }
+.printed :is(h1, h2, h3, h4, h5, h6) { break-after: avoid; break-inside: avoid; }
 h1.part { padding-top: 35vh; break-after: page; text-align: center; }
 .printed :is(pre, .cell_output pre) { white-space: pre-wrap; overflow-wrap: anywhere; font-size: 7.5pt; }
 .printed img { max-width: 100%; break-inside: avoid; }

@@ -1,9 +1,9 @@
 """Make what the pages on verdicts show: `python book/verdicts.py --into FOLDER`, called by book/build.py.
 
 Writes fragments that book/build.py puts in the place of `<!-- generated: NAME -->` on the pages (summary, effects,
-short_loop, verdicts, cost, records), their two figures, and stale.json, which says what each page's runs have against
-them. Everything comes from data/claims.csv, data/grids and the records; nothing is written by hand or kept in the
-repository.
+short_loop, verdicts, cost, records, explorer), their pictures, and stale.json, which says what each page's runs have
+against them. Everything comes from data/claims.csv, data/grids, the records and the distilled sets; nothing is written
+by hand or kept in the repository.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import html
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ import numpy as np
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent)]
 
 import costs  # noqa: E402
+import explorer  # noqa: E402
 import matplotlib as mpl  # noqa: E402
 
 from rddlib.analysis import claims, report, results, rules, verdicts  # noqa: E402
@@ -224,19 +225,13 @@ def row(v: Verdict, ledger: Ledger, root: Path, p: tuple[float, float] | None = 
     )
 
 
-def options(name: str, label: str, values: Iterable[tuple[str, str]]) -> str:
-    """One filter of the table."""
-    chosen = "".join(f'<option value="{v}">{html.escape(t)}</option>' for v, t in values)
-    return f'<label>{label} <select name="{name}"><option value="">all</option>{chosen}</select></label>'
-
-
 def table(found: Sequence[Verdict], ledger: Ledger, root: Path) -> str:
     """The filters, which the script shows, and the table; without the script the table is whole."""
     filters = [
-        options("table", "Part of the paper", TABLES.items()),
-        options("family", "Family", ((f, f) for f in claims.FAMILIES)),
-        options("verdict", "Verdict", ((v, v) for v in rules.VERDICTS)),
-        options("reading", "Risk term", READINGS.items()),
+        costs.options("table", "Part of the paper", TABLES.items()),
+        costs.options("family", "Family", ((f, f) for f in claims.FAMILIES)),
+        costs.options("verdict", "Verdict", ((v, v) for v in rules.VERDICTS)),
+        costs.options("reading", "Risk term", READINGS.items()),
     ]
     head = "".join(f'<th scope="col">{h}</th>' for h in ("Claim", "Paper", "Here", "Verdict", "Scale, cost, runs"))
     adjusted = verdicts.corrected(found)
@@ -249,7 +244,8 @@ def table(found: Sequence[Verdict], ledger: Ledger, root: Path) -> str:
     )
     return f"""```{{raw}} html
 <link rel="stylesheet" href="../_static/verdicts.css">
-<form id="verdict-filters" hidden aria-label="Filters">{"".join(filters)}<button type="reset">show all</button></form>
+<form id="verdict-filters" class="filters" hidden aria-label="Filters">{"".join(filters)}
+<button type="reset">show all</button></form>
 <p id="verdict-count" role="status">{len(found)} claims, the {len(parts[0])} decided ones first.</p>
 <div class="verdict-table"><table id="verdict-table"><thead><tr>{head}</tr></thead>{bodies}</table></div>
 <script src="../_static/verdicts.js"></script>
@@ -405,6 +401,7 @@ def make(root: Path, into: Path, store: Store) -> dict[str, Any]:
         "short_loop": short_picture(off),
         "verdicts": table(found, ledger, root),
         **costs.fragments(root, ledger),
+        "explorer": explorer.fragment(list(ledger.records.values()), store, into),
     }
     for name, text in fragments.items():
         write_atomic(into / f"{name}.md", text)

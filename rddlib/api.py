@@ -11,6 +11,7 @@ from .base import SettingError
 from .data.dataset import DataSet
 from .data.dataset import load as load_dataset
 from .distillation import distill as loop
+from .distillation.distill import OnImages
 from .distillation.settings import METHODS, DistillSettings
 from .distillation.synthetic import SyntheticSet
 from .evaluation import evaluate as judge
@@ -22,20 +23,21 @@ from .experiments.records import Record, Store
 __all__ = ["distill", "evaluate", "load_dataset", "run"]
 
 
-def distill(data: DataSet, scale: str = "smoke", **settings: Any) -> SyntheticSet:
+def distill(data: DataSet, scale: str = "smoke", on_images: OnImages | None = None, **settings: Any) -> SyntheticSet:
     """Distil a data set, on its device, and return the synthetic images; nothing is written.
 
     `scale` names the preset for everything that `settings` leaves open (smoke: seconds for digits); `settings` are
-    fields of an Experiment that shape the set: ``distill(data, method="idc", risk="upper", ipc=1, seed=0)``. Raises
-    SettingError for a setting that is unknown, out of range, or does not fit the data. For runs that are recorded and
-    can be stopped and resumed use `run`.
+    fields of an Experiment that shape the set: ``distill(data, method="idc", risk="upper", ipc=1, seed=0)``.
+    `on_images` (not for kip) is called with the number of outer steps done and the set as it then is, first with 0 and
+    the start. Raises SettingError for a setting that is unknown, out of range, or does not fit the data. For runs that
+    are recorded and can be stopped and resumed use `run`.
     """
     if unknown := sorted(set(settings) - set(DistillSettings.declared())):
         raise SettingError(unknown[0], settings[unknown[0]], "a setting of the distillation")
     chosen = fitted(Experiment.preset(scale, **({"dataset": data.name} | settings)), Content.of(data))
     if chosen.method not in METHODS[:6]:
         raise SettingError("method", chosen.method, f"one that distils: {', '.join(METHODS[:6])}")
-    made, _ = loop.distill(data, chosen)
+    made, _ = loop.distill(data, chosen, on_images=on_images)
     return made
 
 

@@ -43,6 +43,25 @@ def test_from_a_data_set_to_a_record_in_a_few_lines(tmp_path: Path) -> None:
     assert frame[frame["test"] == "accuracy"]["value"].tolist() == record.metrics["accuracy"]
 
 
+@pytest.mark.parametrize("method", ["idc", "dm"])
+def test_images_can_be_watched_while_they_are_distilled(method: str) -> None:
+    """The start, then the set after each outer step: what shorter runs end with, though the run goes on."""
+    data = rddlib.load_dataset("digits")
+    short = {"method": method, "ipc": 1, "inner_steps": 2, "width": 8, "lr_image": 1.0}
+    seen: list[tuple[int, rddlib.distillation.synthetic.SyntheticSet]] = []
+    made = rddlib.distill(data, **short, outer_steps=3, on_images=lambda step, images: seen.append((step, images)))
+    assert [step for step, _ in seen] == [0, 1, 2, 3]
+    assert torch.equal(seen[-1][1].images, made.images)
+    ends = {steps: rddlib.distill(data, **short, outer_steps=steps).images for steps in (1, 2, 3)}
+    assert all(torch.equal(images.images, ends[step]) for step, images in seen[1:])
+    assert not torch.equal(seen[0][1].images, seen[1][1].images)
+
+
+def test_watching_is_refused_where_there_are_no_outer_steps() -> None:
+    with pytest.raises(SettingError, match="on_images"):
+        rddlib.distill(rddlib.load_dataset("digits"), method="kip", on_images=lambda step, images: None)
+
+
 def test_what_does_not_fit_is_refused() -> None:
     data = rddlib.load_dataset("digits")
     with pytest.raises(SettingError, match="ipcs"):

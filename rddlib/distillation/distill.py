@@ -28,6 +28,7 @@ from .synthetic import SyntheticSet
 
 HISTORY = 100  # entries kept at most: a record stays small however long the loop
 OnStep = Callable[[int, dict[str, float]], None]
+OnImages = Callable[[int, SyntheticSet], None]
 
 
 def distill(
@@ -37,18 +38,22 @@ def distill(
     every: int = 1,
     on_step: OnStep | None = None,
     begun: SyntheticSet | None = None,
+    on_images: OnImages | None = None,
 ) -> tuple[SyntheticSet, list[dict[str, float]]]:
     """Distil `data` by the method of `settings`; returns the set and the history: means over outer steps.
 
     `checkpoint`: a file; if it is there the run goes on from it, and equals the uninterrupted run bit for bit on
     the same machine; one of other data, settings or code is not used. It is written every `every` outer steps and when
-    the run is interrupted. `on_step` is called with the number of outer steps done and the last history entry. `begun`:
-    the finished set to begin from, where `start_sha256` names one. Runs on the device of `data`.
+    the run is interrupted. `on_step` is called with the number of outer steps done and the last history entry,
+    `on_images` (not by KIP) with that number and the set as it then is, first with 0 and the start. `begun`: the
+    finished set to begin from, where `start_sha256` names one. Runs on the device of `data`.
     Raises SettingError if the settings do not fit the data, DataError for a damaged checkpoint.
     """
     check_begun(data, settings, begun)
     fused.keep_memory()
     if settings.method == "kip":
+        if on_images is not None:
+            raise SettingError("on_images", on_images, "left out for kip, which has no outer steps")
         return inducing_points.distill(data, settings, checkpoint, every, on_step)
     check_fit(data, settings)
     if settings.groups_from == "found":
@@ -61,6 +66,11 @@ def distill(
         state = load_state(checkpoint, state, of) or state
         save = partial(save_state, checkpoint, of=of)
     loop_kind = graph.kind(settings, data)
+    labels = synthetic.class_labels(data.n_classes, settings.ipc, data.train_images.device)
+
+    def current_set(state: State) -> SyntheticSet:
+        result = stored_set(state.codes, labels, source, settings)
+        return dataclasses.replace(result, prior_sha256=source.sha256)
 
     def advance(state: State) -> State:
         with networks.arithmetic(settings.precision, data.train_images.device):
@@ -69,11 +79,13 @@ def distill(
     def report(state: State) -> None:
         if on_step is not None:
             on_step(state.outer, state.history[-1])
+        if on_images is not None:
+            on_images(state.outer, current_set(state))
 
+    if on_images is not None:
+        on_images(state.outer, current_set(state))
     state = files.advance_to(settings.outer_steps, state, advance, save, every, report)
-    labels = synthetic.class_labels(data.n_classes, settings.ipc, data.train_images.device)
-    result = stored_set(state.codes, labels, source, settings)
-    return dataclasses.replace(result, prior_sha256=source.sha256), thinned(state.history)
+    return current_set(state), thinned(state.history)
 
 
 def check_begun(data: DataSet, settings: DistillSettings, begun: SyntheticSet | None) -> None:
