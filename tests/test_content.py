@@ -145,6 +145,11 @@ def test_records_of_held_out_parts_may_carry_the_hash_of_the_whole(tmp_path: Pat
     assert run(e, store, data_root=root).data_sha256 == whole
 
 
+def test_a_pack_is_known_by_its_name_with_and_without_its_size(tmp_path: Path) -> None:
+    pack(tmp_path / "pets128.npz")
+    assert run(of("pets"), Store(tmp_path / "store"), data_root=tmp_path).experiment["dataset"] == "pets"
+
+
 def test_digits_are_embedded_and_not_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = Store(tmp_path)
     record = run(of("digits"), store)

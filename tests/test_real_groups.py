@@ -7,7 +7,7 @@ import re
 
 import pandas as pd
 import pytest
-from conftest import unmade
+from conftest import ROOT, unmade
 
 from rddlib.analysis import real_groups
 from rddlib.data import looks
@@ -86,7 +86,7 @@ def test_looks_stand_in_the_order_of_the_rule_with_means_over_seeds() -> None:
 def committed(name: str) -> tuple[list[Record], dict[str, str]]:
     """The records of a grid that are in the store of the project, and the arm of each."""
     jobs = grid.jobs([name], "smoke")
-    store = Store(grid.repository_root() / "data")
+    store = Store(ROOT / "data")
     return [r for job in jobs if (r := store.find(job.key))], real_groups.arm_names(jobs)
 
 
@@ -107,7 +107,7 @@ def test_every_arm_has_the_rate_that_was_chosen_for_it_and_twice_as_much_at_ten_
 
 
 def test_the_page_of_rules_tells_what_was_measured() -> None:
-    text = " ".join((grid.repository_root() / "book" / "real_groups.md").read_text().split())
+    text = " ".join((ROOT / "book" / "real_groups.md").read_text().split())
     found = real_groups.looks(committed("looks")[0]).set_index(["share", "look"]).round(1)
     told = [(0.1, "rotated", "all"), (0.1, "rotated", "random"), (0.1, "inverted", "all"), (0.1, "inverted", "random")]
     told += [(0.1, "tinted", "random"), (0.05, "rotated", "all")]
@@ -117,7 +117,7 @@ def test_the_page_of_rules_tells_what_was_measured() -> None:
 
 
 def page() -> str:
-    cells = json.loads((grid.repository_root() / "notebooks" / "27_real_groups.ipynb").read_text())["cells"]
+    cells = json.loads((ROOT / "notebooks" / "27_real_groups.ipynb").read_text())["cells"]
     return " ".join(" ".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown").split())
 
 
@@ -131,7 +131,7 @@ def measured() -> pd.DataFrame:
 def test_every_interval_in_the_prose_of_the_page_is_one_that_the_records_give(measured: pd.DataFrame) -> None:
     arms = real_groups.present(measured, 5)
     known = {str(real_groups.against(measured, 5, a, b, m)) for m in ("common", "rare") for a in arms for b in arms}
-    front = (grid.repository_root() / "book" / "index.md").read_text()
+    front = (ROOT / "book" / "index.md").read_text()
     front = " ".join(front.split("**Where groups are real")[1].split("**At the paper")[0].split())
     told = re.findall(r"(-?\d+\.\d)(?: points)? (\[-?\d+\.\d, -?\d+\.\d\])", page() + front)
     assert len(told) >= 8

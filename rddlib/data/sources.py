@@ -87,7 +87,8 @@ def find(name: str, root: Path, size: int | None, download: bool) -> tuple[Array
 def check_name(name: str, root: Path) -> None:
     """Raise SettingError for a name that can be no data set's; whether its data are there is not looked at."""
     kind, _, path = name.partition(":")
-    if name not in KNOWN and not (kind in ("npz", "folder") and path) and not (root / f"{name}.npz").is_file():
+    packs = (root / f"{name}.npz", root / f"{name}128.npz")
+    if name not in KNOWN and not (kind in ("npz", "folder") and path) and not any(pack.is_file() for pack in packs):
         raise _unknown(name, root)
 
 

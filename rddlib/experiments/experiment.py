@@ -172,7 +172,6 @@ def run(
     one. Everything that can be refused is refused before any work: SettingError, DataError, StoreError.
     """
     check_device(device)
-    sources.check_name(base_name(experiment.dataset), datasets.data_root(data_root))
     data: DataSet | None = None
     if experiment.dataset_sha256 is None and sources.own_path(experiment.dataset) is not None:
         data = load_data(experiment, device, data_root, download)
@@ -181,6 +180,7 @@ def run(
     if stored is not None:
         _check_same_data(stored, experiment, data_root)
         return stored
+    sources.check_name(base_name(experiment.dataset), datasets.data_root(data_root))
     group = plain_name(group or experiment.group)
     if (given is None) == (experiment.method == "foreign"):
         raise SettingError("method", experiment.method, "foreign where, and only where, a set from elsewhere is judged")
