@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
-from conftest import unmade
+from conftest import ROOT, unmade
 
 from rddlib.analysis import pages
 from rddlib.analysis.pages import Arm, Page
@@ -170,3 +172,31 @@ def test_stand_ins_are_named_where_they_stand() -> None:
 
 def test_an_empty_arm_has_no_null() -> None:
     assert Arm().level() is None and Arm().sizes() == []
+
+
+# --- what has not been run --------------------------------------------------------------------------------
+
+
+def test_a_table_shows_the_rows_and_columns_that_hold_a_result() -> None:
+    gap = pages.NOT_RUN
+    cells = {"a": ["1.0", gap, gap], "b": [gap, gap, "2.0"], "c": [gap, "", pages.NOT_PLANNED], "n": ["3", "0", "1"]}
+    table = pd.DataFrame(cells, index=["x", "y", "z"])
+    assert pages.shown(table, ["a", "b", "c"]).to_dict("index") == {  # type: ignore[union-attr]
+        "x": {"a": "1.0", "b": "–", "n": "3"},
+        "z": {"a": "–", "b": "2.0", "n": "1"},
+    }
+    assert list(pages.shown(table).index) == ["x", "y", "z"]  # type: ignore[union-attr]
+    assert pages.shown(table, ["c"]) is None and pages.shown(table[["c"]]) is None
+    assert table.loc["y", "a"] == gap  # the table that was given stays as it is
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem)
+def test_a_page_says_at_most_once_that_something_has_not_been_run(page: Path) -> None:
+    outputs = [out for c in json.loads(page.read_text())["cells"] for out in c.get("outputs", [])]
+    said = 0
+    for out in outputs:
+        data = out.get("data", {})
+        kinds = ("text/html", "text/markdown", "text/plain")
+        text = next((data[kind] for kind in kinds if kind in data), out.get("text", ""))
+        said += "".join(text).count(pages.NOT_RUN)
+    assert said <= 1

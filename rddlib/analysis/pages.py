@@ -5,7 +5,7 @@ A page asks a grid for its runs at a scale; what has no record becomes "not run 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
@@ -103,6 +103,21 @@ def cell(found: Interval | None, planned: bool = True, signed: bool = False) -> 
         return text
     _, _, interval = text.partition(" ")
     return f"{found.mean:+.1f} {interval}"
+
+
+def shown(table: pd.DataFrame, columns: Iterable[str] | None = None) -> pd.DataFrame | None:
+    """The rows and columns of a table of cells that hold a result; None where none does, which a page leaves out.
+
+    `columns`: those whose cells decide about a row (default all). A gap that is left is a dash: a page says once what
+    has not been run (`Page.missing`).
+    """
+    deciding = table if columns is None else table[list(columns)]
+    gaps = (NOT_RUN, NOT_PLANNED, "")
+    rows = table[~deciding.isin(gaps).all(axis=1)]
+    kept = [name for name in rows if not rows[name].isin(gaps).all()]
+    if rows.empty or not kept:
+        return None
+    return rows[kept].replace(NOT_RUN, "–")
 
 
 def side(found: Interval | None) -> str:
