@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from rddlib.experiments.experiment import Experiment
+from rddlib.experiments.experiment import Content, Experiment, fitted
 
 PUBLISHED: list[tuple[dict[str, Any], dict[str, Any]]] = [
     # IDC: 1,000 epochs of 7 batches of 64 for 400 decoded images; rate 5e-3 at 10 images a class, times ipc / 10
@@ -57,3 +59,18 @@ def test_the_cpu_scale_keeps_the_published_inner_loop_whole() -> None:
         "eval_steps",
         "eval_seeds",
     }
+
+
+def test_the_updates_of_a_pass_follow_the_number_of_classes_of_own_data(caplog: pytest.LogCaptureFixture) -> None:
+    """Every published set has ten classes; a hundred have ten times the batches in a pass."""
+    content = Content("0" * 64, n_classes=100, smallest=500, n_train=50000, n_test=10000)
+    own = Experiment.preset("paper", dataset="npz:many.npz", method="dsa", ipc=10, eval_recipe="dc")
+    made = fitted(own, content)
+    assert (own.eval_steps, own.net_steps) == (1000, 50)  # a pass of 100 images is one batch of 256
+    assert (made.eval_steps, made.net_steps) == (1000 * math.ceil(1000 / 256), 50 * math.ceil(1000 / 256))
+    assert caplog.messages == ["npz:many.npz has 100 classes: eval_steps = 4000, net_steps = 200"]
+    by_hand = replace(own, eval_steps=1500)
+    assert fitted(by_hand, content).eval_steps == 1500
+    named = Experiment.preset("paper", dataset="cifar10", method="dsa")
+    assert fitted(named, content) == named
+    assert fitted(own, replace(content, n_classes=10)) == own

@@ -262,36 +262,48 @@ def identified(experiment: Experiment) -> Experiment:
 
 
 def fitted(experiment: Experiment, content: Content) -> Experiment:
-    """The experiment with batch sizes that own data can serve, at the scales smoke and laptop; a line says so.
+    """The experiment with the numbers that own data ask for; a line says which.
 
-    Only the scale's own numbers follow the data: what was set by hand stays, and is refused where it does not fit.
+    At the scales smoke and laptop batch sizes follow small data, at gpu and paper the updates of a pass follow the
+    number of classes. Only the scale's own numbers change: what was set by hand stays, and is refused where it does
+    not fit.
     """
     e = experiment
-    if e.scale not in ("smoke", "laptop") or sources.own_path(e.dataset) is None:
+    if sources.own_path(e.dataset) is None:
         return e
-    usual = presets.numbers(e.scale, {"dataset": e.dataset, "method": e.method})
-    most = {
-        "batch_real": content.smallest,
-        "net_batch": content.n_train,
-        "kip_batch": content.n_train,
-        "eval_groups": max(2, content.n_test // 2),
-    }
-    smaller: dict[str, Any] = {}
-    for name, number in most.items():
-        if number < getattr(e, name) == usual.get(name, e.declared()[name].default):
-            smaller[name] = number
-    told = smaller.keys() - e.idle()
+    settings = dataclasses.asdict(e)
+    usual = presets.numbers(e.scale, settings)
+    wanted: dict[str, Any] = {}
+    reason = "is small"
+    if e.scale in ("smoke", "laptop"):
+        most = {
+            "batch_real": content.smallest,
+            "net_batch": content.n_train,
+            "kip_batch": content.n_train,
+            "eval_groups": max(2, content.n_test // 2),
+        }
+        wanted = {name: number for name, number in most.items() if number < getattr(e, name)}
+    elif e.scale in ("gpu", "paper"):
+        for_these = presets.numbers(e.scale, settings, content.n_classes)
+        wanted = {name: number for name, number in for_these.items() if number != usual[name]}
+        reason = f"has {content.n_classes} classes"
+    changed: dict[str, Any] = {}
+    for name, number in wanted.items():
+        if getattr(e, name) == usual.get(name, e.declared()[name].default):
+            changed[name] = number
+    told = sorted(changed.keys() - e.idle())
     if told:
-        words = ", ".join(f"{name} = {smaller[name]}" for name in sorted(told))
-        log.warning("%s is small: %s", sources.label(e.dataset), words)
-    return replace(e, **smaller)
+        words = ", ".join(f"{name} = {changed[name]}" for name in told)
+        log.warning("%s %s: %s", sources.label(e.dataset), reason, words)
+    return replace(e, **changed)
 
 
 @dataclass(frozen=True)
 class Content:
-    """What tells a data set from others, and how large it is: images of its smallest class, of its two parts."""
+    """What tells a data set from others, and how large it is: its classes, images of the smallest, of its two parts."""
 
     sha256: str
+    n_classes: int
     smallest: int
     n_train: int
     n_test: int
@@ -301,7 +313,7 @@ class Content:
     def of(cls, data: DataSet, whole_sha256: str = "") -> Content:
         """The content of a data set as it is used."""
         smallest = int(data.train_labels.bincount(minlength=data.n_classes).min())
-        return cls(data.sha256, smallest, len(data.train_labels), len(data.test_labels), whole_sha256)
+        return cls(data.sha256, data.n_classes, smallest, len(data.train_labels), len(data.test_labels), whole_sha256)
 
 
 def _asked(experiment: Experiment, root: str | Path | None = None) -> tuple[Any, ...]:

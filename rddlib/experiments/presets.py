@@ -49,10 +49,13 @@ METHOD_NUMBERS: dict[str, dict[str, dict[str, Any]]] = {
 METHOD_NUMBERS["cpu"] = METHOD_NUMBERS["laptop"] | {"glad": METHOD_NUMBERS["laptop"]["glad"] | {"net_steps": 40}}
 
 
-def numbers(scale: str, chosen: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a scale, as a dict to which those `chosen` by hand are to be added; they decide on it too."""
+def numbers(scale: str, chosen: dict[str, Any], n_classes: int = 10) -> dict[str, Any]:
+    """The settings of a scale, as a dict to which those `chosen` by hand are to be added; they decide on it too.
+
+    `n_classes`: of the data; every published set has ten, and the updates of a pass grow with it.
+    """
     base = _for_data(chosen.get("dataset", "digits" if scale == "smoke" else "cifar10"), scale)
-    return base | _for_scale(scale, base | chosen)
+    return base | _for_scale(scale, base | chosen, n_classes)
 
 
 def _for_data(name: str, scale: str) -> dict[str, Any]:
@@ -69,9 +72,9 @@ def _for_data(name: str, scale: str) -> dict[str, Any]:
     return result
 
 
-def _for_scale(scale: str, known: dict[str, Any]) -> dict[str, Any]:
+def _for_scale(scale: str, known: dict[str, Any], n_classes: int) -> dict[str, Any]:
     """Loop lengths, widths and rates of a scale; `known` holds what was chosen by hand."""
-    result = _short(scale, known) if scale in SHORT else _long(known)
+    result = _short(scale, known) if scale in SHORT else _long(known, n_classes)
     if scale in ("cpu", "gpu", "paper") and known.get("scope", "all") == "all":
         result["centres_in_all"] = min(known.get("ipc", 10), 10)  # section 4.1, read literally
     for part in ("", "eval_"):
@@ -108,8 +111,8 @@ def _short(scale: str, known: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _published_updates(known: dict[str, Any]) -> int:
-    """Updates of one evaluation as published: epochs of its recipe times the batches of a pass, for ten classes.
+def _published_updates(known: dict[str, Any], n_classes: int) -> int:
+    """Updates of one evaluation as published: epochs of its recipe times the batches of a pass.
 
     IDC: 1,000 epochs of batches of 64 at 32 px; on ImageNet 3,000 to 1,000, fewer for larger sets (argument.py). DC and
     GLaD: 1,000 epochs of batches of 256, 300 without augmentation (DC).
@@ -122,13 +125,13 @@ def _published_updates(known: dict[str, Any]) -> int:
         epochs = next(n for most, n in ((1, 3000), (10, 2000), (50, 1500), (math.inf, 1000)) if decoded <= most)
     if recipe == "dc" and known.get("eval_augment") == "none":
         epochs = 300
-    return epochs * math.ceil(10 * decoded / (64 if recipe == "idc" else 256))
+    return epochs * math.ceil(n_classes * decoded / (64 if recipe == "idc" else 256))
 
 
-def _long(known: dict[str, Any]) -> dict[str, Any]:
+def _long(known: dict[str, Any], n_classes: int) -> dict[str, Any]:
     """The published numbers: IDC's table, DC's rule for loop lengths (utils.py), DM's, and GLaD's as RDD runs it."""
     ipc, method, name = known.get("ipc", 10), known.get("method", "idc"), known["dataset"]
-    result = {"lr_image": 5e-3 * ipc / 10, "eval_steps": _published_updates(known), "eval_seeds": 5}
+    result = {"lr_image": 5e-3 * ipc / 10, "eval_steps": _published_updates(known, n_classes), "eval_seeds": 5}
     if known.get("eval_recipe", "idc") == "idc" and name.startswith("imagenet"):
         result |= {"eval_cutmix": 1.0}  # its mix_p there; a half at 32 px
     if method == "idc" and name.startswith("svhn"):
@@ -143,7 +146,7 @@ def _long(known: dict[str, Any]) -> dict[str, Any]:
         result |= {"start": "noise"}
     if method in ("dc", "dsa"):
         inner, epochs = {1: (1, 1), 50: (50, 10)}.get(ipc, (10, 50))
-        result |= {"outer_steps": 1000, "inner_steps": inner, "net_steps": epochs * -(-10 * ipc // 256),
+        result |= {"outer_steps": 1000, "inner_steps": inner, "net_steps": epochs * math.ceil(n_classes * ipc / 256),
                   "lr_image": 0.1, "batch_real": 256}  # fmt: skip
     if method == "dm":
         result |= {"outer_steps": 20000, "inner_steps": 1, "net_steps": 0, "lr_image": 1.0, "batch_real": 256}
