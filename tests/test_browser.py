@@ -6,6 +6,7 @@ skip into a failure.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import http.server
 import json
@@ -63,6 +64,32 @@ def absent(reason: str) -> None:
     pytest.skip(reason)
 
 
+@contextlib.contextmanager
+def launched(needed: Path) -> Iterator[object]:
+    """The system's Chromium; the tests are `absent` without one, or where the page `needed` has not been built."""
+    if not needed.exists():
+        absent("the book is not built: run `make book`")
+    sync_api = pytest.importorskip("playwright.sync_api")
+    names = [os.environ.get("CHROMIUM", ""), *CHROMIUM_NAMES]
+    path = next(filter(None, (shutil.which(name) for name in names if name)), None)
+    if path is None:
+        absent(f"no browser: none of {', '.join(CHROMIUM_NAMES)} is on the PATH, and CHROMIUM is not set")
+    with sync_api.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        yield chromium
+        chromium.close()
+
+
+def open_file(context, path: Path, anchor: str = ""):
+    """A built page read from its file, in a window of `context`; `page.faults` is what the console complained of."""
+    page = context.new_page()
+    page.faults = []
+    page.on("console", lambda m: page.faults.append(m.text) if m.type == "error" else None)
+    page.on("pageerror", lambda error: page.faults.append(str(error)))
+    page.goto(path.as_uri() + anchor, wait_until="load")
+    return page
+
+
 class QuietHandler(http.server.SimpleHTTPRequestHandler):
     def log_message(self, format: str, *args: object) -> None:
         pass
@@ -83,16 +110,9 @@ def site() -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def browser(site: str):
-    sync_api = pytest.importorskip("playwright.sync_api")
-    names = [os.environ.get("CHROMIUM", ""), *CHROMIUM_NAMES]
-    path = next(filter(None, (shutil.which(name) for name in names if name)), None)
-    if path is None:
-        absent(f"no browser: none of {', '.join(CHROMIUM_NAMES)} is on the PATH, and CHROMIUM is not set")
-    with sync_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=path, args=FLAGS)
+def browser(site: str) -> Iterator[object]:
+    with launched(HTML / "index.html") as chromium:
         yield chromium
-        chromium.close()
 
 
 class Visit:

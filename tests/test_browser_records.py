@@ -6,13 +6,11 @@ Skipped as the other browser tests are.
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 from collections.abc import Callable, Iterator
 
 import pytest
-from test_browser import CHROMIUM_NAMES, DESK, FLAGS, HTML, PHONE, absent
+from test_browser import DESK, HTML, PHONE, launched, open_file
 
 pytestmark = pytest.mark.browser
 
@@ -23,16 +21,8 @@ ROWS, POINTS = "#record-table tbody tr", "#explorer-plot path"
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[object]:
-    if not EXPLORER.exists():
-        absent("the book is not built: run `make book`")
-    sync_api = pytest.importorskip("playwright.sync_api")
-    path = next(filter(None, (shutil.which(n) for n in [os.environ.get("CHROMIUM", ""), *CHROMIUM_NAMES] if n)), None)
-    if path is None:
-        absent("no browser: no Chromium is on the PATH, and CHROMIUM is not set")
-    with sync_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=path, args=FLAGS)
+    with launched(EXPLORER) as chromium:
         yield chromium
-        chromium.close()
 
 
 @pytest.fixture
@@ -43,12 +33,7 @@ def visit(browser) -> Iterator[Callable]:
     def go(path, viewport=DESK, scheme="light", anchor=""):
         context = browser.new_context(viewport=viewport, color_scheme=scheme)
         contexts.append(context)
-        page = context.new_page()
-        page.faults = []
-        page.on("console", lambda m: page.faults.append(m.text) if m.type == "error" else None)
-        page.on("pageerror", lambda error: page.faults.append(str(error)))
-        page.goto(path.as_uri() + anchor, wait_until="load")
-        return page
+        return open_file(context, path, anchor)
 
     yield go
     for context in contexts:

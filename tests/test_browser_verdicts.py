@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from urllib.parse import unquote, urlparse
 
 import pytest
-from test_browser import CHROMIUM_NAMES, DESK, FLAGS, HTML, PHONE, absent
+from test_browser import DESK, HTML, PHONE, launched, open_file
 
 from rddlib.analysis import rules
 
@@ -24,27 +23,15 @@ ROWS = "#verdict-table tbody tr"
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[object]:
-    if not VERDICTS.exists():
-        absent("the book is not built: run `make book`")
-    sync_api = pytest.importorskip("playwright.sync_api")
-    path = next(filter(None, (shutil.which(n) for n in [os.environ.get("CHROMIUM", ""), *CHROMIUM_NAMES] if n)), None)
-    if path is None:
-        absent("no browser: no Chromium is on the PATH, and CHROMIUM is not set")
-    with sync_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=path, args=FLAGS)
+    with launched(VERDICTS) as chromium:
         yield chromium
-        chromium.close()
 
 
 @pytest.fixture
 def page(browser):
     """The page of verdicts over file://, with what the console complained of."""
     context = browser.new_context(viewport=DESK)
-    page = context.new_page()
-    page.faults = []
-    page.on("console", lambda m: page.faults.append(m.text) if m.type == "error" else None)
-    page.on("pageerror", lambda error: page.faults.append(str(error)))
-    page.goto(VERDICTS.as_uri(), wait_until="load")
+    page = open_file(context, VERDICTS)
     page.wait_for_selector("#verdict-filters:visible")
     yield page
     context.close()
