@@ -26,10 +26,10 @@ MOVED = (
 
 
 def difference(one: Tensor, other: Tensor, factor: float) -> Tensor:
-    """`other` less `one`, `factor` times, on mid grey: images of the same shape in [0, 1], clipped.
+    """`other` less `one`, `factor` times, on mid grey: float64 of their shape, clipped to [0, 1].
 
-    one, other: images in [0, 1] or uint8. Grey is equal; brighter is brighter in `other`. Raises SettingError where
-    the shapes differ.
+    one, other: (N, C, H, W), floats in [0, 1] or uint8. Grey is equal; brighter is brighter in `other`. Raises
+    SettingError where the shapes differ.
     """
     if one.shape != other.shape:
         raise SettingError("other", tuple(other.shape), f"images of shape {tuple(one.shape)}")
