@@ -67,7 +67,7 @@ def test_gains_are_paired_and_carry_the_papers(page: Page) -> None:
     assert found[2].ours is not None and found[2].ours.mean == pytest.approx(3.0)
     table = tables.gains(found)
     assert table.index.tolist() == [("IDC, upper tail - IDC", c) for c in ("standard", "cluster-min")]
-    assert table["zero"].tolist() == ["above", "above"] and table["paper"].tolist() == ["+1.1", "+1.7"]
+    assert table["side of zero"].tolist() == ["above", "above"] and table["paper"].tolist() == ["+1.1", "+1.7"]
     none = tables.gains([found[1], found[3]])  # nothing has been run: the paper's gains stand alone
     assert none["paper"].tolist() == ["+1.1", "+1.7"] and set(none["ours (points)"]) == {""}
 

@@ -36,6 +36,7 @@ STAND_INS = {
     "imagenette": ("imagenet10", "Imagenette at {size} px, in the place of ImageNet-10"),
     "imagenette128": ("imagenet10", "Imagenette at {size} px, in the place of ImageNet-10"),
     "digits": ("", "digits of 8 x 8 pixels, a trial run that the paper has no row for"),
+    **{f"imagenet_{letter}": (f"imagenet_{letter}", f"ImageNet-{letter.upper()}") for letter in "abcde"},
 }
 # What a page of another data set keeps of the runs of a grid: all else comes from the presets.
 KEPT = ("method", "ipc", "risk", "where", "alpha", "average", "worst", "eval_network", "seed")

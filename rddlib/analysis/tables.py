@@ -193,11 +193,11 @@ def gains(found: Sequence[Gap]) -> pd.DataFrame:
             "paper": _number(gap.paper, True),
             "ours (points)": cell(gap.ours, planned=False, signed=True),
             "seeds": gap.ours.n if gap.ours else 0,
-            "zero": side(gap.ours) if gap.ours else "",
+            "side of zero": side(gap.ours) if gap.ours else "",
         }
         for gap in run or found
     ]
-    columns = ["comparison", "where", "paper", "ours (points)", "seeds", "zero"]
+    columns = ["comparison", "where", "paper", "ours (points)", "seeds", "side of zero"]
     return pd.DataFrame(rows, columns=columns).set_index(["comparison", "where"])
 
 
