@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 
@@ -82,6 +83,30 @@ def test_looks_stand_in_the_order_of_the_rule_with_means_over_seeds() -> None:
     found = real_groups.looks(records)
     assert found["look"].tolist() == ["rotated", "inverted"] and found["all_rare"].tolist() == [71, 96]
     assert found["qualifies"].tolist() == [False, True]
+
+
+def test_a_curve_has_the_arm_that_it_moves_around_and_no_other_run() -> None:
+    """Base arms at 5 images a class are a point of each curve of theirs; other numbers of images and other arms are not."""
+    rare, wanted = {}, [("control", 0.1, 5), ("control_by_share", 0.05, 5), ("control", 0.1, 10), ("start", 0.1, 5)]
+    records, names = [], {}
+    for place, (arm, share, ipc) in enumerate(wanted):
+        for seed in (0, 1):
+            made = record("idc", f"rare_digits:rotated:{share}", 90, 30 + place + seed, ipc=ipc, seed=seed)
+            made = dataclasses.replace(made, key=f"{arm}{ipc}{seed}")
+            records.append(made)
+            names[made.key] = arm
+            rare[arm, share, ipc, seed] = 30 + place + seed
+    found = real_groups.curve(records, names, "share")
+    expected = {(arm.removesuffix("_by_share"), share, seed): value
+                for (arm, share, ipc, seed), value in rare.items() if ipc == 5 and arm != "start"}  # fmt: skip
+    assert found["rare"].to_dict() == expected
+
+
+def test_groups_that_are_not_counted_are_one_for_each_image() -> None:
+    records = [record("idc", "rare_digits", 90, 30, ipc=5, centres_in_all=n) for n in (None, 10)]
+    records = [dataclasses.replace(r, key=k) for r, k in zip(records, "ab", strict=True)]
+    names = {"a": "network_upper", "b": "network_upper_by_groups"}
+    assert list(real_groups.curve(records, names, "groups").index.unique("groups")) == [10, 50]
 
 
 def committed(name: str, scale: str = "smoke") -> tuple[list[Record], dict[str, str]]:
