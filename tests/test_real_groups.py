@@ -123,14 +123,18 @@ def test_the_default_look_is_the_first_that_qualifies(base: str, scale: str) -> 
     assert first["look"] == looks.LOOK[base]
 
 
-def test_every_arm_has_the_rate_that_was_chosen_for_it_and_twice_as_much_at_ten_images() -> None:
-    records, names = committed("real_groups_rates")
+@pytest.mark.parametrize(("test", "scale", "base"), [("real_groups", "smoke", 5), ("real_groups_cifar10", "cpu", 10)])
+def test_every_arm_has_the_rate_that_was_chosen_for_it_and_twice_as_much_at_twice_the_images(
+    test: str, scale: str, base: int
+) -> None:
+    records, names = committed(f"{test}_rates", scale)
     chosen = real_groups.rates(records, names)
     assert len(records) == len(names)
-    for job in grid.jobs(["real_groups"], "smoke"):
+    for job in grid.jobs([test], scale):
         arm = real_groups.arm_names([job])[job.key]
         if arm not in (*real_groups.FLOORS, "full"):
-            assert job.experiment.lr_image == pytest.approx(chosen.loc[arm, "lr_image"] * job.experiment.ipc / 5), arm
+            wanted = chosen.loc[arm, "lr_image"] * job.experiment.ipc / base
+            assert job.experiment.lr_image == pytest.approx(wanted), arm
 
 
 def test_the_page_of_rules_tells_what_was_measured() -> None:
