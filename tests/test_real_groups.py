@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import re
 
@@ -15,6 +16,7 @@ from rddlib.data import looks
 from rddlib.experiments import grid
 from rddlib.experiments.experiment import Experiment
 from rddlib.experiments.records import Record, Store
+from rddlib.stats import mean_interval
 
 SEEDS = range(6)
 NOISE = (0.3, -0.4, 0.1, 0.5, -0.2, -0.3)  # of the paired differences: mean 0, small beside the gains below
@@ -147,9 +149,15 @@ def test_the_page_of_rules_tells_what_was_measured() -> None:
         assert f"{own[f'{head}_rare']:.1f} of {own[f'{head}_common']:.1f}" in text, (share, look, head)
 
 
-def page() -> str:
-    cells = json.loads((ROOT / "notebooks" / "27_real_groups.ipynb").read_text())["cells"]
+def page(name: str = "27_real_groups") -> str:
+    cells = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text())["cells"]
     return " ".join(" ".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown").split())
+
+
+def told(text: str) -> set[str]:
+    """The means with an interval that a text gives."""
+    found = re.findall(r"(-?\d+\.\d)(?: points)? (\[-?\d+\.\d, -?\d+\.\d\])", text)
+    return {f"{mean} {span}" for mean, span in found}
 
 
 @pytest.fixture(scope="module")
@@ -159,22 +167,47 @@ def measured() -> pd.DataFrame:
     return real_groups.by_arm(records, names)
 
 
-def test_every_interval_in_the_prose_of_the_page_is_one_that_the_records_give(measured: pd.DataFrame) -> None:
-    arms = real_groups.present(measured, 5)
-    known = {str(real_groups.against(measured, 5, a, b, m)) for m in ("common", "rare") for a in arms for b in arms}
+@pytest.fixture(scope="module")
+def natural() -> pd.DataFrame:
+    """The arms on CIFAR-10."""
+    records, names = committed("real_groups_cifar10", "cpu")
+    assert len(records) == len(names)
+    return real_groups.by_arm(records, names)
+
+
+def test_every_interval_in_the_prose_of_the_page_is_one_that_the_records_give(
+    measured: pd.DataFrame, natural: pd.DataFrame
+) -> None:
+    known = set()
+    for table, ipc in ((measured, 5), (natural, 10)):
+        arms = real_groups.present(table, ipc)
+        pairs = itertools.product(arms, arms, ("common", "rare", "worst cluster"))
+        known |= {str(real_groups.against(table, ipc, *pair)) for pair in pairs}
     front = (ROOT / "book" / "index.md").read_text()
     front = " ".join(front.split("**Where groups are real")[1].split("**At the paper")[0].split())
-    told = re.findall(r"(-?\d+\.\d)(?: points)? (\[-?\d+\.\d, -?\d+\.\d\])", page() + front)
-    assert len(told) >= 8
-    assert {f"{mean} {span}" for mean, span in told} <= known
+    assert len(told(page())) >= 8 and told(page() + front) <= known
+
+
+def test_every_interval_on_the_page_of_the_curves_is_one_that_the_records_give() -> None:
+    first, names = committed("real_groups")
+    second, more = committed("real_groups_curves")
+    known = set()
+    for by in real_groups.CURVES:
+        wide = real_groups.curve([*first, *second], names | more, by).unstack(by)
+        for measure in ("common", "rare"):
+            arms = wide[measure].unstack("arm")  # seeds x (value, arm)
+            known |= {str(mean_interval((arms[a] - arms[b]).dropna())) for a, b in itertools.permutations(arms, 2)
+                      if len((arms[a] - arms[b]).dropna()) > 1}  # fmt: skip
+    assert len(told(page("28_losing_a_group"))) >= 5
+    assert told(page("28_losing_a_group")) <= known
 
 
 def test_the_advice_stands_on_what_was_measured(measured: pd.DataFrame) -> None:
     arms = ["balanced", "equal_true", "start_covering", "representative", "equal_found"]
     arms += ["matching_upper_all", "network_upper"]
     gaps = {a: [real_groups.against(measured, 5, a, "control", m).mean for m in ("rare", "common")] for a in arms}
-    told = re.findall(r"\((\+\d+\.\d), (-\d+\.\d)\)", page())
-    assert told == [(f"{rare:+.1f}", f"{common:+.1f}") for rare, common in gaps.values()]
+    advised = re.findall(r"\((\+\d+\.\d), (-\d+\.\d)\)", page())
+    assert advised == [(f"{rare:+.1f}", f"{common:+.1f}") for rare, common in gaps.values()]
 
 
 def test_the_gate_is_open_and_the_arm_that_the_page_names_has_won(measured: pd.DataFrame) -> None:
