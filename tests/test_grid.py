@@ -58,7 +58,9 @@ def test_every_grid_of_the_book_can_be_made_of_experiments(name: str) -> None:
 
 OF_THE_RISK = ("risk", "where", "alpha", "average", "worst", "scope", "space", "centres_in_all", "groups_from")
 # Grids in which one procedure chose each arm's image rate: an arm and its control have each its own.
-OWN_RATES = ("real_groups", "real_groups_rates", "rates")
+GROUPS = ("real_groups", "real_groups_rates", "real_groups_curves", "real_groups_cifar10", "real_groups_cifar10_rates")
+OWN_RATES = (*GROUPS, "rates")
+AROUND = {"real_groups_curves": "real_groups"}  # a grid whose arms move one setting of another's
 
 
 @pytest.mark.parametrize("name", grid.names())
@@ -72,26 +74,31 @@ def test_every_risk_arm_of_the_book_has_its_control(name: str) -> None:
 
     for scale in SCALES:
         jobs = grid.jobs([name], scale)
-        controls = {rest(job) for job in jobs if job.experiment.risk == "control"}
+        around = grid.jobs([AROUND[name]], scale) if name in AROUND else []
+        controls = {rest(job) for job in jobs + around if job.experiment.risk == "control"}
         assert [job for job in jobs if rest(job) not in controls] == []
 
 
-def test_arms_with_rates_of_their_own_tried_all_that_control_tried_and_got_one_each() -> None:
+@pytest.mark.parametrize(
+    ("test", "scale", "ending"), [("real_groups", "smoke", "_5"), ("real_groups_cifar10", "cpu", "")]
+)
+def test_arms_with_rates_of_their_own_tried_all_that_control_tried_and_got_one_each(
+    test: str, scale: str, ending: str
+) -> None:
     """The price of a rate for each arm: as many trials at least as control had, and one rate in the test."""
-    tried: dict[str, set[float]] = {}
-    for job in grid.jobs(["real_groups_rates"], "smoke"):
-        for arm in job.arms:
-            tried.setdefault(arm, set()).add(job.experiment.lr_image)
-    control = tried["real_groups_rates/control"]
-    assert len(control) >= 3 and all(control <= rates for rates in tried.values())
-    chosen: dict[str, set[float]] = {}
-    for job in grid.jobs(["real_groups"], "smoke"):
-        for arm in job.arms:
-            chosen.setdefault(arm, set()).add(job.experiment.lr_image)
-    assert all(len(rates) == 1 for rates in chosen.values())
-    for arm, rates in chosen.items():
-        name = arm.removeprefix("real_groups/").removesuffix("_5")
-        assert f"real_groups_rates/{name}" not in tried or rates <= tried[f"real_groups_rates/{name}"]
+
+    def rates(name: str) -> dict[str, set[float]]:
+        found: dict[str, set[float]] = {}
+        for job in grid.jobs([name], scale):
+            for arm in job.arms:
+                found.setdefault(arm.removeprefix(f"{name}/").removesuffix(ending), set()).add(job.experiment.lr_image)
+        return found
+
+    tried, chosen = rates(f"{test}_rates"), rates(test)
+    assert len(tried["control"]) >= 3 and all(tried["control"] <= own for own in tried.values())
+    assert all(len(own) == 1 for own in chosen.values())
+    assert all(own <= tried[arm] for arm, own in chosen.items() if arm in tried)
+    assert set(tried) <= set(chosen)
 
 
 def test_lists_are_crossed_and_duplicates_are_one_job(tmp_path: Path) -> None:

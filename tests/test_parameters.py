@@ -35,6 +35,7 @@ CHANGED: dict[str, dict[str, object]] = {
     "22_generative_prior": {"dataset": "digits", "columns": 2, "steps": 2, "seeds": 1, "seed": 1},
     "26_fair_test": {"grid": "sanity", "scale": "smoke"},
     "27_real_groups": {"seeds": 3},
+    "28_losing_a_group": {"seed": 1},
     "23_kip": {"points": [1], "seeds": 1, "steps": 2, "batch": 50, "zca": False, "depth": 2},
 }
 READERS = {

@@ -11,7 +11,7 @@ from math import nan
 import pandas as pd
 
 from ..base import SettingError
-from ..data.looks import recipe
+from ..data.looks import CLASSES, recipe
 from ..experiments.grid import Job
 from ..experiments.records import Record
 from ..stats import Interval, mean_interval
@@ -20,8 +20,9 @@ from .mechanism import chosen_rates
 from .results import by_seed, tidy
 
 # What a network trained on all images must reach on the rare look, as a share of its accuracy on the common one, and
-# what one trained on a few random images may reach at most.
+# what one trained on a few random images may reach at most; both above chance.
 LEAST_ALL, MOST_RANDOM = 0.85, 0.5
+CHANCE = 100 / CLASSES  # per cent
 FAMILY = 0.025  # one-sided level of the primary comparison, over all its arms together
 MARGIN = 2.0  # points within which two arms are called alike
 
@@ -40,6 +41,14 @@ WITH_LABELS = ("matching_upper_true", "equal_true", "balanced", "covering")
 ARMS = (*FLOORS, "control", *WITHOUT_LABELS, *WITH_LABELS)
 
 LOOKS = ("rotated", "inverted", "tinted")  # in the order of the rule
+BASE_IPC = 5  # images a class around which the curves move one setting
+CURVES = {  # name of a curve -> the setting that moves along it
+    "share": "share",
+    "ipc": "ipc",
+    "length": "outer_steps",
+    "alpha": "alpha",
+    "groups": "centres_in_all",
+}
 MEASURES: dict[str, tuple[str, float]] = {  # name -> metric of the records, and its group, nan for one of all images
     "common": ("known_accuracy", 0),
     "rare": ("known_accuracy", 1),
@@ -56,10 +65,10 @@ def qualifies(everything: tuple[float, float], few: tuple[float, float]) -> bool
     """Whether a look can be learnt and can be lost.
 
     everything, few: accuracy on the common and on the rare look, per cent, after training on all images and on a few
-    random ones.
+    random ones. Shares are of accuracy above chance.
     """
-    learnt = everything[1] >= LEAST_ALL * everything[0]
-    lost = few[1] <= MOST_RANDOM * few[0]
+    learnt = everything[1] - CHANCE >= LEAST_ALL * (everything[0] - CHANCE)
+    lost = few[1] - CHANCE <= MOST_RANDOM * (few[0] - CHANCE)
     return learnt and lost
 
 
@@ -109,9 +118,34 @@ def rates(records: Iterable[Record], names: Mapping[str, str]) -> pd.DataFrame:
 
 def by_arm(records: Iterable[Record], names: Mapping[str, str]) -> pd.DataFrame:
     """One row a run, index (ipc, arm, seed), one column a measure (`MEASURES`), in per cent."""
+    return _measured(named(records, names), "ipc", "arm")
+
+
+def _measured(frame: pd.DataFrame, *settings: str) -> pd.DataFrame:
+    """One row for each combination of `settings` and seed, one column a measure, in per cent."""
     measures = pd.DataFrame.from_dict(MEASURES, orient="index", columns=["test", "group"]).rename_axis("measure")
-    means = by_seed(named(records, names), "ipc", "arm").merge(measures.reset_index(), on=["test", "group"])
-    return means.pivot(index=["ipc", "arm", "seed"], columns="measure", values="value").rename_axis(columns=None)
+    means = by_seed(frame, *settings).merge(measures.reset_index(), on=["test", "group"])
+    return means.pivot(index=[*settings, "seed"], columns="measure", values="value").rename_axis(columns=None)
+
+
+def curve(records: Iterable[Record], names: Mapping[str, str], by: str) -> pd.DataFrame:
+    """How measures depend on one setting: index (arm, value, seed), one column a measure, per cent.
+
+    records, names: of the grids `real_groups` and `real_groups_curves` together. `by`: a name of `CURVES`; the arms are those
+    that the second grid has for it. Where the arm of the first has the same settings but for that one, it is a point of
+    the curve.
+    """
+    ending = f"_by_{by}"
+    frame = named(records, names)
+    frame = frame.assign(
+        share=[asked.share if (asked := recipe(name)) else nan for name in frame["dataset"]],
+        centres_in_all=frame["centres_in_all"].fillna(frame["ipc"] * CLASSES),
+    )
+    moved = frame[frame["arm"].str.endswith(ending)]
+    moved = moved.assign(arm=moved["arm"].str.removesuffix(ending))
+    base = frame[frame["arm"].isin(moved["arm"].unique()) & (frame["ipc"] == BASE_IPC)]
+    setting = CURVES[by]
+    return _measured(pd.concat([base, moved]), "arm", setting).rename_axis(index={setting: by})
 
 
 def present(table: pd.DataFrame, ipc: int) -> list[str]:
