@@ -8,7 +8,6 @@ already is not made again.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,14 +20,12 @@ from torch import Tensor
 from .. import files
 from ..base import resources, write_atomic
 from ..data.dataset import DataSet
-from ..distillation import distill, synthetic
+from ..distillation import distill
 from ..distillation.glad import prior
 from ..distillation.loop import Batch, Loop, State, outer_step
 from ..distillation.settings import DistillSettings
-from ..distillation.synthetic import SyntheticSet
 from ..experiments import provenance
 from ..experiments.experiment import Experiment, load_data
-from ..experiments.records import Store
 from ..risk import RiskTerm, group_risk
 from .mechanism import arm
 
@@ -44,7 +41,6 @@ ARMS: tuple[dict[str, Any], ...] = (
     {"risk": "lower", "lr_image": 0.05},
 )
 SEEDS = (100, 101, 102)
-GROUPED = 1  # the arm whose groups are kept, of the first seed
 COLUMNS = {"gradient_ratio": 0, "gradient_cosine": 1}  # of what the loop notes of the term's gradient
 
 
@@ -64,9 +60,14 @@ class WatchedLoop(Loop):
         self.updates = 0  # made so far
 
     @property
+    def last(self) -> bool:
+        """Whether the next update is this network's last one."""
+        return self.updates == self.s.inner_steps * self.s.net_steps - 1
+
+    @property
     def due(self) -> bool:
         """Whether the next update is one that is looked at."""
-        return self.updates % self.every == 0 or self.updates == self.s.inner_steps * self.s.net_steps - 1
+        return self.updates % self.every == 0 or self.last
 
     def _with_term(
         self, batch: Batch, losses: Tensor, extra: Batch | None, tiles: Tensor | None, noted: bool
@@ -106,20 +107,13 @@ class WatchedLoop(Loop):
         return self._groups(x, y, centres, index, points), loss, gaps.amin(1)
 
 
-def watch(
-    data: DataSet,
-    settings: DistillSettings,
-    look: Callable[[WatchedLoop], None],
-    every: int = EVERY,
-    begun: SyntheticSet | None = None,
-    outer: int = 0,
-) -> State:
+def watch(data: DataSet, settings: DistillSettings, look: Callable[[WatchedLoop], None], every: int = EVERY) -> State:
     """The first outer step of a run, with `look` called on its loop (see `WatchedLoop`); the state after it.
 
-    `begun`, `outer`: another set to begin from, and the number of the outer step that is made. Runs on a CPU.
+    Runs on a CPU. Cost: that of the outer step and of the looks.
     """
     source = prior.load(settings.parts().prior, data, settings.prior_layer, settings.prior_start)
-    state = replace(distill.begin(data, settings, source, begun), outer=outer)
+    state = distill.begin(data, settings, source)
     return outer_step(data, settings, state, source, partial(WatchedLoop, every=every, look=look))
 
 
@@ -133,43 +127,40 @@ def experiments() -> list[Experiment]:
     return [Experiment.preset("cpu", **shared, **judged, **of_arm, seed=seed) for seed in SEEDS for of_arm in ARMS]
 
 
-def measure(data: DataSet, settings: DistillSettings) -> dict[str, Any]:
-    """Accuracy and the term's gradient over the updates of the first network; its notes. Cost: about a minute."""
+def measure(data: DataSet, settings: DistillSettings, grouped: bool = False) -> dict[str, Any]:
+    """Accuracy and the term's gradient over the updates of the first network, and that step's entry of the history.
+
+    `grouped`: also the groups of all training images at the last update. Cost: about a minute.
+    """
     loops: list[WatchedLoop] = []
-    curves: dict[str, list[float]] = {"updates": [], "accuracy": []}
+    found: dict[str, Any] = {"updates": [], "accuracy": []}
 
     def look(loop: WatchedLoop) -> None:
         loops[:] = [loop]
-        curves["updates"].append(loop.updates)
-        curves["accuracy"].append(float(loop.probe(PROBED)))
+        found["updates"].append(loop.updates)
+        found["accuracy"].append(round(float(loop.probe(PROBED)), 5))
+        if grouped and loop.last:
+            found["groups"] = summary(loop)
 
-    history = watch(data, settings, look).history[0]
+    found["history"] = watch(data, settings, look).history[0]
     for name, column in COLUMNS.items() if loops[0].in_network else ():
-        curves[name] = [float(note[column]) for note in loops[0].noted_gradients]
-    return {"history": history} | {name: [round(v, 5) for v in values] for name, values in curves.items()}
-
-
-def groups(data: DataSet, settings: DistillSettings, made: SyntheticSet) -> list[dict[str, float]]:
-    """The groups around a finished set, for the network that comes after the last one, at its last update.
-
-    The images stay as they are. For each: `image` (its centre in the set), `size`, `loss` (mean), `weight` (share of
-    the term, per cent), `label` (the commonest) and `share` of that (per cent). Cost: as `measure`.
-    """
-    found: list[dict[str, float]] = []
-
-    def look(loop: WatchedLoop) -> None:
-        if loop.updates < settings.inner_steps * settings.net_steps - 1:
-            return
-        frame = loop.every_image()
-        for group, own in frame.groupby("group"):
-            counts = own["label"].value_counts()
-            row = {"size": len(own), "loss": own["loss"].mean(), "weight": 100 * own["weight"].sum() / len(frame)}
-            row |= {"label": counts.index[0], "share": 100 * counts.iloc[0] / len(own)}
-            image = int(loop.centres[int(str(group))])
-            found.append({"image": image} | {name: round(float(value), 4) for name, value in row.items()})
-
-    watch(data, replace(settings, lr_image=0.0), look, begun=made, outer=settings.outer_steps)
+        found[name] = [round(float(note[column]), 5) for note in loops[0].noted_gradients]
     return found
+
+
+def summary(loop: WatchedLoop) -> list[dict[str, float]]:
+    """A row a group: class of the centre, size, mean loss, weight (share of the term), commonest label and its share.
+
+    An empty group has no row.
+    """
+    rows = []
+    images = loop.every_image()
+    for group, own in images.groupby("group"):
+        counts = own["label"].value_counts()
+        row = {"centre": int(loop.centres[int(str(group))]) // loop.s.ipc, "size": len(own)}
+        row |= {"loss": float(own["loss"].mean()), "weight": float(own["weight"].sum() / len(images))}
+        rows.append(row | {"label": int(counts.index[0]), "share": float(counts.iloc[0] / len(own))})
+    return rows
 
 
 def file() -> Path:
@@ -178,40 +169,35 @@ def file() -> Path:
 
 
 def read(path: Path | None = None) -> dict[str, Any]:
-    """The measurements: `runs` (key -> settings, curves, commit, versions) and `groups`; {} of what is not made."""
+    """What is kept: key of a run -> arm, seed, rate, curves, groups, commit, versions; {} where nothing is."""
     path = path or file()
-    return files.from_json(files.read_plain(path)) if path.is_file() else {"runs": {}, "groups": {}}
+    return files.from_json(files.read_plain(path)) if path.is_file() else {}
 
 
 def table(found: dict[str, Any]) -> pd.DataFrame:
     """The curves of all runs, tidy: arm, seed, updates, accuracy (per cent), gradient_ratio, gradient_cosine."""
     names = ("updates", "accuracy", *COLUMNS)
-    runs = found["runs"].values()
-    parts = [pd.DataFrame({n: r[n] for n in names if n in r}).assign(arm=r["arm"], seed=r["seed"]) for r in runs]
-    if not parts:
-        return pd.DataFrame(columns=["arm", "seed", *names])
-    frame = pd.concat(parts, ignore_index=True)
+    parts = [
+        pd.DataFrame({name: run[name] for name in names if name in run}).assign(arm=run["arm"], seed=run["seed"])
+        for run in found.values()
+    ]
+    frame = pd.concat([pd.DataFrame(columns=["arm", "seed", *names], dtype=float), *parts], ignore_index=True)
     return frame.assign(accuracy=100 * frame["accuracy"])
 
 
 def main(path: Path | None = None, planned: Sequence[Experiment] | None = None) -> None:
-    """Measure what is not kept yet, and keep it after each run. Needs CIFAR-10, and the set whose groups are kept."""
+    """Measure what is not kept yet, and keep it after each run. Needs CIFAR-10."""
     path, planned = path or file(), planned or experiments()
     found = read(path)
     data = load_data(planned[0])
     origin = {name: value for name, value in provenance.of_now(False).items() if name != "results"}
     for e in planned:
-        if e.key not in found["runs"]:
+        if e.key not in found:
             about = {"arm": arm(vars(e)), "seed": e.seed, "lr_image": e.lr_image, "data_sha256": data.sha256}
-            found["runs"][e.key] = about | origin | measure(data, e)
+            grouped = e.seed == SEEDS[0] and e.risk != "control"
+            found[e.key] = about | origin | measure(data, e, grouped)
             write_atomic(path, files.to_json(found))
-            print(e.key, about["arm"], e.seed)
-    if not found["groups"]:
-        e = planned[GROUPED]
-        made = synthetic.read(Store().distilled(e.set_key))
-        found["groups"] = {"set_key": e.set_key, "rows": groups(data, e, made)} | origin
-        write_atomic(path, files.to_json(found))
-    print(path)
+            print(e.key, about["arm"], e.seed, flush=True)
 
 
 if __name__ == "__main__":
