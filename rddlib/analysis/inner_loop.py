@@ -153,13 +153,14 @@ def summary(loop: WatchedLoop) -> list[dict[str, float]]:
 
     An empty group has no row.
     """
-    rows = []
+    rows: list[dict[str, float]] = []
     images = loop.every_image()
     for group, own in images.groupby("group"):
         counts = own["label"].value_counts()
-        row = {"centre": int(loop.centres[int(str(group))]) // loop.s.ipc, "size": len(own)}
+        row: dict[str, float] = {"centre": int(loop.centres[int(str(group))]) // loop.s.ipc, "size": len(own)}
         row |= {"loss": float(own["loss"].mean()), "weight": float(own["weight"].sum() / len(images))}
-        rows.append(row | {"label": int(counts.index[0]), "share": float(counts.iloc[0] / len(own))})
+        row |= {"label": int(counts.index[0]), "share": float(counts.iloc[0] / len(own))}
+        rows.append(row)
     return rows
 
 
