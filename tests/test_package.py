@@ -16,7 +16,8 @@ import rddlib
 from rddlib.experiments import grid
 
 ROOT = Path(__file__).resolve().parent.parent
-TRAVELS = ("claims.csv", "coverage/*.json", "grids/*.toml", "groups/*.npz", "paper/*", "priors/*", "runs/*/*.json")
+TRAVELS = ("claims.csv", "coverage/*.json", "grids/*.toml", "groups/*.npz", "loop/*.json", "paper/*", "priors/*")
+TRAVELS += ("runs/*/*.json",)
 
 # Runs in a folder of its own with the unpacked wheel alone; `python -I` and the working folder keep the project out.
 ALONE = """

@@ -448,12 +448,12 @@ class Loop:
             "groups_empty": (sizes == 0).sum(1).double().mean(),
         }
 
-    def probe(self) -> Tensor:
-        """Accuracy, in [0, 1], of the network as it is on up to 256 tested images, spread over the test part.
+    def probe(self, most: int = PROBED) -> Tensor:
+        """Accuracy, in [0, 1], of the network as it is on up to `most` tested images, spread over the test part.
 
         It is noted, and decides nothing: no stream is drawn from, and nothing is chosen by it.
         """
-        number = min(PROBED, len(self.data.test_labels))
+        number = min(most, len(self.data.test_labels))
         places = torch.linspace(0, len(self.data.test_labels) - 1, number, device=self.device).long()
         self.net.eval()
         with torch.no_grad():
