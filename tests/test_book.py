@@ -220,3 +220,30 @@ def test_no_tracked_text_names_a_path_of_somebodys_machine() -> None:
 @pytest.mark.parametrize("text", ["see /home/ann/data", "'/opt/x'", "(/Users/bob)"])
 def test_such_a_path_is_found(text: str) -> None:
     assert MACHINE_PATH.search(text)
+
+
+# --- heads of pages ---------------------------------------------------------------------------------------------
+
+INTERVAL = re.compile(r"([-+]?\d+\.\d)(?: points?| hundredths| %)? \[([-+]?\d+\.\d), ([-+]?\d+\.\d)\]")
+ANSWER = re.compile(r"\*\*Answer\.\*\*(.*?)(?:\n\n|$)", re.DOTALL)
+ANSWERED = [p for p in NOTEBOOKS if ANSWER.search("".join(json.loads(p.read_text())["cells"][0]["source"]))]
+
+
+def intervals(text: str) -> set[tuple[str, ...]]:
+    """Mean, low and high of every interval in a text, without plus signs."""
+    found = INTERVAL.findall(" ".join(text.split()))
+    return {tuple(number.lstrip("+") for number in each) for each in found}
+
+
+@pytest.mark.parametrize("page", ANSWERED, ids=lambda p: p.stem)
+def test_an_interval_in_the_answer_of_a_page_stands_in_one_of_its_outputs(page: Path) -> None:
+    cells = json.loads(page.read_text())["cells"]
+    answer = ANSWER.search("".join(cells[0]["source"]))
+    assert answer is not None
+    outputs = json.dumps([out for c in cells for out in c.get("outputs", [])], ensure_ascii=False)
+    assert intervals(answer[1]) <= intervals(outputs)
+
+
+def test_pages_have_an_answer_with_an_interval() -> None:
+    texts = [ANSWER.search("".join(json.loads(p.read_text())["cells"][0]["source"])) for p in ANSWERED]
+    assert sum(bool(intervals(text[1])) for text in texts if text is not None) >= 9
