@@ -188,7 +188,7 @@ class Resumable(Protocol):
     history: list[dict[str, float]]
 
 
-def advance_to(
+def run_rounds(
     rounds: int,
     state: Going,
     advance: Callable[[Going], Going],

@@ -161,7 +161,7 @@ class RiskTerm(TermWeights):
         1.0, "factor on the gradient, not the value, of the mean loss (2 in the first release)", low=0.0
     )
 
-    def misfits(self) -> Iterator[SettingError]:
+    def conflicts(self) -> Iterator[SettingError]:
         """The public code's value is that of the lower tail."""
         if self.zero_padded and self.tail != "lower":
             yield SettingError("tail", self.tail, "lower where zero_padded is set")

@@ -84,7 +84,7 @@ def distill(
 
     if on_images is not None:
         on_images(state.outer, current_set(state))
-    state = files.advance_to(settings.outer_steps, state, advance, save, every, report)
+    state = files.run_rounds(settings.outer_steps, state, advance, save, every, report)
     return current_set(state), thinned(state.history)
 
 

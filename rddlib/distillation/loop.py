@@ -148,7 +148,7 @@ class Loop:
         self.members = data.members
         self.streams = {name: generator(settings.seed, "outer", state.outer, name) for name in STREAMS}
         dtype = next(iter(self.codes.values())).dtype
-        self.net = settings.new_network(data, self.streams["net"]).to(self.device, dtype, non_blocking=True)
+        self.net = settings.build_network(data, self.streams["net"]).to(self.device, dtype, non_blocking=True)
         self.rates = {name: settings.lr_image * rate * self._scale(name) for name, rate in prior.rates().items()}
         self.matched = matching.matched_parameters(self.net, self.parts.metric)
         self.optimiser = torch.optim.SGD(

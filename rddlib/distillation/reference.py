@@ -63,7 +63,7 @@ class Step:
         self.data, self.s, self.parts = data, s, s.parts()
         self.S, self.v = S, v
         self.draw = {n: generator(s.seed, "outer", outer, n) for n in STREAMS}
-        self.theta = s.new_network(data, self.draw["net"]).to(S)
+        self.theta = s.build_network(data, self.draw["net"]).to(S)
         self.sgd = torch.optim.SGD(
             self.theta.parameters(),
             lr=s.lr_net,

@@ -13,7 +13,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from ..base import SettingError, Settings, caught, derive_seed, generator, refuse, setting
+from ..base import SettingError, Settings, derive_seed, generator, raise_all, setting, setting_errors
 from ..data import augment
 from ..data.dataset import DataSet
 from ..models import fused, networks
@@ -55,9 +55,9 @@ class EvaluateSettings(Settings):
         "test", "what is tested: the test part, or a tenth of the training part kept out"
     )
 
-    def misfits(self) -> Iterator[SettingError]:
+    def conflicts(self) -> Iterator[SettingError]:
         """More audits than steps."""
-        yield from super().misfits()
+        yield from super().conflicts()
         if self.eval_audit > self.eval_steps:
             yield SettingError("eval_audit", self.eval_audit, f"at most eval_steps, {self.eval_steps}")
 
@@ -72,7 +72,7 @@ class EvaluateSettings(Settings):
             cutmix=self.eval_cutmix,
         )
 
-    def new_eval_network(self, data: DataSet, seed: int, device: torch.device) -> nn.Module:
+    def build_eval_network(self, data: DataSet, seed: int, device: torch.device) -> nn.Module:
         """The network that is trained on a set, for images like `data`, its weights drawn from `seed`."""
         return networks.build(
             self.eval_network,
@@ -86,13 +86,13 @@ class EvaluateSettings(Settings):
 
 def check_fit(data: DataSet, settings: EvaluateSettings, whole: bool = False) -> None:
     """Raise SettingError where the data cannot serve the settings; `whole`: the set is the training part itself."""
-    refuse(misfits(data, settings, whole))
+    raise_all(conflicts(data, settings, whole))
 
 
-def misfits(data: DataSet, settings: EvaluateSettings, whole: bool = False) -> Iterator[SettingError]:
+def conflicts(data: DataSet, settings: EvaluateSettings, whole: bool = False) -> Iterator[SettingError]:
     """Each setting that the data cannot serve, as `check_fit`."""
     s = settings
-    yield from caught(networks.check_fit, s.eval_network, data.shape, s.eval_depth, s.eval_width, "eval_")
+    yield from setting_errors(networks.check_fit, s.eval_network, data.shape, s.eval_depth, s.eval_width, "eval_")
     if s.eval_groups > len(data.test_labels):
         yield SettingError("eval_groups", s.eval_groups, f"at most {len(data.test_labels)}, the tested images")
     if s.eval_honest_groups and len(data.test_labels) < data.n_classes:
@@ -139,7 +139,7 @@ def train(
     Returns what is tested, in evaluation mode: the last step. `at` and `callback` as in `training.train`.
     """
     how = settings.training(len(images), factor)
-    net = settings.new_eval_network(data, seed, images.device)
+    net = settings.build_eval_network(data, seed, images.device)
     return recipes.train(net, images, labels, data, how, seed, at=at, callback=callback)
 
 
@@ -194,7 +194,7 @@ def evaluate(
     seeds = [derive_seed(seed, "evaluation", number) for number in range(len(rows), settings.eval_seeds)]
     trained: list[nn.Module] = []
     if seeds and _together(together, settings, images.device):
-        fresh = [settings.new_eval_network(data, each, images.device) for each in seeds]
+        fresh = [settings.build_eval_network(data, each, images.device) for each in seeds]
         with networks.arithmetic(settings.eval_precision, images.device):
             how = settings.training(len(images), factor)
             trained = recipes.train_together(fresh, images, labels, data, how, seeds)

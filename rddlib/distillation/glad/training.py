@@ -58,7 +58,7 @@ def train_generator(
     if on_step is not None:
         for step, losses in enumerate(training.history, 1):
             on_step(step, losses)
-    files.advance_to(settings.steps, training, Training.update, save, every, report)
+    files.run_rounds(settings.steps, training, Training.update, save, every, report)
     _fit_codes(training.net, data)
     for tensor in training.net.state_dict().values():
         tensor.copy_(tensor.half())  # as it will be kept, so that nothing differs after a file

@@ -35,7 +35,7 @@ from ...base import (
     Settings,
     digest,
     generator,
-    refuse,
+    raise_all,
     setting,
     to_device,
     to_host,
@@ -199,7 +199,7 @@ def optimise(
     history. `space` spares the whitening's cost. Raises SettingError if the settings do not fit the data, DataError for
     a damaged checkpoint.
     """
-    refuse(misfits(data, settings))
+    raise_all(conflicts(data, settings))
     space = space or Space.of(data, settings.zca)
     state = _begin(data, settings, space)
     save = None
@@ -216,10 +216,10 @@ def optimise(
         if on_step is not None:
             on_step(state.step, state.history[-1])
 
-    return files.advance_to(math.ceil(settings.kip_steps / ROUND), state, advance, save, every, report)
+    return files.run_rounds(math.ceil(settings.kip_steps / ROUND), state, advance, save, every, report)
 
 
-def misfits(data: DataSet, settings: KipSettings) -> Iterator[SettingError]:
+def conflicts(data: DataSet, settings: KipSettings) -> Iterator[SettingError]:
     """Each setting that the data cannot serve."""
     smallest = min(len(members) for members in data.members)
     if settings.ipc > smallest:
