@@ -1,11 +1,10 @@
-"""KIP against a plain step written from its description; the way to pixels and back; resuming; refusals."""
+"""KIP against a plain step written from its description; the way to pixels and back; refusals."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +16,6 @@ from torch import Tensor
 from rddlib.base import DivergenceError, SettingError, generator
 from rddlib.data import dataset
 from rddlib.data.dataset import DataSet
-from rddlib.data.sources import DataError
 from rddlib.distillation import synthetic
 from rddlib.distillation.kip import inducing_points, kernels
 from rddlib.distillation.kip.inducing_points import KipSettings
@@ -238,69 +236,6 @@ def test_same_settings_same_bytes_other_seed_others(digits: DataSet) -> None:
     )
     assert torch.equal(first.images, again.images)
     assert not torch.equal(first.images, other.images)
-
-
-# --- checkpoints -------------------------------------------------------------------------------------------
-
-
-class Stop(Exception):
-    """Stands for a kill."""
-
-
-def stopping(kind: type[BaseException], after: int) -> inducing_points.OnStep:
-    def on_step(done: int, _: dict[str, float]) -> None:
-        if done == after:
-            raise kind
-
-    return on_step
-
-
-def kept(file: Path, data: DataSet, s: KipSettings) -> inducing_points.State:
-    """The checkpoint of a run."""
-    begun = inducing_points._begin(data, s, Space.of(data, True))
-    state = inducing_points.load_state(file, begun, inducing_points.origin(data, s))
-    assert state is not None
-    return state
-
-
-@pytest.mark.parametrize("change", [{}, {"learn_labels": False, "kip_clamp": True}, {"kernel": "conv", "kip_batch": 5}])
-def test_resumed_run_equals_the_uninterrupted_one(digits: DataSet, tmp_path: Path, change: dict) -> None:
-    s, file = dataclasses.replace(SMALL, **change), tmp_path / "state.pt"
-    whole = inducing_points.optimise(digits, s)
-    with pytest.raises(Stop):
-        inducing_points.optimise(digits, s, file, on_step=stopping(Stop, 40))
-    assert kept(file, digits, s).step == 40
-    resumed = inducing_points.optimise(digits, s, file)
-    assert torch.equal(whole.support, resumed.support) and torch.equal(whole.targets, resumed.targets)
-    assert whole.history == resumed.history and whole.step == resumed.step == 50
-    assert torch.equal(
-        inducing_points.distill(digits, s, file)[0].images, inducing_points.distill(digits, s)[0].images
-    )  # nothing left to do
-
-
-def test_interruption_keeps_what_is_done(digits: DataSet, tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        inducing_points.optimise(
-            digits, SMALL, tmp_path / "state.pt", every=100, on_step=stopping(KeyboardInterrupt, 20)
-        )
-    assert kept(tmp_path / "state.pt", digits, SMALL).step == 20
-
-
-@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 cut off"])
-def test_damaged_checkpoint_is_refused_and_left(digits: DataSet, tmp_path: Path, content: bytes) -> None:
-    file = tmp_path / "state.pt"
-    file.write_bytes(content)
-    with pytest.raises(DataError, match="state.pt"):
-        inducing_points.distill(digits, SMALL, file)
-    assert file.read_bytes() == content
-
-
-def test_checkpoint_of_other_shape_is_refused(digits: DataSet, tmp_path: Path) -> None:
-    file = tmp_path / "state.pt"
-    other = inducing_points._begin(digits, dataclasses.replace(SMALL, ipc=1), Space.of(digits, True))
-    inducing_points.save_state(file, other, inducing_points.origin(digits, SMALL))
-    with pytest.raises(DataError, match="expected"):
-        inducing_points.distill(digits, SMALL, file)
 
 
 # --- refusals ----------------------------------------------------------------------------------------------

@@ -59,10 +59,6 @@ def test_chosen_points_are_distinct_and_a_seed_fixes_them(n: int, d: int, seed: 
         assert chosen.sort().values.tolist() == list(range(n))
 
 
-def test_points_that_coincide_are_chosen_once_each() -> None:
-    assert nearest_to_centres(torch.ones(6, 3), 6, 0).sort().values.tolist() == list(range(6))
-
-
 def test_each_of_separate_clusters_gives_its_most_central_point() -> None:
     places = 1000.0 * numpy_generator(0, "separate").permutation(5)
     points = np.concatenate([place + np.array([-20.0, -20.0, 0.0, 20.0, 20.0]) for place in places])[:, None]  # (25, 1)
@@ -139,22 +135,6 @@ def test_no_other_draw_is_disturbed(digits: DataSet) -> None:
         assert torch.equal(a, b)
 
 
-def test_resumed_run_equals_the_uninterrupted_one(digits: DataSet, tmp_path: Path) -> None:
-    class Stop(Exception):
-        pass
-
-    def stop(done: int, _: dict[str, float]) -> None:
-        if done == 2:
-            raise Stop
-
-    whole, history = distill.distill(digits, SMALL)
-    with pytest.raises(Stop):
-        distill.distill(digits, SMALL, tmp_path / "state.pt", on_step=stop)
-    resumed, again = distill.distill(digits, SMALL, tmp_path / "state.pt")
-    assert torch.equal(whole.images, resumed.images) and history == again
-    assert not torch.equal(whole.images, distill.distill(digits, RANDOM)[0].images)
-
-
 def test_the_first_steps_of_a_longer_run_are_a_shorter_one(digits: DataSet, tmp_path: Path) -> None:
     """What makes runs of several lengths points of one curve."""
     file = tmp_path / "state.pt"
@@ -175,14 +155,6 @@ def test_random_is_the_default_and_its_keys_stay() -> None:
     keys = {base.key, chosen.key, *(dataclasses.replace(chosen, **c).key for c in ({"real_pool": 50},))}
     keys |= {dataclasses.replace(chosen, real_choice_interval=3).key}
     assert len(keys) == 4
-
-
-@pytest.mark.parametrize(
-    "change", [{"real_choice": "central"}, {"real_choice_interval": 0}, {"real_choice_interval": 1.5}, {"real_pool": 0}]
-)
-def test_faulty_values_are_refused(change: dict[str, object]) -> None:
-    with pytest.raises(SettingError, match=next(iter(change))):
-        dataclasses.replace(SMALL, **change)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("pool", [7, 500])
