@@ -73,14 +73,6 @@ class DivergenceError(ArithmeticError):
     """A run whose numbers are no longer finite. The message names the step and the setting to look at."""
 
 
-def setting_errors(check: Callable[..., object], *arguments: Any) -> Iterator[SettingError]:
-    """The SettingError that a check raises, if it raises one."""
-    try:
-        check(*arguments)
-    except SettingError as error:
-        yield error
-
-
 def setting(
     default: Any, meaning: str, *, low: float | None = None, high: float | None = None, above: float | None = None
 ) -> Any:
@@ -123,6 +115,10 @@ class Settings:
     def declared(cls) -> dict[str, FieldInfo]:
         """The declaration of each field by name."""
         return cls.__pydantic_fields__  # type: ignore[attr-defined, no-any-return]
+
+    def part(self, of: type[Settings]) -> dict[str, Any]:
+        """The settings, by name, that a class which this one inherits from declares."""
+        return {name: getattr(self, name) for name in of.declared()}
 
     @classmethod
     def rejection(cls, name: str, value: object) -> SettingError:

@@ -122,8 +122,8 @@ def test_the_switch_has_no_effect_where_nothing_is_looped() -> None:
 
 
 def test_the_loop_of_the_default_is_the_plain_one_on_a_cpu(digits: DataSet) -> None:
-    assert batched.kind(settings(), digits) is Loop
-    assert batched.kind(settings(classes_at_once=True), digits) is ClassLoop
+    assert batched.loop_class(settings(), digits) is Loop
+    assert batched.loop_class(settings(classes_at_once=True), digits) is ClassLoop
 
 
 # --- draws in one go ------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from rddlib import stats
-from rddlib.base import SettingError, generator
+from rddlib.base import generator
 from rddlib.data.dataset import load
 from rddlib.distillation import distill, loop
 from rddlib.distillation.glad import prior
@@ -253,8 +253,3 @@ def test_bfloat16_trains_as_well() -> None:
     assert found["float32"] != found["bfloat16"]
     gap = stats.paired_difference(*(np.array(found[p])[:, None] for p in ("bfloat16", "float32")))
     assert min(found["float32"]) > 40 and gap.low > -3 and gap.high < 3
-
-
-def test_unknown_precision_is_refused() -> None:
-    with pytest.raises(SettingError, match="precision = 'float16'"):
-        tiny(precision="float16")

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from rddlib import cli
-from rddlib.base import SettingError, repository_root
+from rddlib.base import SettingError
 from rddlib.data import dataset
 from rddlib.data.dataset import DataSet
 from rddlib.distillation.glad import generator as generators
@@ -97,15 +97,6 @@ def test_a_generator_is_trained_scored_and_kept_once(
     assert source.shape == digits.shape
     monkeypatch.setattr(gentrain, "train_generator", lambda *_: pytest.fail("trained twice"))
     assert made(digits, store) == kept
-
-
-def test_the_committed_records_have_what_is_kept_here() -> None:
-    files = sorted((repository_root() / "data" / "priors").glob("*.json"))
-    assert files
-    for file in files:
-        record = json.loads(file.read_text())
-        assert priors.summary(record).startswith(f"{file.stem}  {record['bytes'] / 1e6:.2f} MB")
-        assert set(record["score_settings"]) == set(priors.JUDGE)
 
 
 def test_interrupted_in_scoring_it_is_kept_and_trained_no_further(

@@ -90,7 +90,7 @@ def written(folder: Path, data: DataSet) -> dict[str, Kind]:
     like = State(codes, codes)
     distill.save_state(folder / "state.pt", State(codes, codes, 2, [{"loss": 1.25}]), of)
     kip = inducing_points._begin(data, KIP, Space.of(data, True))
-    inducing_points.save_state(folder / "kip.pt", kip, of)
+    files.write_state(folder / "kip.pt", vars(kip), of)
     training = gentrain.Training(data, GENERATOR)
     training.update()
     gentrain._fit_codes(training.net, data)
@@ -276,7 +276,7 @@ def test_a_checkpoint_of_another_shape_is_refused(digits: DataSet, tmp_path: Pat
     with pytest.raises(DataError, match="expected"):
         distill.distill(digits, LOOP, tmp_path / "loop.pt")
     fewer = inducing_points._begin(digits, dataclasses.replace(KIP, ipc=1), Space.of(digits, True))
-    inducing_points.save_state(tmp_path / "kip.pt", fewer, inducing_points.origin(digits, KIP))
+    files.write_state(tmp_path / "kip.pt", vars(fewer), inducing_points.origin(digits, KIP))
     with pytest.raises(DataError, match="expected"):
         distill.distill(digits, KIP, tmp_path / "kip.pt")
 
@@ -296,8 +296,7 @@ def test_a_state_of_something_else_never_enters_a_new_result(
     if what == "settings":
         settings = dataclasses.replace(settings, **CHANGE[kind])  # type: ignore[type-var]
     if what == "code":
-        for module in (distill, inducing_points, gentrain):
-            monkeypatch.setattr(module, "RESULTS", base.RESULTS + 1)
+        monkeypatch.setattr(files, "RESULTS", base.RESULTS + 1)
     assert make(data, settings, file) == make(data, settings, None)  # type: ignore[operator]
     seen = [line.getMessage() for line in caplog.records if "state.pt" in line.getMessage()]
     assert len(seen) == 1 and "begins anew" in seen[0]

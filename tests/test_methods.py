@@ -19,7 +19,7 @@ from rddlib.data.dataset import DataSet
 from rddlib.distillation import distill, loop, matching, reference, synthetic
 from rddlib.distillation.glad import prior
 from rddlib.distillation.loop import ClassDraws, Loop
-from rddlib.distillation.settings import DistillSettings, check_fit
+from rddlib.distillation.settings import DistillSettings, conflicts
 from rddlib.models import networks
 
 TINY = DistillSettings(
@@ -232,7 +232,7 @@ def test_history_is_thinned_to_means() -> None:
 
 
 def test_fit_is_checked_only_where_it_matters(digits: DataSet) -> None:
-    check_fit(digits, method("random", batch_real=10**6))
-    check_fit(digits, method("dsa", net_batch=10**6))  # the synthetic set is smaller than any batch
+    assert not list(conflicts(digits, method("random", batch_real=10**6)))
+    assert not list(conflicts(digits, method("dsa", net_batch=10**6)))  # the synthetic set is smaller than any batch
     with pytest.raises(SettingError, match="net_batch"):
-        check_fit(digits, method("idc", net_batch=10**6))
+        distill.distill(digits, method("idc", net_batch=10**6))

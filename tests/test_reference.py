@@ -12,7 +12,7 @@ from rddlib import risk
 from rddlib.base import DivergenceError, SettingError, generator
 from rddlib.data import dataset
 from rddlib.data.dataset import DataSet
-from rddlib.distillation import distill, loop, reference, synthetic
+from rddlib.distillation import distill, reference, synthetic
 from rddlib.distillation.clusters import with_found_groups
 from rddlib.distillation.glad import prior
 from rddlib.distillation.loop import Loop
@@ -240,10 +240,6 @@ def test_a_run_that_diverges_stops_and_says_where(digits: DataSet, changes: dict
         distill.distill(digits, settings(inner_steps=3, **changes))
 
 
-def test_streams_have_different_names() -> None:
-    assert len(set(loop.STREAMS)) == len(loop.STREAMS)
-
-
 # --- groups that are known before the loop ----------------------------------------------------------------
 
 
@@ -275,24 +271,6 @@ def test_each_group_of_a_class_may_be_matched_alike(grouped: DataSet, method: st
         by_group.append(torch.autograd.grad(loss, plain.matched))
     for found, one, two in zip(target, *by_group, strict=True):
         torch.testing.assert_close(found, (one + two) / 2)
-
-
-def test_equal_groups_are_the_distances_to_all_groups_together(grouped: DataSet) -> None:
-    """For squares, the gradient at the images of sum_g |t_g - s|^2 is G times that of |mean_g t_g - s|^2 (FairDD)."""
-    s = settings(**KNOWN, match_groups="equal")
-    fast, plain = loop_of(grouped, s), loop_of(grouped, s)
-    drawn = fast.draws([3])[0]
-    _, moved = fast.matching_gradient(3, None, drawn)
-    own = plain.codes["pixels"][3].clone().requires_grad_()
-    given = plain._statistic(plain.seen(own, drawn), 3)
-    total = torch.zeros((), dtype=torch.float64)
-    for g in (0, 1):
-        x = grouped.normalise(grouped.train_images[drawn.real[grouped.train_groups[drawn.real] == g]])
-        loss = torch.nn.functional.cross_entropy(plain.net(x), torch.full((len(x),), 3))
-        for a, b in zip(torch.autograd.grad(loss, plain.matched), given, strict=True):
-            total = total + ((a - b) ** 2).sum()
-    (expected,) = torch.autograd.grad(total / 2, own)
-    torch.testing.assert_close(moved["pixels"], expected)
 
 
 @pytest.mark.parametrize("where", ["network", "matching"])
@@ -334,21 +312,6 @@ def test_batches_and_starts_take_each_group_alike(grouped: DataSet) -> None:
         assert sorted(grouped.train_groups[places].tolist()) == [0, 0, 1, 1]
 
 
-def test_a_representative_start_lies_nearer_to_the_class_than_a_random_one(digits: DataSet) -> None:
-    """Every image of a class is nearer to its nearest start image, on average over seeds."""
-    gaps = {}
-    for choice in ("random", "representative"):
-        found = []
-        for seed in range(5):
-            s = settings(start=choice, ipc=5, seed=seed)
-            begun = distill.begin(digits, s, prior.load("none", digits, 1)).codes["pixels"]
-            for c in range(10):
-                own = digits.train_images[digits.train_labels == c]
-                found.append(torch.cdist(own.flatten(1), begun[c].flatten(1)).amin(1).mean())
-        gaps[choice] = float(torch.stack(found).mean())
-    assert gaps["representative"] < 0.95 * gaps["random"]
-
-
 def test_groups_are_found_where_looks_differ() -> None:
     """Digits of which every fourth is inverted: clusters in each class find the look without its label."""
     d = dataset.load("digits", train_limit=600, test_limit=100)
@@ -373,11 +336,6 @@ def test_groups_are_found_where_looks_differ() -> None:
 def test_groups_that_are_not_known_are_refused(changes: dict[str, Any], named: str) -> None:
     with pytest.raises(SettingError, match=f"^{named} "):
         settings(**changes)
-
-
-def test_labels_of_groups_must_be_there(digits: DataSet) -> None:
-    with pytest.raises(SettingError, match="groups_from"):
-        distill.distill(digits, settings(groups_from="labels", risk="upper"))
 
 
 # --- as published -----------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import pytest
 
 from rddlib.base import SettingError
 from rddlib.data import dataset
-from rddlib.distillation import settings
+from rddlib.distillation import distill, settings
 from rddlib.experiments.experiment import Experiment
 from rddlib.experiments.presets import SCALES
 from rddlib.risk import RiskTerm
@@ -102,5 +102,5 @@ def test_all_that_the_data_cannot_serve_is_listed_at_once() -> None:
     names = [error.name for error in settings.conflicts(few, e)]
     assert names == ["ipc", "batch_real", "net_batch", "groups_from", "depth"]
     with pytest.raises(SettingError) as caught:
-        settings.check_fit(few, e)
+        distill.distill(few, e)
     assert [caught.value.name, *(error.name for error in caught.value.others)] == names

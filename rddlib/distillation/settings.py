@@ -15,7 +15,7 @@ from typing import ClassVar, Literal, get_args
 import torch
 from torch import nn
 
-from ..base import SettingError, raise_all, setting, setting_errors
+from ..base import SettingError, setting
 from ..data import augment
 from ..data.dataset import DataSet
 from ..models import networks
@@ -246,11 +246,6 @@ class DistillSettings(RiskSettings, KipSettings):
         return PARTS.get(self.method, _IDC)
 
 
-def check_fit(data: DataSet, settings: DistillSettings) -> None:
-    """Refuse settings that the data cannot serve, before any work: SettingError lists them all."""
-    raise_all(conflicts(data, settings))
-
-
 def conflicts(data: DataSet, settings: DistillSettings) -> Iterator[SettingError]:
     """Each setting that the data cannot serve."""
     s = settings
@@ -284,7 +279,7 @@ def conflicts(data: DataSet, settings: DistillSettings) -> Iterator[SettingError
     if s.centres_in_all is not None and not low <= s.centres_in_all <= high:
         allowed = f"{low} to {high}: one a class under scope 'class', at most all stored images"
         yield SettingError("centres_in_all", s.centres_in_all, allowed)
-    yield from setting_errors(networks.check_fit, s.network, data.shape, s.depth, s.width)
+    yield from networks.conflicts(s.network, data.shape, s.depth, s.width)
     parts = s.parts()
     if s.network == "vit" and parts.objective == "gradient" and parts.metric != "dc":
         yield SettingError("metric", parts.metric, "'dc' for a ViT, which has one convolution only")

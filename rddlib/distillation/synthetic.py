@@ -17,9 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import files
-from ..base import SettingError, check_choice, digest
+from ..base import DataError, SettingError, check_choice, digest
 from ..data.dataset import DataSet
-from ..data.sources import DataError
 
 
 def class_labels(n_classes: int, per_class: int, device: torch.device | None = None) -> Tensor:

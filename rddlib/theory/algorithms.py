@@ -150,11 +150,11 @@ def squared_losses(theta: Tensor, features: Tensor, labels: Tensor) -> Tensor:
     return (outputs - torch.nn.functional.one_hot(labels, theta.shape[-1])).square().sum(-1)
 
 
-def bilevel_loss(synthetic: Tensor, task: Task, term: RiskTerm | None, groups: Tensor | None = None) -> Tensor:
+def bilevel_loss(synthetic: Tensor, task: Task, term: RiskTerm | None) -> Tensor:
     """L(S) in the bilevel reading: the risk, on real data, of the model that S trains (Eq. 3 with Eq. 2's bracket).
 
     synthetic (b, m, d) -> (b,). `term` None is the mean loss, i.e. distillation by empirical risk. The clusters
-    are those of Algorithm 1 unless `groups` (n,) fixes them. Differentiable where no item changes its cluster.
+    are those of Algorithm 1. Differentiable where no item changes its cluster.
     Cost: one m x m solve a set, n * m * (d + classes) products, one or two sorts of all b * n losses.
     """
     kernel = (synthetic @ task.features.T).add_(1)  # (b, m, n)
@@ -162,9 +162,8 @@ def bilevel_loss(synthetic: Tensor, task: Task, term: RiskTerm | None, groups: T
     losses = (_dual(synthetic, task).mT @ kernel).sub_(targets).square().sum(-2)  # (b, n)
     if term is None:
         return losses.mean(-1)
-    clusters = nearest_synthetic(task.features, synthetic.detach()) if groups is None else groups.expand(losses.shape)
-    n_clusters = synthetic.shape[-2] if groups is None else int(groups.max()) + 1
-    return eq2_bracket(losses, clusters, n_clusters, term)
+    clusters = nearest_synthetic(task.features, synthetic.detach())
+    return eq2_bracket(losses, clusters, synthetic.shape[-2], term)
 
 
 def eq2_bracket(losses: Tensor, clusters: Tensor, n_clusters: int, term: RiskTerm) -> Tensor:

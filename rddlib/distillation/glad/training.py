@@ -9,10 +9,8 @@ One variance serves all images, and noise of a class is coloured afterwards by t
 from __future__ import annotations
 
 import io
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +19,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ... import files
-from ...base import RESULTS, SettingError, digest, generator, write_atomic
+from ...base import SettingError, digest, generator, write_atomic
 from ...data.dataset import DataSet
 from ...models import networks
 from ..synthetic import class_labels
 from .generator import Generator, GeneratorSettings, save
 
-Report = Callable[[int, dict[str, float]], None]
-
 
 def train_generator(
     data: DataSet,
     settings: GeneratorSettings,
-    on_step: Report | None = None,
+    on_step: files.OnStep | None = None,
     checkpoint: str | Path | None = None,
     every: int = 100,
 ) -> Generator:
@@ -46,10 +42,12 @@ def train_generator(
     the defaults. Raises SettingError for sizes other than 8, 16, 32, .. px, DataError for a damaged checkpoint.
     """
     training = Training(data, settings)
-    save = None
     if checkpoint is not None:
         training.load(checkpoint)
-        save = partial(Training.save, path=checkpoint)
+
+    def save(training: Training) -> None:
+        if checkpoint is not None:
+            training.save(checkpoint)
 
     def report(training: Training) -> None:
         if on_step is not None:
@@ -105,9 +103,6 @@ class Training:
     def _origin(self) -> dict[str, Any]:
         return {"settings": asdict(self.settings), "data": self.data.sha256}
 
-    def _of(self) -> str:
-        return digest(json.dumps([RESULTS, self._origin()], sort_keys=True))
-
     def save(self, path: str | Path) -> None:
         """Write a checkpoint, whole or not at all; none within an update."""
         if not self.whole:
@@ -115,11 +110,11 @@ class Training:
         parts = {name: getattr(self, name).state_dict() for name in ("net", "optimiser", "schedule")}
         streams = {name: stream.get_state() for name, stream in self.streams.items()}
         content = {**parts, "streams": streams, "history": self.history, "of": self._origin()}
-        files.write_state(path, content, self._of())
+        files.write_state(path, content, files.origin(self._origin()))
 
     def load(self, path: str | Path) -> bool:
         """Go on from a checkpoint; False where there is none of this training. DataError, the file left, if damaged."""
-        return bool(files.read_state(path, self._of(), self.data.train_images.device, self._take))
+        return bool(files.read_state(path, files.origin(self._origin()), self.data.train_images.device, self._take))
 
     def _take(self, raw: dict[str, Any]) -> bool:
         for name in ("net", "optimiser", "schedule"):
@@ -286,12 +281,12 @@ def keep(
 
 
 @torch.no_grad()
-def sheet(net: Generator, columns: int = 10, seed: int = 0) -> bytes:
+def sheet(net: Generator, columns: int = 10) -> bytes:
     """A PNG of samples, a row a class, as many columns as fit in 150 kB (at most `columns`)."""
     from PIL import Image
 
     labels = class_labels(net.c_dim, columns, net.mapping.centre.device)
-    z = torch.randn(len(labels), net.z_dim, generator=generator(seed, "sheet")).to(labels.device)
+    z = torch.randn(len(labels), net.z_dim, generator=generator(0, "sheet")).to(labels.device)
     images = net(z, labels).view(net.c_dim, columns, *net.shape)
     for n in range(columns, 0, -1):
         grid = images[:, :n].permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)  # (K * H, n * W, C)
