@@ -110,7 +110,7 @@ def sealed(archive: bytes, of: str = "") -> bytes:
     return whole + hashlib.sha256(whole).hexdigest().encode() + b"\n"
 
 
-def made_of(archive: bytes) -> str | None:
+def sealed_origin(archive: bytes) -> str | None:
     """What the seal of an archive says it was made of; None without one. ValueError where content and seal differ."""
     seal = SEAL.search(archive[-256:])
     if seal is None:
@@ -170,7 +170,7 @@ def _arrays(file: BinaryIO, most: int | None = None, names: Collection[str] | No
     file.seek(max(size - 256, 0))
     if SEAL.search(file.read()):  # else a large file is not read twice
         file.seek(0)
-        made_of(file.read())
+        sealed_origin(file.read())
     check_unpacked(file, most)
     with np.load(file, allow_pickle=False) as pack:
         entries = {name: pack[name] for name in pack.files if names is None or name in names}
@@ -239,7 +239,7 @@ def read_state(
         return None
     try:
         raw = read_plain(path)
-        sealed_of = made_of(raw)
+        sealed_of = sealed_origin(raw)
         if sealed_of is None and not zipfile.is_zipfile(BytesIO(raw)):
             raise ValueError("it is no archive")
         if not _same(path, sealed_of, of):

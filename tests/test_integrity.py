@@ -187,7 +187,7 @@ def test_json_comes_back_whatever_its_keys_and_numbers() -> None:
 def test_files_from_before_there_were_checksums_are_read() -> None:
     """Those that are committed, by their bytes; the writer of today adds a checksum to what it reads there."""
     for path in (*sorted(ROOT.glob("data/distilled/*.npz"))[:5], *sorted(ROOT.glob("data/groups/*.npz"))[:2]):
-        assert files.made_of(path.read_bytes()) is None and files.arrays(path.read_bytes())
+        assert files.sealed_origin(path.read_bytes()) is None and files.arrays(path.read_bytes())
     path = sorted(ROOT.glob("data/runs/*/*.json"))[0]
     old, new = json.loads(path.read_text()), json.loads(read_record(path).to_json())
     assert new.pop("checksum") and new == {"set_key": "", "results": 1} | old

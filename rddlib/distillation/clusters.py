@@ -7,29 +7,26 @@ all classes; the text suggests pixels and, by "cluster number = IPC", one class 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..base import check_choice
 from ..data.dataset import DataSet
 from ..models.features import FeatureNet, embedded, kmeans
 
 Scope = Literal["all", "class"]
 Space = Literal["feature", "pixel"]
-SCOPES, SPACES = get_args(Scope), get_args(Space)
 
 
 @torch.no_grad()
-def assign(points: Tensor, labels: Tensor, centres: Tensor, centre_labels: Tensor, scope: str = "all") -> Tensor:
+def assign(points: Tensor, labels: Tensor, centres: Tensor, centre_labels: Tensor, scope: Scope = "all") -> Tensor:
     """Index (N,) of the centre that is nearest to each point: C(z_t) = argmin_i ||z_t - S_i||^2 (Algorithm 1).
 
     points (N, ...) and centres (K, ...) are flattened; the first centre wins a tie. Under scope "class" only the
     centres of a point's own class are eligible. Cost: one (N, K) matrix.
     """
-    check_choice("scope", scope, SCOPES)
     gaps = torch.cdist(points.flatten(1), centres.flatten(1))  # (N, K)
     if scope == "class":
         gaps = gaps.masked_fill(labels[:, None] != centre_labels[None, :], torch.inf)

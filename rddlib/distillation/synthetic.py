@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import files
-from ..base import DataError, SettingError, check_choice, digest
+from ..base import DataError, SettingError, digest
 from ..data.dataset import DataSet
 
 
@@ -96,13 +96,12 @@ def encode(tiles: Tensor, factor: int) -> Tensor:
 
 
 Choice = Literal["random", "greedy"]
-CHOICES = get_args(Choice)
 
 
 def choose_centres(
     synthetic: SyntheticSet,
     most: int,
-    how: str,
+    how: Choice,
     generator: torch.Generator,
     in_all: int | None = None,
     scope: str = "all",
@@ -115,7 +114,6 @@ def choose_centres(
     ("10 random synthesized samples chosen as the clustering centers"). Under scope "class" an image may join its own
     class only, so the classes then take turns: each has a centre, or one more.
     """
-    check_choice("centre_choice", how, CHOICES)
     ipc, count = synthetic.ipc, len(synthetic.images)
     first_of_class = range(0, count, ipc)
     if in_all is not None and scope == "all":

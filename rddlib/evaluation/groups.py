@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from .. import files
 from ..base import DataError, SettingError, digest, numpy_generator
 from ..data.dataset import DataSet
-from ..distillation.clusters import assign
+from ..distillation.clusters import Scope, assign
 from ..models import training
 from ..models.features import FeatureNet, embedded, kmeans
 from ..stats import Interval
@@ -177,7 +177,7 @@ def training_overlap(
     images: Tensor,
     labels: Tensor,
     partitions: dict[str, Partition],
-    scope: str = "all",
+    scope: Scope = "all",
     net: nn.Module | None = None,
     tiles: int = 1,
     permutations: int = 100,

@@ -20,7 +20,7 @@ from scipy.optimize import linprog
 from torch import Tensor
 
 from ..base import SettingError, Settings, check_choice, generator, setting
-from ..risk import RiskTerm, group_cvar
+from ..risk import RiskTerm, group_risk
 
 Estimator = Literal[
     "gaussian_forward",
@@ -163,16 +163,8 @@ def bilevel_loss(synthetic: Tensor, task: Task, term: RiskTerm | None) -> Tensor
     if term is None:
         return losses.mean(-1)
     clusters = nearest_synthetic(task.features, synthetic.detach())
-    return eq2_bracket(losses, clusters, synthetic.shape[-2], term)
-
-
-def eq2_bracket(losses: Tensor, clusters: Tensor, n_clusters: int, term: RiskTerm) -> Tensor:
-    """The bracket of Eq. 2, `risk.group_risk`, for each row: losses (b, n), clusters (b, n) int64 -> (b,)."""
-    apart = clusters + n_clusters * torch.arange(len(losses))[:, None]  # every set has its own clusters
-    flat, counts = group_cvar(losses.flatten(), apart.flatten(), len(losses) * n_clusters, term.alpha, term.tail)
-    values, live = term.sign * flat.view(-1, n_clusters), counts.view(-1, n_clusters) > 0
-    worst = values.masked_fill(~live, -torch.inf).amax(-1)
-    return term.average * values.sum(-1) / live.sum(-1) + term.worst * worst
+    bracket: Callable[..., Tensor] = torch.vmap(functools.partial(group_risk, n_groups=synthetic.shape[-2], term=term))
+    return bracket(losses, clusters)
 
 
 def draw_directions(method: str, dimension: int, probes: int, rng: torch.Generator) -> Tensor:

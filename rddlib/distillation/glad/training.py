@@ -69,7 +69,7 @@ class Training:
     def __init__(self, data: DataSet, settings: GeneratorSettings) -> None:
         self.data = data
         self.settings = settings
-        self.whole = True  # and not within an update, where there is nothing to go on from
+        self.between_updates = True  # within one there is nothing to go on from
         with torch.device("meta"):  # as in nets.build: nothing is drawn from the global generator
             net = Generator(settings, data.shape, data.n_classes)
         weights = generator(settings.seed, "generator", "weights")
@@ -91,13 +91,13 @@ class Training:
     def update(self) -> Training:
         """One update; its losses are the last entry of the history."""
         s = self.settings
-        self.whole = False
+        self.between_updates = False
         x, y = _batch(self.data, s.batch, self.streams["batch"], self.streams["flip"] if s.flip else None)
         parts = _losses(self.net, self.judge, self.data, x, y, self.streams["noise"])
         loss = parts["pixel"] + s.features * parts["features"] + s.kl * parts["kl"]
         _step(self.optimiser, loss, self.schedule)
         self.history.append({name: float(value.detach()) for name, value in parts.items()})
-        self.whole = True
+        self.between_updates = True
         return self
 
     def _origin(self) -> dict[str, Any]:
@@ -105,7 +105,7 @@ class Training:
 
     def save(self, path: str | Path) -> None:
         """Write a checkpoint, whole or not at all; none within an update."""
-        if not self.whole:
+        if not self.between_updates:
             return
         parts = {name: getattr(self, name).state_dict() for name in ("net", "optimiser", "schedule")}
         streams = {name: stream.get_state() for name, stream in self.streams.items()}
@@ -114,9 +114,9 @@ class Training:
 
     def load(self, path: str | Path) -> bool:
         """Go on from a checkpoint; False where there is none of this training. DataError, the file left, if damaged."""
-        return bool(files.read_state(path, files.origin(self._origin()), self.data.train_images.device, self._take))
+        return bool(files.read_state(path, files.origin(self._origin()), self.data.train_images.device, self._restore))
 
-    def _take(self, raw: dict[str, Any]) -> bool:
+    def _restore(self, raw: dict[str, Any]) -> bool:
         for name in ("net", "optimiser", "schedule"):
             getattr(self, name).load_state_dict(raw[name])
         for name, stream in self.streams.items():
