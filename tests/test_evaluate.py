@@ -1,4 +1,4 @@
-"""Judging a set: IDC's recipe against a plain loop, seeds, resuming, audits and honest groups in one report."""
+"""Judging a set: seeds, resuming, audits and honest groups in one report."""
 
 from __future__ import annotations
 
@@ -8,14 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from rddlib.base import SettingError, generator
-from rddlib.data import augment, dataset
+from rddlib.data import dataset
 from rddlib.data.dataset import DataSet
 from rddlib.evaluation import evaluate, groups
 from rddlib.evaluation.evaluate import EvaluateSettings
-from rddlib.models import networks
 from rddlib.models.features import FeatureNet
 
 SMALL = EvaluateSettings(eval_depth=2, eval_width=8, eval_steps=12, eval_batch=16, eval_seeds=2, eval_groups=4)
@@ -25,31 +23,6 @@ AUDITED = dataclasses.replace(SMALL, eval_audit=3)
 @pytest.fixture(scope="module")
 def digits() -> DataSet:
     return dataset.load("digits", train_limit=100, test_limit=200)
-
-
-def test_training_equals_a_plain_loop(digits: DataSet) -> None:
-    """Same draws, torch's SGD, the rate set by hand: times 0.2 after two thirds and five sixths of the steps."""
-    x, y = digits.train_images, digits.train_labels
-    net = evaluate.train(x, y, digits, SMALL, seed=3)
-    order, stream = generator(3, "evaluate", "order"), generator(3, "evaluate", "augment")
-    plain = networks.build("convnet", (1, 8, 8), 10, depth=2, width=8, generator=generator(3, "evaluate", "net"))
-    optimiser = torch.optim.SGD(plain.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
-    step, pending = 0, []
-    while step < SMALL.eval_steps:
-        pending = pending or list(torch.randperm(100, generator=order).split(16))
-        index = pending.pop(0)
-        optimiser.param_groups[0]["lr"] = 0.01 * 0.2 ** ((step >= 8) + (step >= 10))
-        batch, label = digits.normalise(x[index]), y[index]
-        batch = augment.apply(batch, augment.draw(SMALL.eval_augment, len(batch), 8, stream))
-        batch, partner, share = augment.cutmix(batch, stream, 0.5)
-        logits = plain(batch)
-        loss = share * F.cross_entropy(logits, label) + (1 - share) * F.cross_entropy(logits, label[partner])
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        step += 1
-    for a, b in zip(net.parameters(), plain.parameters(), strict=True):
-        assert torch.allclose(a, b, atol=1e-5)
 
 
 def test_evaluation_learns_and_seeds_differ(digits: DataSet) -> None:

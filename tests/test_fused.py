@@ -141,13 +141,8 @@ def test_memory_is_kept_where_the_c_library_can() -> None:
 
 def network(channels: int, size: int, depth: int, seed: int = 0, width: int = 6) -> nn.Module:
     """A ConvNet of fused blocks in float64, norms with a scale and a shift of their own."""
-    net, rng = nn.Module(), generator(seed, "fused", "network")
-    blocks = [
-        nn.Sequential(nn.Conv2d(channels if i == 0 else width, width, 3, padding=1), fused.NormReluPool(width))
-        for i in range(depth)
-    ]
-    net.features = nn.Sequential(*blocks)
-    net.classifier = nn.Linear(width * (size >> depth) ** 2, 4)
+    rng = generator(seed, "fused", "network")
+    net = networks.build("convnet", (channels, size, size), 4, depth=depth, width=width, generator=rng)
     with torch.no_grad():
         for p in net.double().parameters():
             p.copy_(torch.randn(p.shape, generator=rng, dtype=p.dtype) * 0.3)

@@ -135,21 +135,29 @@ def test_every_inner_step_is_the_same_sequence(images: DataSet, chosen: dict[str
         assert later == sequences[1]
 
 
+def on_the_cpu(images: DataSet, s: DistillSettings) -> tuple[DataSet, prior.Prior, State]:
+    """The images in double precision, their prior, and the state after a plain outer step on them."""
+    doubled = dataclasses.replace(images, train_images=images.train_images.double() / 255)
+    source = prior.load("none", doubled, 1)
+    return doubled, source, loop.outer_step(doubled, s, distill.begin(doubled, s, source), source, Loop)
+
+
+def check_same_end(found: State, expected: State) -> None:
+    for part in ("codes", "velocity"):
+        ours, theirs = (getattr(each, part)["pixels"].cpu() for each in (found, expected))
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-9 * float(theirs.abs().max()))
+    assert found.history[0] == pytest.approx(expected.history[0], rel=1e-5, abs=1e-7)
+
+
 @pytest.mark.parametrize("chosen", [LAPTOP, PAPER, DSA], ids=["laptop", "paper, upper", "dsa"])
 @pytest.mark.parametrize("at_once", [False, True])
 def test_the_device_goes_the_way_of_the_cpu(images: DataSet, chosen: dict[str, Any], at_once: bool) -> None:
     """In double precision: images, momentum and what is reported; streams are where they are on the CPU."""
-    doubled = dataclasses.replace(images, train_images=images.train_images.double() / 255)
     s = DistillSettings(**chosen, classes_at_once=at_once)
-    source = prior.load("none", doubled, 1)
-    expected = loop.outer_step(doubled, s, distill.begin(doubled, s, source), source, Loop)
+    doubled, source, expected = on_the_cpu(images, s)
     with pretended():
         there, state, _ = moved(doubled, s)
-        found = loop.outer_step(there, s, state, source, batched.loop_class(s, there))
-        for part in ("codes", "velocity"):
-            ours, theirs = (getattr(each, part)["pixels"].cpu() for each in (found, expected))
-            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-9 * float(theirs.abs().max()))
-    assert found.history[0] == pytest.approx(expected.history[0], rel=1e-5, abs=1e-7)
+        check_same_end(loop.outer_step(there, s, state, source, batched.loop_class(s, there)), expected)
 
 
 # --- as a CUDA graph ----------------------------------------------------------------------------------------
@@ -191,10 +199,8 @@ def recorded(work: Callable[[], Any]) -> tuple[Callable[[], None], list[torch.Te
 )
 def test_inner_steps_can_be_played(images: DataSet, chosen: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """A played outer step ends where the plain one on the CPU does, in double precision; nothing in it waits."""
-    doubled = dataclasses.replace(images, train_images=images.train_images.double() / 255)
     s = DistillSettings(**chosen | {"inner_steps": 5})
-    source = prior.load("none", doubled, 1)
-    expected = loop.outer_step(doubled, s, distill.begin(doubled, s, source), source, Loop)
+    doubled, source, expected = on_the_cpu(images, s)
     asked: list[tuple[int, int]] = []
 
     def capture(work: Callable[[], Any]) -> tuple[Callable[[], None], list[torch.Tensor]]:
@@ -211,10 +217,7 @@ def test_inner_steps_can_be_played(images: DataSet, chosen: dict[str, Any], monk
         found = loop.outer_step(there, s, state, source, GraphLoop)
         assert asked == [(0, 0)]
         assert sum("batched.py" in place or "base.py" in place for place in counts.copies) <= 6
-        for part in ("codes", "velocity"):
-            ours, theirs = (getattr(each, part)["pixels"].cpu() for each in (found, expected))
-            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-9 * float(theirs.abs().max()))
-    assert found.history[0] == pytest.approx(expected.history[0], rel=1e-5, abs=1e-7)
+        check_same_end(found, expected)
 
 
 def test_a_graph_is_refused_in_a_sentence_where_there_is_no_cuda(

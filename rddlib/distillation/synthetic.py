@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -96,6 +96,7 @@ def encode(tiles: Tensor, factor: int) -> Tensor:
 
 
 Choice = Literal["random", "greedy"]
+CHOICES = get_args(Choice)
 
 
 def choose_centres(
