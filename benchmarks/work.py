@@ -107,7 +107,7 @@ def begun(device: str, chosen: Mapping[str, Any]) -> Loop:
     data = random_data(150 * more["n_classes"], device=device, **more)
     settings = DistillSettings(**{k: v for k, v in chosen.items() if k not in more})
     source = prior.load("none", data, 1)
-    return batched.kind(settings, data)(data, settings, begin(data, settings, source), source)
+    return batched.loop_class(settings, data)(data, settings, begin(data, settings, source), source)
 
 
 def inner_step(kind: str, device: str, chosen: Mapping[str, Any]) -> Work:

@@ -42,14 +42,14 @@ class SettingError(ValueError):
         self.others = others
 
     def within(self, where: str) -> SettingError:
-        """The same misfits with `where` before the name of each, as in ``table1.toml, arm 'a': ipc``."""
+        """The same errors with `where` before the name of each, as in ``table1.toml, arm 'a': ipc``."""
         others = (other.within(where) for other in self.others)
         return SettingError(f"{where}{self.name}", self.value, self.allowed, *others)
 
 
-def refuse(misfits: Iterable[SettingError]) -> None:
-    """Raise one SettingError that lists all `misfits`, each once; nothing where there are none."""
-    distinct = {str(misfit): misfit for misfit in misfits}
+def raise_all(errors: Iterable[SettingError]) -> None:
+    """Raise one SettingError that lists all `errors`, each once; nothing where there are none."""
+    distinct = {str(error): error for error in errors}
     if distinct:
         first, *others = distinct.values()
         raise SettingError(first.name, first.value, first.allowed, *others)
@@ -73,14 +73,6 @@ class DivergenceError(ArithmeticError):
     """A run whose numbers are no longer finite. The message names the step and the setting to look at."""
 
 
-def caught(check: Callable[..., object], *arguments: Any) -> Iterator[SettingError]:
-    """The SettingError that a check raises, if it raises one."""
-    try:
-        check(*arguments)
-    except SettingError as error:
-        yield error
-
-
 def setting(
     default: Any, meaning: str, *, low: float | None = None, high: float | None = None, above: float | None = None
 ) -> Any:
@@ -97,7 +89,7 @@ class Settings:
     """Base of all settings: a subclass is a frozen pydantic dataclass, flat, each field declared with `setting`.
 
     Wherever one is made, `dataclasses.replace` included, numbers of NumPy become Python's and ints become floats where
-    a float is meant; anything else of another type or range is refused. SettingError lists all misfits at once.
+    a float is meant; anything else of another type or range is refused. SettingError lists all that is wrong at once.
     """
 
     def __init_subclass__(cls) -> None:
@@ -106,16 +98,16 @@ class Settings:
         validate = cls.__init__
 
         def __init__(self: Settings, **values: Any) -> None:
-            misfits: list[SettingError] = []
+            errors: list[SettingError] = []
             try:
                 validate(self, **{name: plain(value) for name, value in values.items()})
             except pydantic.ValidationError as error:
-                misfits = [cls.misfit(str(line["loc"][0]), line["input"]) for line in error.errors()]
-            refuse(misfits or self.misfits())
+                errors = [cls.rejection(str(line["loc"][0]), line["input"]) for line in error.errors()]
+            raise_all(errors or self.conflicts())
 
         cls.__init__ = __init__  # type: ignore[method-assign, assignment]
 
-    def misfits(self) -> Iterator[SettingError]:
+    def conflicts(self) -> Iterator[SettingError]:
         """Settings that are right each for itself and do not go together."""
         yield from ()
 
@@ -124,9 +116,13 @@ class Settings:
         """The declaration of each field by name."""
         return cls.__pydantic_fields__  # type: ignore[attr-defined, no-any-return]
 
+    def part(self, of: type[Settings]) -> dict[str, Any]:
+        """The settings, by name, that a class which this one inherits from declares."""
+        return {name: getattr(self, name) for name in of.declared()}
+
     @classmethod
-    def misfit(cls, name: str, value: object) -> SettingError:
-        """What is to be said of a value that its field does not take, or of a field that does not exist."""
+    def rejection(cls, name: str, value: object) -> SettingError:
+        """The error for a value that its field does not take, or for a field that does not exist."""
         if name in cls.declared():
             return SettingError(name, value, allowed_values(cls.declared()[name]))
         return SettingError("field", name, f"a field of {cls.__name__}{suggestion(name, cls.declared())}")
@@ -138,14 +134,14 @@ class Settings:
         `texts`: the values are words of a command line, "0.8" for a number and "none" for None.
         """
         result: dict[str, Any] = {}
-        misfits = []
+        errors = []
         for name, value in values.items():
             try:
                 validate = _validator(cls, name, texts)  # type: ignore[arg-type]
                 result[name] = validate(plain(value))
             except (KeyError, pydantic.ValidationError):
-                misfits.append(cls.misfit(name, _number(value) if texts else value))
-        refuse(misfits)
+                errors.append(cls.rejection(name, _number(value) if texts else value))
+        raise_all(errors)
         return result
 
 
@@ -219,9 +215,9 @@ def derive_seed(seed: int, *purpose: str | int) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
-def generator(seed: int, *purpose: str | int, device: str = "cpu") -> torch.Generator:
+def generator(seed: int, *purpose: str | int) -> torch.Generator:
     """A torch generator for one purpose, e.g. ``generator(0, "real batches", class_index)``."""
-    return torch.Generator(device=device).manual_seed(derive_seed(seed, *purpose))
+    return torch.Generator().manual_seed(derive_seed(seed, *purpose))
 
 
 def numpy_generator(seed: int, *purpose: str | int) -> np.random.Generator:

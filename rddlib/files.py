@@ -32,10 +32,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .base import DataError, digest, write_atomic
+from .base import RESULTS, DataError, digest, write_atomic
 
 Built = TypeVar("Built")
 Going = TypeVar("Going", bound="Resumable")
+OnStep = Callable[[int, dict[str, float]], None]  # steps done, the last entry of the history
 
 LARGEST = 512 * 2**20  # bytes of a file of ours
 UNPACKED = 2**30  # bytes that any archive may unpack to; a larger one must be mostly content, not zeros
@@ -109,7 +110,7 @@ def sealed(archive: bytes, of: str = "") -> bytes:
     return whole + hashlib.sha256(whole).hexdigest().encode() + b"\n"
 
 
-def made_of(archive: bytes) -> str | None:
+def sealed_origin(archive: bytes) -> str | None:
     """What the seal of an archive says it was made of; None without one. ValueError where content and seal differ."""
     seal = SEAL.search(archive[-256:])
     if seal is None:
@@ -169,7 +170,7 @@ def _arrays(file: BinaryIO, most: int | None = None, names: Collection[str] | No
     file.seek(max(size - 256, 0))
     if SEAL.search(file.read()):  # else a large file is not read twice
         file.seek(0)
-        made_of(file.read())
+        sealed_origin(file.read())
     check_unpacked(file, most)
     with np.load(file, allow_pickle=False) as pack:
         entries = {name: pack[name] for name in pack.files if names is None or name in names}
@@ -182,17 +183,22 @@ def _arrays(file: BinaryIO, most: int | None = None, names: Collection[str] | No
 # --- states of runs that go on ----------------------------------------------------------------------------
 
 
+def origin(*parts: Any) -> str:
+    """64 hex digits of all that a state depends on: `parts`, as JSON has them, and the version of the results."""
+    return digest(json.dumps([RESULTS, *parts], sort_keys=True))
+
+
 class Resumable(Protocol):
     """The state of a computation in rounds, with an entry of the history for each round that is done."""
 
     history: list[dict[str, float]]
 
 
-def advance_to(
+def run_rounds(
     rounds: int,
     state: Going,
     advance: Callable[[Going], Going],
-    save: Callable[[Going], object] | None,
+    save: Callable[[Going], object],
     every: int,
     report: Callable[[Going], object],
 ) -> Going:
@@ -205,31 +211,13 @@ def advance_to(
         while len(state.history) < rounds:
             state = advance(state)
             done = len(state.history)
-            if save is not None and (done % every == 0 or done == rounds):
+            if done % every == 0 or done == rounds:
                 save(state)
             report(state)
     except KeyboardInterrupt:
-        if save is not None:
-            save(state)
+        save(state)
         raise
     return state
-
-
-def state_archive(path: str | Path, of: str) -> bytes | None:
-    """A sealed checkpoint to go on from; None, with a line of the log, where it is of something else than `of`.
-
-    None too where there is no such file. Raises DataError for a damaged one, which is left.
-    """
-    if not Path(path).exists():
-        return None
-    try:
-        raw = read_plain(path)
-        sealed_of = made_of(raw)
-        if sealed_of is None and not zipfile.is_zipfile(BytesIO(raw)):
-            raise ValueError("it is no archive")
-    except (OSError, ValueError) as error:
-        raise damaged(path, error) from error
-    return raw if _same(path, sealed_of, of) else None
 
 
 def write_state(path: str | Path, content: Mapping[str, Any], of: str) -> None:
@@ -242,34 +230,39 @@ def write_state(path: str | Path, content: Mapping[str, Any], of: str) -> None:
 def read_state(
     path: str | Path, of: str, device: torch.device, build: Callable[[dict[str, Any]], Built]
 ) -> Built | None:
-    """What `build` makes of the content of a checkpoint, its tensors on `device`; None where none is of the run `of`.
+    """What `build` makes of the content of a checkpoint, its tensors on `device`; None where there is no such file.
 
-    Raises DataError, and leaves the file, where it is damaged or `build` raises: it is not what was expected.
+    None too, with a line of the log, where it is of something else than `of`. Raises DataError, and leaves the file,
+    where it is damaged or `build` raises: it is not what was expected.
     """
-    archive = state_archive(path, of)
-    if archive is None:
+    if not Path(path).exists():
         return None
     try:
-        return build(torch.load(BytesIO(archive), weights_only=True, map_location=device))
+        raw = read_plain(path)
+        sealed_of = sealed_origin(raw)
+        if sealed_of is None and not zipfile.is_zipfile(BytesIO(raw)):
+            raise ValueError("it is no archive")
+        if not _same(path, sealed_of, of):
+            return None
+        return build(torch.load(BytesIO(raw), weights_only=True, map_location=device))
     except Exception as error:  # torch.load raises many kinds for a damaged file
-        raise damaged(path, error) from error
+        raise _damaged(path, error) from error
 
 
 def state_json(path: str | Path, of: str) -> dict[str, Any] | None:
-    """The JSON state of a run to go on from, written as ``to_json({"of": of, ...})``; else as `state_archive`."""
+    """The JSON state of a run to go on from, written as ``to_json({"of": of, ...})``; else as `read_state`."""
     if not Path(path).exists():
         return None
     try:
         raw = read_plain(path)
         content = from_json(raw)
     except (OSError, ValueError) as error:
-        raise damaged(path, error) from error
+        raise _damaged(path, error) from error
     written_for = content.get("of") if b'"checksum": ' in raw else None
     return content if _same(path, written_for, of) else None
 
 
-def damaged(path: str | Path, error: Exception) -> DataError:
-    """The error of a checkpoint that cannot be read."""
+def _damaged(path: str | Path, error: Exception) -> DataError:
     why = str(error).partition("\n")[0]
     return DataError(f"{path}: damaged checkpoint ({why}); delete it to start this run again")
 
@@ -303,8 +296,8 @@ def vanishing_folder() -> str:
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
 
     def end(number: int, _: object) -> None:
-        for own in top.glob(f"{mine}*"):
-            shutil.rmtree(own, ignore_errors=True)
+        for path in top.glob(f"{mine}*"):
+            shutil.rmtree(path, ignore_errors=True)
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
 

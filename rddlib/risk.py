@@ -161,7 +161,7 @@ class RiskTerm(TermWeights):
         1.0, "factor on the gradient, not the value, of the mean loss (2 in the first release)", low=0.0
     )
 
-    def misfits(self) -> Iterator[SettingError]:
+    def conflicts(self) -> Iterator[SettingError]:
         """The public code's value is that of the lower tail."""
         if self.zero_padded and self.tail != "lower":
             yield SettingError("tail", self.tail, "lower where zero_padded is set")
@@ -249,13 +249,12 @@ def group_weights(
     return logits.softmax(0)
 
 
-def released_step(batch: int, every: int = 3) -> bool:
+def released_step(batch: int) -> bool:
     """Whether the public code adds its term at this batch of an epoch: at 0, 3, 6, ...
 
-    The losses it uses are those of all batches since the last such one, so one batch first, then three at a
-    time.
+    The losses it uses are those of all batches since the last such one: one batch first, then three at a time.
     """
-    return batch % every == 0
+    return batch % 3 == 0
 
 
 def _checked(losses: Tensor, alpha: float, tail: str, groups: Tensor | None = None, n_groups: int = 1) -> Tensor:

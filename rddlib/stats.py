@@ -58,23 +58,13 @@ def paired_difference(a: ArrayLike, b: ArrayLike, level: float = 0.95) -> Interv
     return mean_interval((left.mean(1) - right.mean(1))[:, None], level)
 
 
-def equivalent(a: ArrayLike, b: ArrayLike, margin: float, level: float = 0.95) -> bool:
-    """Whether a and b are equal within `margin`: two one-sided tests, that is, the 2 x level - 1 interval of the
-    paired difference lies inside +-margin (Schuirmann 1987). A wide interval is never "equal".
-    """
-    if margin <= 0:
-        raise SettingError("margin", margin, "a value above 0, in the units of a and b")
-    difference = paired_difference(a, b, 2 * level - 1)
-    return bool(-margin < difference.low and difference.high < margin)
-
-
 def effect_size(a: ArrayLike, b: ArrayLike) -> float:
     """Mean paired difference over the standard deviation of the differences (Cohen's d_z); nan for one seed."""
     gap = _table(a).mean(1) - _table(b).mean(1)
     return float(gap.mean() / gap.std(ddof=1)) if len(gap) > 1 and gap.std(ddof=1) > 0 else float("nan")
 
 
-def minimum_null(accuracy: float, sizes: Sequence[int], draws: int = 20000, seed: int = 0) -> Interval:
+def minimum_null(accuracy: float, sizes: Sequence[int]) -> Interval:
     """Smallest group accuracy that sampling alone gives: every group has the same true `accuracy` (per cent).
 
     Returns the expected minimum over groups of the given sizes and the central 95 % of it; `n` is the number of
@@ -83,8 +73,8 @@ def minimum_null(accuracy: float, sizes: Sequence[int], draws: int = 20000, seed
     if not 0 <= accuracy <= 100:
         raise SettingError("accuracy", accuracy, "a percentage between 0 and 100")
     counts = np.array([s for s in sizes if s > 0])
-    rng = numpy_generator(seed, "minimum of groups", len(counts))
-    lowest = (100 * rng.binomial(counts, accuracy / 100, size=(draws, len(counts))) / counts).min(1)
+    rng = numpy_generator(0, "minimum of groups", len(counts))
+    lowest = (100 * rng.binomial(counts, accuracy / 100, size=(20_000, len(counts))) / counts).min(1)
     low, high = np.quantile(lowest, [0.025, 0.975])
     return Interval(float(lowest.mean()), float(low), float(high), len(counts))
 

@@ -10,7 +10,6 @@ copy back, and operations whose result the host needs.
 from __future__ import annotations
 
 import traceback
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -51,10 +50,6 @@ class Counts:
     def launches(self) -> int:
         """Number of launched operations."""
         return len(self.sequence)
-
-    def by_name(self) -> Counter[str]:
-        """Launched operations by name."""
-        return Counter(name for name, _ in self.sequence)
 
 
 class Pretended(torch.Tensor):

@@ -102,7 +102,7 @@ def test_a_pipe_among_records_is_named_and_not_waited_for(
     assert "cannot be read" in grid.failure(store, "k")
     os.mkfifo(tmp_path / "state.pt")
     with pytest.raises(DataError, match="plain file"):
-        files.state_archive(tmp_path / "state.pt", "")
+        files.read_state(tmp_path / "state.pt", "", torch.device("cpu"), dict)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1, 2]", "[" * 100_000, '{"rows": [], "checksum": "0"}', "\x00", '"text"'])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,21 +23,6 @@ SMALL: dict[str, Any] = {
     "depth": 2, "width": 4, "ipc": 2, "factor": 1, "outer_steps": 2, "inner_steps": 3, "batch_real": 8, "net_steps": 2,
     "net_batch": 32, "lr_image": 1.0, "momentum_image": 0.7,
 }  # fmt: skip
-WAYS: dict[str, dict[str, Any]] = {
-    "idc": {},
-    "tiles": {"factor": 2, "batch_synthetic": 3},
-    "no momentum": {"momentum_image": 0.0},
-    "cosine": {"metric": "dc"},
-    "upper": {"risk": "upper"},
-    "synthetic": {"net_data": "synthetic", "coordinates": "normalised"},
-    "dc": {"method": "dc", "lr_image": 0.1},
-    "dsa": {"method": "dsa", "match_augment": "color_crop_cutout_scale_rotate", "lr_image": 0.1},
-    "dm": {"method": "dm", "net_steps": 0},
-    "upper, matched": {"risk": "upper", "where": "matching"},
-    "lower, matched, own class": {"risk": "lower", "where": "matching", "scope": "class", "space": "pixel"},
-    "released, matched": {"risk": "released", "where": "matching", "factor": 2},
-    "normalised": {"image_rule": "normalised", "lr_image": 0.01},
-}
 
 
 def few(size: int | None = None, n_classes: int = 4) -> DataSet:
@@ -65,17 +49,6 @@ def loop(kind: type[Loop], d: DataSet, s: DistillSettings) -> Loop:
     return kind(d, s, distill.begin(d, s, source), source)
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_all_classes_at_once_end_where_one_after_another_does(digits: DataSet, way: str) -> None:
-    one = distill.distill(digits, settings(**WAYS[way]))
-    other = distill.distill(digits, settings(**WAYS[way], classes_at_once=True))
-    begun = loop(Loop, digits, settings(**WAYS[way])).stored().images
-    assert torch.allclose(one[0].images, other[0].images, rtol=0, atol=1e-10)
-    assert (one[0].images - begun).abs().max() > 0.01  # they do move
-    for a, b in zip(one[1], other[1], strict=True):
-        assert a == pytest.approx(b, rel=1e-6)  # added up in single precision
-
-
 @pytest.mark.parametrize("chosen", [{}, {"image_step": "sum"}, {"coordinates": "normalised"}], ids=str)
 def test_the_closed_form_moves_images_and_momentum_as_the_steps_do(digits: DataSet, chosen: dict[str, Any]) -> None:
     looped, closed = (loop(kind, digits, settings(**chosen)) for kind in (Loop, ClassLoop))
@@ -87,29 +60,6 @@ def test_the_closed_form_moves_images_and_momentum_as_the_steps_do(digits: DataS
         for name in ("codes", "velocity"):
             one, other = (getattr(each, name)["pixels"] for each in (looped, closed))
             assert torch.allclose(one, other, rtol=0, atol=1e-11)
-
-
-def test_the_published_loop_is_not_one_step_for_the_sum(digits: DataSet) -> None:
-    """What the tests above would miss if all kinds of steps gave the same."""
-    one, other = (distill.distill(digits, settings(image_step=kind))[0] for kind in ("class", "sum"))
-    assert not torch.allclose(one.images, other.images, atol=1e-3)
-
-
-class Stop(Exception):
-    pass
-
-
-def test_one_way_goes_on_from_the_checkpoint_of_the_other(digits: DataSet, tmp_path: Path) -> None:
-    def stop(done: int, _: dict[str, float]) -> None:
-        raise Stop
-
-    whole, _ = distill.distill(digits, settings())
-    for first in (False, True):
-        file = tmp_path / f"{first}.pt"
-        with pytest.raises(Stop):
-            distill.distill(digits, settings(classes_at_once=first), file, on_step=stop)
-        resumed, _ = distill.distill(digits, settings(classes_at_once=not first), file)
-        assert torch.allclose(whole.images, resumed.images, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("network", ["resnetap10", "vgg11", "resnet10"])
@@ -172,44 +122,11 @@ def test_the_switch_has_no_effect_where_nothing_is_looped() -> None:
 
 
 def test_the_loop_of_the_default_is_the_plain_one_on_a_cpu(digits: DataSet) -> None:
-    assert batched.kind(settings(), digits) is Loop
-    assert batched.kind(settings(classes_at_once=True), digits) is ClassLoop
+    assert batched.loop_class(settings(), digits) is Loop
+    assert batched.loop_class(settings(classes_at_once=True), digits) is ClassLoop
 
 
 # --- draws in one go ------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("chosen", [{}, {"factor": 2, "batch_synthetic": 3}], ids=str)
-def test_draws_of_an_inner_step_are_those_of_each_class(digits: DataSet, chosen: dict[str, Any]) -> None:
-    """As before they were drawn together: each class in its turn, from the same streams, bit for bit."""
-    together, one = (loop(Loop, digits, settings(**chosen)) for _ in range(2))
-    s, streams = one.s, one.streams
-    for c, drawn in enumerate(together.draws(range(digits.n_classes))):
-        members = (digits.train_labels == c).nonzero().flatten()
-        assert torch.equal(drawn.real, members[torch.randperm(len(members), generator=streams["real"])[: s.batch_real]])
-        theta = augment.draw(s.match_augment, 1, digits.shape[1], streams["match augment"], "idc")
-        for field in dataclasses.fields(theta):
-            ours, theirs = (getattr(t, field.name) for t in (drawn.omega, theta))
-            assert (ours is None and theirs is None) or torch.equal(ours, theirs)
-        if "batch_synthetic" in chosen:
-            assert drawn.subset is not None
-            assert torch.equal(drawn.subset, torch.randperm(8, generator=streams["synthetic batch"])[:3])
-        else:
-            assert drawn.subset is None
-    for name, stream in streams.items():
-        assert torch.equal(stream.get_state(), together.streams[name].get_state())
-
-
-def test_images_of_network_steps_are_those_drawn_one_by_one(digits: DataSet) -> None:
-    for kind, n, take in (("real", 80, torch.randint), ("synthetic", 8, torch.randperm)):
-        together, one = (loop(Loop, digits, settings(net_steps=3, net_data=kind)) for _ in range(2))
-        found = together._indices("net")
-        size: Any = (n, (32,)) if kind == "real" else (n,)
-        assert len(found) == 3
-        for index in found:
-            assert torch.equal(index, take(*size, generator=one.streams["net batch"])[:32])
-        assert len(found[0]) == (32 if kind == "real" else 8)
-        assert not loop(Loop, digits, settings(net_steps=0, net_data=kind))._indices("net")
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float64])

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from rddlib import stats
-from rddlib.base import SettingError, generator
+from rddlib.base import generator
 from rddlib.data.dataset import load
 from rddlib.distillation import distill, loop
 from rddlib.distillation.glad import prior
@@ -141,13 +141,8 @@ def test_memory_is_kept_where_the_c_library_can() -> None:
 
 def network(channels: int, size: int, depth: int, seed: int = 0, width: int = 6) -> nn.Module:
     """A ConvNet of fused blocks in float64, norms with a scale and a shift of their own."""
-    net, rng = nn.Module(), generator(seed, "fused", "network")
-    blocks = [
-        nn.Sequential(nn.Conv2d(channels if i == 0 else width, width, 3, padding=1), fused.NormReluPool(width))
-        for i in range(depth)
-    ]
-    net.features = nn.Sequential(*blocks)
-    net.classifier = nn.Linear(width * (size >> depth) ** 2, 4)
+    rng = generator(seed, "fused", "network")
+    net = networks.build("convnet", (channels, size, size), 4, depth=depth, width=width, generator=rng)
     with torch.no_grad():
         for p in net.double().parameters():
             p.copy_(torch.randn(p.shape, generator=rng, dtype=p.dtype) * 0.3)
@@ -253,8 +248,3 @@ def test_bfloat16_trains_as_well() -> None:
     assert found["float32"] != found["bfloat16"]
     gap = stats.paired_difference(*(np.array(found[p])[:, None] for p in ("bfloat16", "float32")))
     assert min(found["float32"]) > 40 and gap.low > -3 and gap.high < 3
-
-
-def test_unknown_precision_is_refused() -> None:
-    with pytest.raises(SettingError, match="precision = 'float16'"):
-        tiny(precision="float16")

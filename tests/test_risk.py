@@ -70,12 +70,6 @@ def exact_bracket(losses: list[float], alpha: float) -> Fraction:
     return (inside + threshold * (mass - share[threshold])) / mass
 
 
-def exact_upper(losses: list[float], alpha: float) -> Fraction:
-    """The Rockafellar-Uryasev minimum in rational arithmetic; it is reached at one of the losses."""
-    items, mass = [Fraction(x) for x in losses], Fraction(alpha)
-    return min(c + sum((max(x - c, Fraction(0)) for x in items), Fraction(0)) / (mass * len(items)) for c in items)
-
-
 # --- the displays of section 3 -------------------------------------------------------------------------------------
 
 
@@ -137,14 +131,6 @@ def test_eq2_as_printed_has_no_lower_bound_and_its_gradient_raises_losses() -> N
 # --- exact references ----------------------------------------------------------------------------------------------
 
 
-@given(problems(), tails)
-@calm
-def test_cvar_equals_rational_arithmetic(problem: Any, tail: str) -> None:
-    losses, alpha = problem
-    exact = exact_upper(losses, alpha) if tail == "upper" else -exact_upper([-x for x in losses], alpha)
-    assert close(cvar(vector(losses), alpha, tail), exact, losses)
-
-
 def primal(losses: np.ndarray, alpha: float) -> float:
     """min over (c, u) of c + sum(u) / (alpha n), with u >= F - c and u >= 0."""
     n = len(losses)
@@ -168,21 +154,6 @@ def test_cvar_equals_both_linear_programs(n: int, alpha: float) -> None:
             for tail, sign in (("upper", 1.0), ("lower", -1.0)):
                 reference = sign * program(sign * values, alpha)
                 assert close(cvar(torch.from_numpy(values), alpha, tail), reference, [1.0, *values])
-
-
-@given(st.lists(finite, min_size=1, max_size=7), st.data())
-@calm
-def test_cvar_equals_the_best_of_all_subsets(losses: list[float], data: Any) -> None:
-    k = data.draw(st.integers(1, len(losses)))
-    extra = Fraction(data.draw(st.integers(0, 4)), 5) if k < len(losses) else Fraction(0)
-    mass = k + extra
-    candidates = []
-    for chosen in itertools.combinations(range(len(losses)), k):
-        rest = [losses[i] for i in range(len(losses)) if i not in chosen] or [0.0]
-        candidates += [(sum(Fraction(losses[i]) for i in chosen) + extra * Fraction(x)) / mass for x in rest]
-    alpha = float(mass / len(losses))
-    assert close(cvar(vector(losses), alpha, "upper"), max(candidates), losses)
-    assert close(cvar(vector(losses), alpha, "lower"), min(candidates), losses)
 
 
 @given(problems())

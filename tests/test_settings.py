@@ -12,7 +12,7 @@ import pytest
 
 from rddlib.base import SettingError
 from rddlib.data import dataset
-from rddlib.distillation import settings
+from rddlib.distillation import distill, settings
 from rddlib.experiments.experiment import Experiment
 from rddlib.experiments.presets import SCALES
 from rddlib.risk import RiskTerm
@@ -99,8 +99,8 @@ def test_all_misfits_are_listed_at_once() -> None:
 def test_all_that_the_data_cannot_serve_is_listed_at_once() -> None:
     few = dataset.load("digits", train_limit=100, test_limit=20)
     e = Experiment.preset("smoke", ipc=3, factor=2, net_batch=101, groups_from="labels", depth=4)
-    names = [error.name for error in settings.misfits(few, e)]
+    names = [error.name for error in settings.conflicts(few, e)]
     assert names == ["ipc", "batch_real", "net_batch", "groups_from", "depth"]
     with pytest.raises(SettingError) as caught:
-        settings.check_fit(few, e)
+        distill.distill(few, e)
     assert [caught.value.name, *(error.name for error in caught.value.others)] == names

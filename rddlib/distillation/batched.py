@@ -54,7 +54,7 @@ def at_once(settings: DistillSettings, data: DataSet) -> bool:
     return data.n_classes * images * settings.width * data.shape[1] * data.shape[2] <= MOST_AT_ONCE
 
 
-def kind(settings: DistillSettings, data: DataSet) -> type[Loop]:
+def loop_class(settings: DistillSettings, data: DataSet) -> type[Loop]:
     """The loop of these settings on the device of `data`."""
     return ClassLoop if at_once(settings, data) else Loop
 
@@ -74,10 +74,10 @@ class ClassLoop(Loop):
     def __init__(self, data: DataSet, settings: DistillSettings, state: State, prior: Prior) -> None:
         super().__init__(data, settings, state, prior)
         k = data.n_classes
-        self.before = self._powers([(1, i) for i in range(k)])
-        self.through = self._powers([(1, k)] * k)
-        self.after = self._powers([(0, k - 1 - i) for i in range(k)])
-        self.left = self._powers([(k - 1 - i, k - 1 - i) for i in range(k)])
+        self.velocity_before = self._powers([(1, i) for i in range(k)])
+        self.velocity_in_all = self._powers([(1, k)] * k)
+        self.gradient_in_all = self._powers([(0, k - 1 - i) for i in range(k)])
+        self.gradient_left = self._powers([(k - 1 - i, k - 1 - i) for i in range(k)])
         named = {id(p): name for name, p in self.net.named_parameters()}
         self.names = [named[id(p)] for p in self.matched]
         self.classes = torch.arange(k, device=self.device)
@@ -150,7 +150,7 @@ class ClassLoop(Loop):
         points = {}
         for name, code in self.codes.items():
             velocity = self.velocity[name]
-            points[name] = code - self.rates[name] * velocity * _like(self.before, velocity)
+            points[name] = code - self.rates[name] * velocity * _by_class(self.velocity_before, velocity)
         return points
 
     def gradients(self, at: Codes) -> tuple[Tensor, Codes]:
@@ -245,8 +245,9 @@ class ClassLoop(Loop):
                 velocity.mul_(self.s.momentum_image).add_(g)
                 code -= rate * velocity
             else:
-                code -= rate * (velocity * _like(self.through, velocity) + g * _like(self.after, g))
-                velocity.mul_(self.s.momentum_image**self.data.n_classes).add_(g * _like(self.left, g))
+                moved = velocity * _by_class(self.velocity_in_all, velocity) + g * _by_class(self.gradient_in_all, g)
+                code -= rate * moved
+                velocity.mul_(self.s.momentum_image**self.data.n_classes).add_(g * _by_class(self.gradient_left, g))
 
     # --- shapes -------------------------------------------------------------------------------------------
 
@@ -265,6 +266,6 @@ class ClassLoop(Loop):
         return to_device(torch.tensor(sums, dtype=like.dtype), like.device)
 
 
-def _like(numbers: Tensor, images: Tensor) -> Tensor:
+def _by_class(numbers: Tensor, images: Tensor) -> Tensor:
     """One number a class (n_classes,), shaped to multiply images (n_classes, ipc, C, H, W)."""
     return numbers.view(-1, *[1] * (images.ndim - 1))

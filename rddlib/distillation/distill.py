@@ -6,28 +6,25 @@ A run that is stopped at any moment goes on from its checkpoint and ends in the 
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from .. import files
-from ..base import RESULTS, SettingError, digest, generator
+from ..base import SettingError, generator, raise_all
 from ..data.dataset import DataSet
 from ..models import fused, networks
 from . import batches, clusters, graph, synthetic
 from .glad import prior
 from .kip import inducing_points
 from .loop import State, outer_step, stored_set
-from .settings import DistillSettings, check_fit
+from .settings import DistillSettings, conflicts
 from .synthetic import SyntheticSet
 
-HISTORY = 100  # entries kept at most: a record stays small however long the loop
-OnStep = Callable[[int, dict[str, float]], None]
+MOST_ENTRIES = 100  # of a history: a record stays small however long the loop
 OnImages = Callable[[int, SyntheticSet], None]
 
 
@@ -36,7 +33,7 @@ def distill(
     settings: DistillSettings,
     checkpoint: str | Path | None = None,
     every: int = 1,
-    on_step: OnStep | None = None,
+    on_step: files.OnStep | None = None,
     begun: SyntheticSet | None = None,
     on_images: OnImages | None = None,
 ) -> tuple[SyntheticSet, list[dict[str, float]]]:
@@ -55,17 +52,15 @@ def distill(
         if on_images is not None:
             raise SettingError("on_images", on_images, "left out for kip, which has no outer steps")
         return inducing_points.distill(data, settings, checkpoint, every, on_step)
-    check_fit(data, settings)
+    raise_all(conflicts(data, settings))
     if settings.groups_from == "found":
         data = clusters.with_found_groups(data, settings.found_groups)
     source = prior.load(settings.parts().prior, data, settings.prior_layer, settings.prior_start)
     state = begin(data, settings, source, begun)
-    save = None
+    of = origin(data, settings, source.sha256)
     if checkpoint is not None:
-        of = origin(data, settings, source.sha256)
         state = load_state(checkpoint, state, of) or state
-        save = partial(save_state, checkpoint, of=of)
-    loop_kind = graph.kind(settings, data)
+    loop_class = graph.loop_class(settings, data)
     labels = synthetic.class_labels(data.n_classes, settings.ipc, data.train_images.device)
 
     def current_set(state: State) -> SyntheticSet:
@@ -74,7 +69,11 @@ def distill(
 
     def advance(state: State) -> State:
         with networks.arithmetic(settings.precision, data.train_images.device):
-            return outer_step(data, settings, state, source, loop_kind)
+            return outer_step(data, settings, state, source, loop_class)
+
+    def save(state: State) -> None:
+        if checkpoint is not None:
+            save_state(checkpoint, state, of)
 
     def report(state: State) -> None:
         if on_step is not None:
@@ -84,7 +83,7 @@ def distill(
 
     if on_images is not None:
         on_images(state.outer, current_set(state))
-    state = files.advance_to(settings.outer_steps, state, advance, save, every, report)
+    state = files.run_rounds(settings.outer_steps, state, advance, save, every, report)
     return current_set(state), thinned(state.history)
 
 
@@ -118,9 +117,9 @@ def begin(data: DataSet, settings: DistillSettings, source: prior.Prior, begun: 
     return State(codes, {name: torch.zeros_like(code) for name, code in codes.items()})
 
 
-def thinned(history: list[dict[str, float]], most: int = HISTORY) -> list[dict[str, float]]:
-    """The history in at most `most` entries: means over equal stretches of steps, all steps where they are few."""
-    size = max(1, math.ceil(len(history) / most))
+def thinned(history: list[dict[str, float]]) -> list[dict[str, float]]:
+    """The history in at most `MOST_ENTRIES`: means over equal stretches of steps, all steps where they are few."""
+    size = max(1, math.ceil(len(history) / MOST_ENTRIES))
     stretches = [history[i : i + size] for i in range(0, len(history), size)]
     return [{name: sum(e[name] for e in part) / len(part) for name in part[0]} for part in stretches]
 
@@ -130,8 +129,7 @@ def thinned(history: list[dict[str, float]], most: int = HISTORY) -> list[dict[s
 
 def origin(data: DataSet, settings: DistillSettings, prior_sha256: str = "") -> str:
     """64 hex digits of all that a checkpoint depends on: data, settings, generator, and the results version."""
-    values = {field.name: getattr(settings, field.name) for field in dataclasses.fields(DistillSettings)}
-    return digest(json.dumps([RESULTS, data.sha256, prior_sha256, values], sort_keys=True))
+    return files.origin(data.sha256, prior_sha256, settings.part(DistillSettings))
 
 
 def save_state(path: str | Path, state: State, of: str) -> None:

@@ -28,11 +28,11 @@ from .settings import DistillSettings
 SWITCH = "RDD_CUDA_GRAPH"
 
 
-def kind(settings: DistillSettings, data: DataSet) -> type[Loop]:
-    """As `batched.kind`; with the switch a `GraphLoop`, or a SettingError where there can be no graph."""
+def loop_class(settings: DistillSettings, data: DataSet) -> type[Loop]:
+    """As `batched.loop_class`; with the switch a `GraphLoop`, or a SettingError where there can be no graph."""
     asked, device = os.environ.get(SWITCH) or "0", data.train_images.device.type
     if asked == "0":
-        return batched.kind(settings, data)
+        return batched.loop_class(settings, data)
     if device != "cuda":
         raise SettingError(SWITCH, asked, f"0 on {device}: only CUDA has graphs")
     if not batched.at_once(settings, data):

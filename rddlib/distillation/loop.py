@@ -7,7 +7,7 @@ protocol of IDC (Kim et al. 2022), DC, DSA, DM, GLaD as released; Algorithm 1 an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import cast
 
@@ -82,14 +82,14 @@ def stored_set(codes: Codes, labels: Tensor, prior: Prior, settings: DistillSett
 
 
 def outer_step(
-    data: DataSet, settings: DistillSettings, state: State, prior: Prior, kind: Callable[..., Loop] | None = None
+    data: DataSet, settings: DistillSettings, state: State, prior: Prior, loop_class: type[Loop] | None = None
 ) -> State:
     """`inner_steps` of images and network with one new network; pixels are then clamped. `state` is left as it is.
 
-    `kind`: another `Loop`, which goes the same way (`batched`). Raises DivergenceError, with the step, where a
+    `loop_class`: another `Loop`, which goes the same way (`batched`). Raises DivergenceError, with the step, where a
     distance, a loss or an image is not a finite number.
     """
-    loop = (kind or Loop)(data, settings, state, prior)
+    loop = (loop_class or Loop)(data, settings, state, prior)
     loop.start_network()
     trainings = settings.inner_steps if loop.parts.train_last else settings.inner_steps - 1
     probed = {0: "probe_first", trainings // 2: "probe_middle", trainings - 1: "probe_last"}
@@ -148,7 +148,7 @@ class Loop:
         self.members = data.members
         self.streams = {name: generator(settings.seed, "outer", state.outer, name) for name in STREAMS}
         dtype = next(iter(self.codes.values())).dtype
-        self.net = settings.new_network(data, self.streams["net"]).to(self.device, dtype, non_blocking=True)
+        self.net = settings.build_network(data, self.streams["net"]).to(self.device, dtype, non_blocking=True)
         self.rates = {name: settings.lr_image * rate * self._scale(name) for name, rate in prior.rates().items()}
         self.matched = matching.matched_parameters(self.net, self.parts.metric)
         self.optimiser = torch.optim.SGD(
@@ -166,7 +166,15 @@ class Loop:
         self.noted_gradients: list[Tensor] = []  # ratio and cosine of the term's gradient there, (2,)
         if risky:
             if self.groups is None:
-                self.centres = to_device(self._choose_centres(), self.device)
+                centres = synthetic.choose_centres(
+                    self.stored(),
+                    settings.max_centres,
+                    settings.centre_choice,
+                    self.streams["centres"],
+                    settings.centres_in_all,
+                    settings.scope,
+                )
+                self.centres = to_device(centres, self.device)
                 self.n_groups = len(self.centres)
             self.group_weights = torch.full((self.n_groups,), 1 / self.n_groups, dtype=dtype, device=self.device)
 
@@ -546,13 +554,6 @@ class Loop:
         return share * own + (1 - share) * F.cross_entropy(logits, batch.y[partner], reduction="none")
 
     # --- clusters -----------------------------------------------------------------------------------------
-
-    def _choose_centres(self) -> Tensor:
-        """Indices of the stored images around which real ones are clustered in this outer step."""
-        s = self.s
-        return synthetic.choose_centres(
-            self.stored(), s.max_centres, s.centre_choice, self.streams["centres"], s.centres_in_all, s.scope
-        )
 
     @torch.no_grad()
     def _centre_tiles(self) -> Tensor | None:

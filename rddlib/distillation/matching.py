@@ -12,8 +12,6 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from ..base import check_choice
-
 Objective = Literal["gradient", "mean"]
 Metric = Literal["idc", "dc", "l1", "l1_mean"]
 METRICS = get_args(Metric)
@@ -24,7 +22,6 @@ def matched_parameters(net: nn.Module, metric: str) -> list[nn.Parameter]:
 
     Biases and norm parameters (one axis) never count.
     """
-    check_choice("metric", metric, METRICS)
     least = 2 if metric == "dc" else 4
     return [p for p in net.parameters() if p.ndim >= least]
 
@@ -41,7 +38,6 @@ def distance(real: Sequence[Tensor], synthetic: Sequence[Tensor], metric: str = 
     dc: sum over layers and rows of 1 - cosine, a row being the weights into one output (DC, Zhao et al. 2021, Eq. 10).
     l1, l1_mean: absolute differences, summed, or their mean in each tensor (IDC's options; l1 on ImageNet).
     """
-    check_choice("metric", metric, METRICS)
     return torch.stack([_distance(r, s, metric) for r, s in zip(real, synthetic, strict=True)]).sum()
 
 

@@ -15,7 +15,7 @@ from typing import ClassVar, Literal, get_args
 import torch
 from torch import nn
 
-from ..base import SettingError, caught, refuse, setting
+from ..base import SettingError, setting
 from ..data import augment
 from ..data.dataset import DataSet
 from ..models import networks
@@ -195,20 +195,20 @@ class DistillSettings(RiskSettings, KipSettings):
         False, "gradients of all classes in one call: the same images but for rounding, sooner on a GPU, more memory"
     )
 
-    def misfits(self) -> Iterator[SettingError]:
+    def conflicts(self) -> Iterator[SettingError]:
         """Settings that do not go together."""
-        yield from super().misfits()
+        yield from super().conflicts()
         if self.method in LOOPED and self.where == "matching" and self.parts().objective != "gradient":
             yield SettingError("where", self.where, "'network' where feature means are matched: they have no loss")
         if self.method not in LOOPED and self.start_sha256 is not None:
             yield SettingError("start_sha256", self.start_sha256, f"None but for {', '.join(LOOPED)}")
-        yield from self._group_misfits()
+        yield from self._group_conflicts()
         if self.risk_images is not None and self.risk_images < self.net_batch:
             yield SettingError("risk_images", self.risk_images, f"at least net_batch, {self.net_batch}")
         if self.method in LOOPED and self.classes_at_once and self.one_by_one():
             yield SettingError("classes_at_once", True, f"False {self.one_by_one()}")
 
-    def _group_misfits(self) -> Iterator[SettingError]:
+    def _group_conflicts(self) -> Iterator[SettingError]:
         """What needs groups of training images known before the loop where there are none."""
         for name, value in (("match_groups", "equal"), ("real_choice", "balanced"), ("start", "covering")):
             if getattr(self, name) == value and self.groups_from == "nearest":
@@ -225,7 +225,7 @@ class DistillSettings(RiskSettings, KipSettings):
             return "with match_groups = 'equal': each class has weights of its own"
         return "for a ViT: its dropout draws batch by batch" if self.network == "vit" else ""
 
-    def new_network(self, data: DataSet, generator: torch.Generator) -> nn.Module:
+    def build_network(self, data: DataSet, generator: torch.Generator) -> nn.Module:
         """The network that is trained and matched, for images like `data`, its weights drawn from `generator`."""
         return networks.build(
             self.network, data.shape, data.n_classes, depth=self.depth, width=self.width, generator=generator
@@ -246,12 +246,7 @@ class DistillSettings(RiskSettings, KipSettings):
         return PARTS.get(self.method, _IDC)
 
 
-def check_fit(data: DataSet, settings: DistillSettings) -> None:
-    """Refuse settings that the data cannot serve, before any work: SettingError lists them all."""
-    refuse(misfits(data, settings))
-
-
-def misfits(data: DataSet, settings: DistillSettings) -> Iterator[SettingError]:
+def conflicts(data: DataSet, settings: DistillSettings) -> Iterator[SettingError]:
     """Each setting that the data cannot serve."""
     s = settings
     n_train = len(data.train_labels)
@@ -261,7 +256,7 @@ def misfits(data: DataSet, settings: DistillSettings) -> Iterator[SettingError]:
         allowed = f"what a class can start from: {s.ipc * tiles} real images are more than {smallest}"
         yield SettingError("ipc", s.ipc, allowed)
     if s.method == "kip":
-        yield from inducing_points.misfits(data, s)
+        yield from inducing_points.conflicts(data, s)
     if s.method not in LOOPED:
         return
     limits = [("batch_real", smallest), ("risk_images", n_train)]
@@ -284,7 +279,7 @@ def misfits(data: DataSet, settings: DistillSettings) -> Iterator[SettingError]:
     if s.centres_in_all is not None and not low <= s.centres_in_all <= high:
         allowed = f"{low} to {high}: one a class under scope 'class', at most all stored images"
         yield SettingError("centres_in_all", s.centres_in_all, allowed)
-    yield from caught(networks.check_fit, s.network, data.shape, s.depth, s.width)
+    yield from networks.conflicts(s.network, data.shape, s.depth, s.width)
     parts = s.parts()
     if s.network == "vit" and parts.objective == "gradient" and parts.metric != "dc":
         yield SettingError("metric", parts.metric, "'dc' for a ViT, which has one convolution only")

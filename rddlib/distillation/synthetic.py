@@ -17,9 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import files
-from ..base import SettingError, check_choice, digest
+from ..base import DataError, SettingError, digest
 from ..data.dataset import DataSet
-from ..data.sources import DataError
 
 
 def class_labels(n_classes: int, per_class: int, device: torch.device | None = None) -> Tensor:
@@ -103,7 +102,7 @@ CHOICES = get_args(Choice)
 def choose_centres(
     synthetic: SyntheticSet,
     most: int,
-    how: str,
+    how: Choice,
     generator: torch.Generator,
     in_all: int | None = None,
     scope: str = "all",
@@ -116,7 +115,6 @@ def choose_centres(
     ("10 random synthesized samples chosen as the clustering centers"). Under scope "class" an image may join its own
     class only, so the classes then take turns: each has a centre, or one more.
     """
-    check_choice("centre_choice", how, CHOICES)
     ipc, count = synthetic.ipc, len(synthetic.images)
     first_of_class = range(0, count, ipc)
     if in_all is not None and scope == "all":

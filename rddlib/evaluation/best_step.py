@@ -18,14 +18,16 @@ from ..data import sources
 from ..data.dataset import DataSet
 from ..models.training import predict
 
+MOST = 5000  # images on which a step is chosen
+
 
 def checkpoints(steps: int, n: int) -> list[int]:
     """`n` steps spread evenly over a training, the last of them its end."""
     return [steps * (i + 1) // n for i in range(n)]
 
 
-def held_out(data: DataSet, images: Tensor, share: float = 0.1, most: int = 5000) -> tuple[Tensor, Tensor]:
-    """Validation images and labels: a fixed sample of the training part, `share` of each class, `most` in all.
+def held_out(data: DataSet, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Validation images and labels: a fixed sample of the training part, a tenth of each class, `MOST` in all.
 
     Training images that stand in the small set `images` unchanged are left out (compared byte by byte after rounding
     to uint8). What this cannot do: a distilled set, or the shrunk tiles of "mix", has been made from training images,
@@ -39,7 +41,7 @@ def held_out(data: DataSet, images: Tensor, share: float = 0.1, most: int = 5000
     left = np.bincount(labels[free], minlength=data.n_classes)
     if left.min() == 0:
         raise SettingError("eval_audit", "above 0", "0 where no training image of some class is left for validation")
-    portion = min(share, most / len(labels)) * len(labels) / free.sum()
+    portion = min(0.1, MOST / len(labels)) * len(labels) / free.sum()
     index = np.flatnonzero(free)
     chosen = index[sources.stratified(labels[index], min(portion, 1.0), numpy_generator(0, "audit"))]
     where = torch.from_numpy(chosen).to(data.train_labels.device)

@@ -13,7 +13,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from ..base import SettingError, Settings, caught, derive_seed, generator, refuse, setting
+from ..base import SettingError, Settings, derive_seed, generator, raise_all, setting
 from ..data import augment
 from ..data.dataset import DataSet
 from ..models import fused, networks
@@ -55,9 +55,9 @@ class EvaluateSettings(Settings):
         "test", "what is tested: the test part, or a tenth of the training part kept out"
     )
 
-    def misfits(self) -> Iterator[SettingError]:
+    def conflicts(self) -> Iterator[SettingError]:
         """More audits than steps."""
-        yield from super().misfits()
+        yield from super().conflicts()
         if self.eval_audit > self.eval_steps:
             yield SettingError("eval_audit", self.eval_audit, f"at most eval_steps, {self.eval_steps}")
 
@@ -72,7 +72,7 @@ class EvaluateSettings(Settings):
             cutmix=self.eval_cutmix,
         )
 
-    def new_eval_network(self, data: DataSet, seed: int, device: torch.device) -> nn.Module:
+    def build_eval_network(self, data: DataSet, seed: int, device: torch.device) -> nn.Module:
         """The network that is trained on a set, for images like `data`, its weights drawn from `seed`."""
         return networks.build(
             self.eval_network,
@@ -84,15 +84,10 @@ class EvaluateSettings(Settings):
         ).to(device, non_blocking=True)
 
 
-def check_fit(data: DataSet, settings: EvaluateSettings, whole: bool = False) -> None:
-    """Raise SettingError where the data cannot serve the settings; `whole`: the set is the training part itself."""
-    refuse(misfits(data, settings, whole))
-
-
-def misfits(data: DataSet, settings: EvaluateSettings, whole: bool = False) -> Iterator[SettingError]:
-    """Each setting that the data cannot serve, as `check_fit`."""
+def conflicts(data: DataSet, settings: EvaluateSettings, whole: bool = False) -> Iterator[SettingError]:
+    """Each setting that the data cannot serve; `whole`: the set is the training part itself."""
     s = settings
-    yield from caught(networks.check_fit, s.eval_network, data.shape, s.eval_depth, s.eval_width, "eval_")
+    yield from networks.conflicts(s.eval_network, data.shape, s.eval_depth, s.eval_width, "eval_")
     if s.eval_groups > len(data.test_labels):
         yield SettingError("eval_groups", s.eval_groups, f"at most {len(data.test_labels)}, the tested images")
     if s.eval_honest_groups and len(data.test_labels) < data.n_classes:
@@ -139,16 +134,16 @@ def train(
     Returns what is tested, in evaluation mode: the last step. `at` and `callback` as in `training.train`.
     """
     how = settings.training(len(images), factor)
-    net = settings.new_eval_network(data, seed, images.device)
+    net = settings.build_eval_network(data, seed, images.device)
     return recipes.train(net, images, labels, data, how, seed, at=at, callback=callback)
 
 
-def _together(asked: bool | None, settings: EvaluateSettings, device: torch.device) -> bool:
-    """Whether the trainings run side by side, with one operation for all: on CUDA, unless each is looked into."""
-    if asked and settings.eval_audit:
-        raise SettingError("eval_audit", settings.eval_audit, "0 for trainings side by side")
-    able = settings.eval_network != "vit" and not settings.eval_audit
-    return (device.type == "cuda" and able) if asked is None else asked
+def side_by_side(settings: EvaluateSettings, device: torch.device) -> bool:
+    """Whether the trainings run in one network: on CUDA, unless each is looked into or the network has dropout.
+
+    This is no setting, since the numbers are the same up to rounding, as they are from one device to another.
+    """
+    return device.type == "cuda" and settings.eval_network != "vit" and not settings.eval_audit
 
 
 def evaluate(
@@ -161,7 +156,6 @@ def evaluate(
     done: Sequence[Metrics] = (),
     on_seed: Callable[[list[Metrics]], None] | None = None,
     factor: int = 1,
-    together: bool | None = None,
 ) -> Metrics:
     """Train `eval_seeds` networks from scratch on `images` and test each; lists have one entry a network.
 
@@ -173,11 +167,9 @@ def evaluate(
     them (`metrics.nulls` says what chance gives), and `steps`, the updates of one training. With `eval_audit` there are
     `audit_last`, `audit_chosen`, `audit_best` and the curves behind them at `audit_steps`. `done` holds the results of
     trainings that need not be repeated; `on_seed` is called with all results so far; `folders` are those of
-    `groups.kmeans_groups`; `factor` is that of a multi-formation set, used by `eval_scale_steps`. `together`: whether
-    the trainings run side by side in one network, by default on CUDA where they can; it is no setting, since the
-    numbers are the same up to rounding, as they are from one device to another. SettingError where they cannot.
+    `groups.kmeans_groups`; `factor` is that of a multi-formation set, used by `eval_scale_steps`.
     """
-    check_fit(data, settings)
+    raise_all(conflicts(data, settings))
     fused.keep_memory()
     steps = settings.training(len(images), factor).steps
     at = checkpoints(steps, settings.eval_audit)
@@ -193,8 +185,8 @@ def evaluate(
     rows = list(done)
     seeds = [derive_seed(seed, "evaluation", number) for number in range(len(rows), settings.eval_seeds)]
     trained: list[nn.Module] = []
-    if seeds and _together(together, settings, images.device):
-        fresh = [settings.new_eval_network(data, each, images.device) for each in seeds]
+    if seeds and side_by_side(settings, images.device):
+        fresh = [settings.build_eval_network(data, each, images.device) for each in seeds]
         with networks.arithmetic(settings.eval_precision, images.device):
             how = settings.training(len(images), factor)
             trained = recipes.train_together(fresh, images, labels, data, how, seeds)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,10 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from .. import files
-from ..base import SettingError, digest, numpy_generator
+from ..base import DataError, SettingError, digest, numpy_generator
 from ..data.dataset import DataSet
-from ..data.sources import DataError
-from ..distillation.clusters import assign
+from ..distillation.clusters import Scope, assign
 from ..models import training
 from ..models.features import FeatureNet, embedded, kmeans
 from ..stats import Interval
@@ -83,7 +81,6 @@ def _read_groups(file: Path, n: int, k: int) -> Partition:
 
 # --- test groups in the features of an independent network ------------------------------------------------
 
-FEATURE_KINDS = ("feature_class", "feature")
 MOST_A_CLASS, FEWEST_IMAGES = 4, 30  # clusters within a class: at most 4, and on average 30 images in each
 
 
@@ -97,53 +94,41 @@ def feature_groups(data: DataSet, *folders: str | Path, spec: FeatureNet | None 
 
     "feature_class": k-means within each class; group c * m + j is cluster j of class c, m = `clusters_a_class`.
     "feature": k-means over all images, as many clusters as classes, labels unused. Files saved in `folders` are used
-    (their names bear a hash of images, labels and `spec`); else they are made, and written to the last of them.
+    (their names bear a hash of images, labels and `spec`); else the network is trained, and both are written to the
+    last of them: groups, their hash and a JSON record with the network's settings and its accuracy in per cent.
     """
     spec = spec or FeatureNet()
     if len(data.test_labels) < data.n_classes:
         raise SettingError("eval_honest_groups", True, f"for at least {data.n_classes} tested images, one a class")
-    counts = _cluster_counts(data)
-    saved = {kind: _find(_feature_name(kind, data, spec), folders) for kind in FEATURE_KINDS}
-    if None in saved.values():
-        return make_feature_groups(data, folders[-1] if folders else None, spec)
-    return {kind: _read_groups(file, len(data.test_labels), counts[kind]) for kind, file in saved.items() if file}
+    k = {"feature_class": clusters_a_class(data) * data.n_classes, "feature": data.n_classes}
+    parts = (data.train_images, data.train_labels, data.test_images, data.test_labels)
+    source = f"seed{spec.seed}-{digest(*parts, json.dumps(asdict(spec)))[:16]}"
+    saved = {kind: _find(f"{kind}-{source}.npz", folders) for kind in k}
+    if None not in saved.values():
+        return {kind: _read_groups(file, len(data.test_labels), k[kind]) for kind, file in saved.items() if file}
+    groups, accuracy = _cluster_features(data, spec)
+    if folders:
+        net = asdict(spec) | {"depth": spec.depth(data.shape[1])}
+        record = {"dataset": data.name, "data_sha256": data.sha256, "net": net, "accuracy": accuracy}
+        for kind, labels in groups.items():
+            _save_groups(Path(folders[-1]) / f"{kind}-{source}.npz", labels, json.dumps(record))
+    return {kind: Partition(torch.from_numpy(of), k[kind], digest(of)) for kind, of in groups.items()}
 
 
-def make_feature_groups(
-    data: DataSet, folder: str | Path | None = None, spec: FeatureNet | None = None
-) -> dict[str, Partition]:
-    """Train the network of `feature_groups`, make both partitions and, with a `folder`, save them there.
-
-    Each file holds the groups, their hash and a JSON record: the network's settings and its accuracy in per cent.
-    """
-    spec, m = spec or FeatureNet(), clusters_a_class(data)
+def _cluster_features(data: DataSet, spec: FeatureNet) -> tuple[dict[str, NDArray[np.int64]], float]:
+    """Both groupings of the test images (N,), and the accuracy of the network behind them in per cent."""
     net = spec.train(data)
     points = embedded(net, data.test_images, data)
     accuracy = float((training.predict(net, data.test_images, data) == data.test_labels).double().mean())
     labels = data.test_labels.cpu().numpy()
+    m = clusters_a_class(data)
     by_class = np.empty(len(labels), np.int64)
     for c in range(data.n_classes):
         members = np.flatnonzero(labels == c)
         if len(members):
             by_class[members] = c * m + kmeans(points[members], min(m, len(members)), spec.seed, starts=4)
     groups = {"feature_class": by_class, "feature": kmeans(points, data.n_classes, spec.seed, starts=4)}
-    if folder is not None:
-        net_settings = asdict(spec) | {"depth": spec.depth(data.shape[1])}
-        note: dict[str, Any] = {"dataset": data.name, "data_sha256": data.sha256, "net": net_settings}
-        note["accuracy"] = round(100 * accuracy, 2)
-        for kind in FEATURE_KINDS:
-            _save_groups(Path(folder) / _feature_name(kind, data, spec), groups[kind], record=json.dumps(note))
-    counts = _cluster_counts(data)
-    return {kind: Partition(torch.from_numpy(of), counts[kind], digest(of)) for kind, of in groups.items()}
-
-
-def _cluster_counts(data: DataSet) -> dict[str, int]:
-    return {"feature_class": clusters_a_class(data) * data.n_classes, "feature": data.n_classes}
-
-
-def _feature_name(kind: str, data: DataSet, spec: FeatureNet) -> str:
-    parts = (data.train_images, data.train_labels, data.test_images, data.test_labels)
-    return f"{kind}-seed{spec.seed}-{digest(*parts, json.dumps(asdict(spec)))[:16]}.npz"
+    return groups, round(100 * accuracy, 2)
 
 
 # --- how far two partitions agree -------------------------------------------------------------------------
@@ -163,7 +148,7 @@ class Overlap:
     information_null: Interval
 
 
-def overlap(a: Tensor, b: Tensor, permutations: int = 100, seed: int = 0) -> Overlap:
+def overlap(a: Tensor, b: Tensor, permutations: int = 100) -> Overlap:
     """Agreement of two groupings (N,), with a permutation null: mean and central 95 % over shuffles of `b`.
 
     Cost: 15 ms a permutation for 10,000 images. Raises SettingError where the lengths differ.
@@ -173,7 +158,7 @@ def overlap(a: Tensor, b: Tensor, permutations: int = 100, seed: int = 0) -> Ove
     if permutations < 1:
         raise SettingError("permutations", permutations, "an integer of at least 1")
     left, right = a.cpu().numpy(), b.cpu().numpy()
-    rng = numpy_generator(seed, "overlap")
+    rng = numpy_generator(0, "overlap")
     chance = np.array([_agreement(left, rng.permutation(right)) for _ in range(permutations)])  # (permutations, 2)
     low, high = np.quantile(chance, [0.025, 0.975], axis=0)
     ends = zip(chance.mean(0), low, high, strict=True)
@@ -192,7 +177,7 @@ def training_overlap(
     images: Tensor,
     labels: Tensor,
     partitions: dict[str, Partition],
-    scope: str = "all",
+    scope: Scope = "all",
     net: nn.Module | None = None,
     tiles: int = 1,
     permutations: int = 100,

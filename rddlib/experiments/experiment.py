@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 from tqdm import tqdm
 
 from .. import files
-from ..base import SettingError, check_device, digest, refuse, resources, setting, write_atomic
+from ..base import SettingError, check_device, digest, raise_all, resources, setting, write_atomic
 from ..data import dataset as datasets
 from ..data import sources
 from ..data.dataset import DataSet
@@ -68,9 +68,9 @@ class Experiment(DistillSettings, EvaluateSettings):
     )
     scale: presets.Scale = setting("paper", "the preset that settings which are not named take their numbers from")
 
-    def misfits(self) -> Iterator[SettingError]:
+    def conflicts(self) -> Iterator[SettingError]:
         """Hashes that a run or a command has to fill in."""
-        yield from super().misfits()
+        yield from super().conflicts()
         if self.dataset_sha256 is not None and sources.own_path(self.dataset) is None:
             yield SettingError("dataset_sha256", self.dataset_sha256, "None for data sets that have a name")
         if self.method == "foreign" and self.set_sha256 is None:
@@ -187,8 +187,8 @@ def run(
     store.check_writable()
     if data is None:
         data = load_data(experiment, device, data_root, download)
-    in_evaluation = evaluate.misfits(data, experiment, experiment.method == "full")
-    refuse([*settings.misfits(data, experiment), *in_evaluation])
+    in_evaluation = evaluate.conflicts(data, experiment, experiment.method == "full")
+    raise_all([*settings.conflicts(data, experiment), *in_evaluation])
     distill.check_begun(data, experiment, begun)
     if experiment.method in settings.LOOPED:
         prior.load(experiment.parts().prior, data, experiment.prior_layer, experiment.prior_start)

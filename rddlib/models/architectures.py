@@ -1,9 +1,9 @@
 """The architectures beside ConvNet on which distilled sets are judged: residual networks, VGG-11, a vision transformer.
 
-They follow what IDC and GLaD evaluate on, told from the definitions. Every norm is an instance norm, GroupNorm(C, C),
-unless said otherwise. On a map of one pixel it forgets its input (one value minus its own mean is 0), so in small
-images a stage or a pool that would leave a single pixel before a norm keeps the map as it is. 32 px images and larger
-ones get the published form.
+They follow what IDC and GLaD evaluate on, told from the definitions. Every norm is an instance norm, GroupNorm(C, C).
+On a map of one pixel it forgets its input (one value minus its own mean is 0), so in small images a stage or a pool
+that would leave a single pixel before a norm keeps the map as it is. 32 px images and larger ones get the published
+form.
 """
 
 from __future__ import annotations
@@ -14,9 +14,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from ..base import SettingError, check_choice
-
-NORMS = ("instance", "batch")
+from ..base import SettingError
 
 
 class Network(nn.Module):
@@ -59,29 +57,20 @@ class ResNet(Network):
     A forward pass of one 32 px image takes 0.51 (10) and 1.1 (18) GFLOP, 0.88 and 1.5 in the AP forms.
 
     Released IDC runs use half the width on CIFAR (32 to 256 channels), and there and on ImageNet batch norm for the
-    plain form in cross-architecture tests (`norm="batch"`); GLaD's ResNet-18 has instance norm and the 3x3 stem at any
-    size. Sources: He et al. 2016, section 4.2 and table 1; Kim et al. 2022 (IDC), appendix; Cazenavette et al. 2023.
+    plain form in cross-architecture tests; GLaD's ResNet-18 has instance norm and the 3x3 stem at any size. Sources:
+    He et al. 2016, section 4.2 and table 1; Kim et al. 2022 (IDC), appendix; Cazenavette et al. 2023.
     """
 
     def __init__(
-        self,
-        in_channels: int = 3,
-        n_classes: int = 10,
-        size: int = 32,
-        width: int = 64,
-        *,
-        blocks: int = 1,
-        pooled: bool = False,
-        norm: str = "instance",
+        self, in_channels: int, n_classes: int, size: int, width: int, *, blocks: int, pooled: bool = False
     ) -> None:
         super().__init__()
-        check_choice("norm", norm, NORMS)
         n_halvings = halvings(size, 3)  # above 64 px three are left whatever the stem takes
-        layers: list[nn.Module] = [_stem(in_channels, width, size, pooled, norm)]
+        layers: list[nn.Module] = [_stem(in_channels, width, size, pooled)]
         widths = [width, width, 2 * width, 4 * width, 8 * width]
         for stage, (inputs, outputs) in enumerate(pairwise(widths)):
-            layers.append(Residual(inputs, outputs, 1 <= stage <= n_halvings, pooled, norm))
-            layers += [Residual(outputs, outputs, False, pooled, norm) for _ in range(blocks - 1)]
+            layers.append(Residual(inputs, outputs, 1 <= stage <= n_halvings, pooled))
+            layers += [Residual(outputs, outputs, False, pooled) for _ in range(blocks - 1)]
         self.features = nn.Sequential(*layers)
         self.classifier = nn.Linear(8 * width, n_classes)
 
@@ -98,31 +87,31 @@ class Residual(nn.Module):
     The shortcut is a 1x1 convolution and a norm (with its own stride or pool) where the shape changes, else nothing.
     """
 
-    def __init__(self, inputs: int, outputs: int, halve: bool, pooled: bool, norm: str) -> None:
+    def __init__(self, inputs: int, outputs: int, halve: bool, pooled: bool) -> None:
         super().__init__()
         stride = 2 if halve and not pooled else 1
         pool = [nn.AvgPool2d(2)] if halve and pooled else []
         self.body = nn.Sequential(
             _conv(inputs, outputs, 3, stride),
-            _norm(outputs, norm),
+            _norm(outputs),
             nn.ReLU(),
             *pool,
             _conv(outputs, outputs, 3),
-            _norm(outputs, norm),
+            _norm(outputs),
         )
         self.shortcut: nn.Module = nn.Identity()
         if halve or inputs != outputs:
-            self.shortcut = nn.Sequential(_conv(inputs, outputs, 1, stride), *pool, _norm(outputs, norm))
+            self.shortcut = nn.Sequential(_conv(inputs, outputs, 1, stride), *pool, _norm(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""
         return torch.relu(self.body(x) + self.shortcut(x))
 
 
-def _stem(inputs: int, outputs: int, size: int, pooled: bool, norm: str) -> nn.Sequential:
+def _stem(inputs: int, outputs: int, size: int, pooled: bool) -> nn.Sequential:
     large = size > 128
     conv = _conv(inputs, outputs, 7 if large else 3, 2 if large and not pooled else 1)
-    layers = [conv, _norm(outputs, norm), nn.ReLU()]
+    layers = [conv, _norm(outputs), nn.ReLU()]
     if size > 64:
         layers.append(nn.AvgPool2d(4 if large else 2) if pooled else nn.MaxPool2d(3, 2, padding=1))
     return nn.Sequential(*layers)
@@ -132,8 +121,8 @@ def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Module:
     return nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
 
 
-def _norm(channels: int, norm: str) -> nn.Module:
-    return nn.BatchNorm2d(channels) if norm == "batch" else nn.GroupNorm(channels, channels)
+def _norm(channels: int) -> nn.Module:
+    return nn.GroupNorm(channels, channels)
 
 
 # --- VGG --------------------------------------------------------------------------------------------------
@@ -153,14 +142,14 @@ class VGG(Network):
     no norm); Cazenavette et al. 2023.
     """
 
-    def __init__(self, in_channels: int = 3, n_classes: int = 10, size: int = 32, width: int = 64) -> None:
+    def __init__(self, in_channels: int, n_classes: int, size: int, width: int) -> None:
         super().__init__()
         pools = halvings(size, len(VGG11) - 1)
         layers: list[nn.Module] = []
         inputs = in_channels
         for number, group in enumerate(VGG11, start=1):
             for outputs in (factor * width for factor in group):
-                layers += [nn.Conv2d(inputs, outputs, 3, padding=1), _norm(outputs, "instance"), nn.ReLU()]
+                layers += [nn.Conv2d(inputs, outputs, 3, padding=1), _norm(outputs), nn.ReLU()]
                 inputs = outputs
             if number <= pools or number == len(VGG11):
                 layers.append(nn.MaxPool2d(2))
@@ -216,7 +205,7 @@ class ViT(Network):
     takes 2.2 GFLOP at 128 px, 1.3 at 32 px. Sources: Dosovitskiy et al. 2021, section 3.1; Cazenavette et al. 2023.
     """
 
-    def __init__(self, in_channels: int = 3, n_classes: int = 10, size: int = 32, width: int = 512) -> None:
+    def __init__(self, in_channels: int, n_classes: int, size: int, width: int) -> None:
         super().__init__()
         self.patch = patch_size(size)
         depth, norm = (10, nn.Identity) if size >= 64 else (6, nn.LayerNorm)
@@ -305,7 +294,7 @@ class Dropout(nn.Module):
         if not self.training:
             return x
         if self.seed is None:
-            raise RuntimeError("dropout without a seed: build the network with nets.build")
+            raise RuntimeError("dropout without a seed: build the network with networks.build")
         if self.stream is None or self.stream.device != x.device:
             self.stream = torch.Generator(device=x.device).manual_seed(self.seed)
         return x * torch.empty_like(x).bernoulli_(1 - self.p, generator=self.stream).div_(1 - self.p)

@@ -46,10 +46,10 @@ class FeatureNet:
 
 
 @torch.inference_mode()
-def embedded(net: nn.Module, images: Tensor, data: DataSet, batch: int = 500) -> Tensor:
+def embedded(net: nn.Module, images: Tensor, data: DataSet) -> Tensor:
     """Features (N, D) of images (N, C, H, W), uint8 or [0, 1], on their device."""
     embed: Callable[[Tensor], Tensor] = net.embed  # type: ignore[assignment]
-    return torch.cat([embed(data.normalise(part)) for part in images.split(batch)])
+    return torch.cat([embed(data.normalise(part)) for part in images.split(500)])
 
 
 def kmeans(points: Tensor, k: int, seed: int, starts: int) -> NDArray[np.int64]:

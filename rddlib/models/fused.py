@@ -90,8 +90,8 @@ class NormReluPool(nn.GroupNorm):
     there, and on other devices, `use(False)` or the device itself selects the plain operations.
     """
 
-    def __init__(self, channels: int, eps: float = 1e-5) -> None:
-        super().__init__(channels, channels, eps)
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """The block's output; the plain operations where `usable` says no. A bfloat16 product goes on as float32."""

@@ -45,25 +45,21 @@ class ConvNet(architectures.Network):
     a forward pass of one 32 px image at width 128.
     """
 
-    def __init__(
-        self, in_channels: int = 3, n_classes: int = 10, size: int = 32, depth: int = 3, width: int = 128
-    ) -> None:
+    def __init__(self, in_channels: int, n_classes: int, size: int, depth: int, width: int) -> None:
         super().__init__()
         if depth < 1 or size >> depth < 1:
             raise SettingError("depth", depth, f"at least 1 and at most {int(math.log2(size))} for {size} px images")
-        channels = [in_channels, *[width] * depth]
-        self.features = nn.Sequential(*[block(a, b) for a, b in pairwise(channels)])
+        blocks = []
+        for inputs, outputs in pairwise([in_channels, *[width] * depth]):
+            conv = nn.Conv2d(inputs, outputs, 3, padding=1)
+            blocks.append(nn.Sequential(conv, fused.NormReluPool(outputs)))  # norm, ReLU and pool in one operation
+        self.features = nn.Sequential(*blocks)
         self.classifier = nn.Linear(width * (size >> depth) ** 2, n_classes)
 
     def embed(self, x: Tensor) -> Tensor:
         """Features before the linear layer: (N, C, H, W) -> (N, width * (size / 2**depth)**2)."""
         features: Tensor = self.features(x)
         return features.flatten(1)
-
-
-def block(inputs: int, outputs: int) -> nn.Sequential:
-    """One ConvNet block: (N, inputs, H, W) -> (N, outputs, H / 2, W / 2); norm, ReLU and pool are one operation."""
-    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1), fused.NormReluPool(outputs))
 
 
 def build(
@@ -77,15 +73,17 @@ def build(
 ) -> nn.Module:
     """A network with fresh weights drawn from `generator`, and with it the seeds of its dropout, if it has any.
 
-    `shape` is (channels, height, width) of the images; `depth` and `width` as in `check_fit`, which says when
+    `shape` is (channels, height, width) of the images; `depth` and `width` as in `conflicts`, which says when
     SettingError is raised.
     """
     net = _skeleton(name, shape, n_classes, depth, width)
     return initialise(net.to_empty(device=generator.device), generator)
 
 
-def check_fit(name: str, shape: tuple[int, int, int], depth: int, width: int, prefix: str = "") -> None:
-    """Raise SettingError where a network cannot be built for images of `shape` (channels, height, width).
+def conflicts(
+    name: str, shape: tuple[int, int, int], depth: int, width: int, prefix: str = ""
+) -> Iterator[SettingError]:
+    """Why a network cannot be built for images of `shape` (channels, height, width), if it cannot.
 
     `depth` counts the blocks of a ConvNet and has no effect on the others (`FIXED_DEPTH`); `width` is explained at
     `PAPER_WIDTH`. Refused are unknown names, images that are not square, too small or (ViT) no multiple of the patch,
@@ -96,8 +94,7 @@ def check_fit(name: str, shape: tuple[int, int, int], depth: int, width: int, pr
         _skeleton(name, shape, 2, depth, width)
     except SettingError as error:
         is_setting = error.name in ("network", "depth", "width")
-        name = prefix + error.name if is_setting else error.name
-        raise SettingError(name, error.value, error.allowed) from None
+        yield SettingError(prefix + error.name if is_setting else error.name, error.value, error.allowed)
 
 
 def _skeleton(name: str, shape: tuple[int, int, int], n_classes: int, depth: int, width: int) -> nn.Module:
@@ -142,9 +139,9 @@ def _fill(module: nn.Module, generator: torch.Generator, he: bool) -> set[str]:
         if module.bias is not None:
             module.bias.uniform_(-bound, bound, generator=generator)
         return {"weight", "bias"}
-    if isinstance(module, nn.GroupNorm | nn.LayerNorm | nn.BatchNorm2d):
+    if isinstance(module, nn.GroupNorm | nn.LayerNorm):
         module.reset_parameters()  # constants only: nothing is drawn
-        return {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}
+        return {"weight", "bias"}
     if isinstance(module, architectures.Tokens):
         module.readout.normal_(generator=generator)
         module.position.normal_(generator=generator)

@@ -20,7 +20,7 @@ from scipy.optimize import linprog
 from torch import Tensor
 
 from ..base import SettingError, Settings, check_choice, generator, setting
-from ..risk import RiskTerm, group_cvar
+from ..risk import RiskTerm, group_risk
 
 Estimator = Literal[
     "gaussian_forward",
@@ -150,11 +150,11 @@ def squared_losses(theta: Tensor, features: Tensor, labels: Tensor) -> Tensor:
     return (outputs - torch.nn.functional.one_hot(labels, theta.shape[-1])).square().sum(-1)
 
 
-def bilevel_loss(synthetic: Tensor, task: Task, term: RiskTerm | None, groups: Tensor | None = None) -> Tensor:
+def bilevel_loss(synthetic: Tensor, task: Task, term: RiskTerm | None) -> Tensor:
     """L(S) in the bilevel reading: the risk, on real data, of the model that S trains (Eq. 3 with Eq. 2's bracket).
 
     synthetic (b, m, d) -> (b,). `term` None is the mean loss, i.e. distillation by empirical risk. The clusters
-    are those of Algorithm 1 unless `groups` (n,) fixes them. Differentiable where no item changes its cluster.
+    are those of Algorithm 1. Differentiable where no item changes its cluster.
     Cost: one m x m solve a set, n * m * (d + classes) products, one or two sorts of all b * n losses.
     """
     kernel = (synthetic @ task.features.T).add_(1)  # (b, m, n)
@@ -162,18 +162,9 @@ def bilevel_loss(synthetic: Tensor, task: Task, term: RiskTerm | None, groups: T
     losses = (_dual(synthetic, task).mT @ kernel).sub_(targets).square().sum(-2)  # (b, n)
     if term is None:
         return losses.mean(-1)
-    clusters = nearest_synthetic(task.features, synthetic.detach()) if groups is None else groups.expand(losses.shape)
-    n_clusters = synthetic.shape[-2] if groups is None else int(groups.max()) + 1
-    return eq2_bracket(losses, clusters, n_clusters, term)
-
-
-def eq2_bracket(losses: Tensor, clusters: Tensor, n_clusters: int, term: RiskTerm) -> Tensor:
-    """The bracket of Eq. 2, `risk.group_risk`, for each row: losses (b, n), clusters (b, n) int64 -> (b,)."""
-    apart = clusters + n_clusters * torch.arange(len(losses))[:, None]  # every set has its own clusters
-    flat, counts = group_cvar(losses.flatten(), apart.flatten(), len(losses) * n_clusters, term.alpha, term.tail)
-    values, live = term.sign * flat.view(-1, n_clusters), counts.view(-1, n_clusters) > 0
-    worst = values.masked_fill(~live, -torch.inf).amax(-1)
-    return term.average * values.sum(-1) / live.sum(-1) + term.worst * worst
+    clusters = nearest_synthetic(task.features, synthetic.detach())
+    bracket: Callable[..., Tensor] = torch.vmap(functools.partial(group_risk, n_groups=synthetic.shape[-2], term=term))
+    return bracket(losses, clusters)
 
 
 def draw_directions(method: str, dimension: int, probes: int, rng: torch.Generator) -> Tensor:

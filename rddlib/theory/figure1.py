@@ -80,11 +80,11 @@ class Population:
         return np.asarray((weights * slopes) @ self.features)
 
 
-def fit(population: Population, method: str, radius: float = 0.0, box: float = 30.0, gap: float = 1e-6) -> Fit:
+def fit(population: Population, method: str, radius: float = 0.0, gap: float = 1e-6) -> Fit:
     """min over theta of a robust logistic loss on a population, with certificate (Eq. 1 and Eq. 4).
 
     method: ``erm`` (mean loss), ``group`` (worst group mean), or a ball (`kl`, `chi2`, `cvar`) of the given radius.
-    theta is searched in |theta_i| <= box. Raises SettingError for an unknown method.
+    theta is searched in |theta_i| <= 30. Raises SettingError for an unknown method.
     """
     if method not in ("erm", "group", *BALLS):
         raise SettingError("method", method, "erm, group, " + ", ".join(BALLS))
@@ -99,7 +99,7 @@ def fit(population: Population, method: str, radius: float = 0.0, box: float = 3
             value, q = worst_case(losses, population.masses, method, radius)
         return value, population.pull_back(theta, q)
 
-    return minimise(objective, np.zeros(population.features.shape[1]), box, gap)
+    return minimise(objective, np.zeros(population.features.shape[1]), 30.0, gap)
 
 
 def figure1_population(rare: float = 0.05, noise: float = 0.08, step: float = 0.1) -> Population:

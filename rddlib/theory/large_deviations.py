@@ -16,7 +16,7 @@ from scipy.optimize import brentq, linprog, minimize
 from scipy.special import gammaln, logsumexp, xlogy
 
 from ..base import SettingError, check_choice
-from .f_divergence import Array, cvar_predictor
+from .f_divergence import Array
 
 Event = Callable[[Array], NDArray[np.bool_]]  # frequencies (B, K) -> whether the event occurs, (B,)
 SIDES = ("over", "under")
@@ -256,14 +256,6 @@ def cvar_bounds(n: int, error: float, alpha: float, side: str, tail: str = "uppe
         bounds["tail"] = min(1.0, np.exp(-alpha * x / 2) + np.exp(-2 * alpha * x))
         bounds["brown"] = min(1.0, 3 * np.exp(-alpha * x / 5))
     return {name: float(value) for name, value in bounds.items()}
-
-
-def cvar_errors(
-    losses: Array, p: Array, alpha: float, n: int, draws: int, generator: np.random.Generator, tail: str = "upper"
-) -> Array:
-    """Empirical minus true CVaR in `draws` simulated samples of n, shape (draws,)."""
-    empirical = cvar_predictor(generator.multinomial(n, p, draws) / n, losses, alpha, tail)
-    return np.asarray(empirical - cvar_predictor(p, losses, alpha, tail))
 
 
 # --- the assumptions -----------------------------------------------------------------------------------------

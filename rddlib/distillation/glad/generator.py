@@ -19,9 +19,8 @@ import torch.nn.functional as F
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
-from ...base import SettingError, Settings, digest, setting, write_atomic
+from ...base import DataError, SettingError, Settings, digest, setting, write_atomic
 from ...data.dataset import DataSet
-from ...data.sources import DataError
 
 GAIN = 2**0.5  # leaky ReLU halves the power of its input; this gives it back
 

@@ -11,15 +11,14 @@ import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...base import SettingError, check_choice, digest, resources
+from ...base import DataError, SettingError, check_choice, digest, resources
 from ...data.dataset import DataSet
-from ...data.sources import DataError
 from . import generator
 from .generator import Generator
 
@@ -30,30 +29,14 @@ CLIP = 10.0  # bound of the feature map at the start, as in GLaD
 MEAN_OF = 1000  # latents averaged by start "mean", as in GLaD
 
 
-class Prior(Protocol):
-    """A decoder of codes, with the codes to begin from and how fast each kind of code moves."""
-
-    @property
-    def name(self) -> str:
-        """One word for records."""
-
-    @property
-    def sha256(self) -> str:
-        """64 hex digits: hash of the decoder's weights; "" where it has none."""
-
-    def encode(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> Codes:
-        """Codes to begin from, one image a label: images (N, C, H, W) in [0, 1], labels (N,)."""
-
-    def decode(self, codes: Codes, labels: Tensor) -> Tensor:
-        """Images (N, C, H, W) in [0, 1] of codes, differentiable in every code."""
-
-    def rates(self) -> dict[str, float]:
-        """What the learning rate of the images is multiplied with, for each code."""
-
-
 @dataclass(frozen=True)
 class Identity:
-    """No prior: the code of an image is the image."""
+    """No prior: the code of an image is the image.
+
+    A prior has a word for records (`name`), the hash of its decoder's weights (`sha256`), codes to begin from
+    (`encode`), images in [0, 1] that are differentiable in every code (`decode`), and the factors on the learning rate
+    of the images, one a kind of code (`rates`). Images are (N, C, H, W), labels (N,).
+    """
 
     name: str = "none"
     sha256: str = ""
@@ -95,10 +78,8 @@ class StylePrior:
 
     def __post_init__(self) -> None:
         most = len(self.network.synthesis.layer_names) - 1
-        if isinstance(self.layer, bool) or not isinstance(self.layer, int) or not 0 <= self.layer <= most:
-            raise SettingError(
-                "prior_layer", self.layer, f"an integer from 0 to {most}, where this generator can be cut"
-            )
+        if not 0 <= self.layer <= most:
+            raise SettingError("prior_layer", self.layer, f"0 to {most}, where this generator can be cut")
         starts = STARTS if self.invert is not None else STARTS[:2]
         check_choice("prior_start", self.start, starts)
 
@@ -112,8 +93,8 @@ class StylePrior:
     def encode(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> Codes:
         """Codes to begin from. `images` are used by start "project" only; f is clipped to [-10, 10]."""
         labels = labels.to(self.classes.device)
-        if self.start == "project" and self.invert is not None:
-            ws = self.invert(images, labels)
+        if self.start == "project":
+            ws = self.invert(images, labels)  # type: ignore[misc]  # checked above
         elif self.start == "mean":
             present, index = labels.unique(return_inverse=True)
             ws = torch.stack([self._styles(y.expand(MEAN_OF), generator).mean(0) for y in present])[index]
@@ -148,6 +129,8 @@ class StylePrior:
             x = getattr(self.network.synthesis, name)(x, w, **self.layer_options)
         return x
 
+
+Prior = Identity | StylePrior
 
 # --- finding one ------------------------------------------------------------------------------------------
 
@@ -242,13 +225,13 @@ def from_file(path: str | Path, data: DataSet, layer: int, start: str = "latent"
 # --- inversion --------------------------------------------------------------------------------------------
 
 
-def project(prior: Prior, codes: Codes, images: Tensor, labels: Tensor, steps: int, rate: float = 0.05) -> Codes:
+def project(prior: Prior, codes: Codes, images: Tensor, labels: Tensor, steps: int) -> Codes:
     """Move codes so that they decode to `images` (N, C, H, W): `steps` updates of Adam on the squared error.
 
-    Serves any prior, ours or a user's. All codes move at the rate given, not at `rates()`, which suit distillation.
+    Serves any prior, ours or a user's. All codes move at one rate, not at `rates()`, which suit distillation.
     """
     free = {name: code.detach().clone().requires_grad_() for name, code in codes.items()}
-    optimiser = torch.optim.Adam(list(free.values()), lr=rate)
+    optimiser = torch.optim.Adam(list(free.values()), lr=0.05)
     for _ in range(steps):
         loss = (prior.decode(free, labels) - images).square().sum((1, 2, 3)).mean()
         optimiser.zero_grad(set_to_none=True)

@@ -9,10 +9,8 @@ One variance serves all images, and noise of a class is coloured afterwards by t
 from __future__ import annotations
 
 import io
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +19,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ... import files
-from ...base import RESULTS, SettingError, digest, generator, write_atomic
+from ...base import SettingError, digest, generator, write_atomic
 from ...data.dataset import DataSet
 from ...models import networks
 from ..synthetic import class_labels
 from .generator import Generator, GeneratorSettings, save
 
-Report = Callable[[int, dict[str, float]], None]
-
 
 def train_generator(
     data: DataSet,
     settings: GeneratorSettings,
-    on_step: Report | None = None,
+    on_step: files.OnStep | None = None,
     checkpoint: str | Path | None = None,
     every: int = 100,
 ) -> Generator:
@@ -46,10 +42,12 @@ def train_generator(
     the defaults. Raises SettingError for sizes other than 8, 16, 32, .. px, DataError for a damaged checkpoint.
     """
     training = Training(data, settings)
-    save = None
     if checkpoint is not None:
         training.load(checkpoint)
-        save = partial(Training.save, path=checkpoint)
+
+    def save(training: Training) -> None:
+        if checkpoint is not None:
+            training.save(checkpoint)
 
     def report(training: Training) -> None:
         if on_step is not None:
@@ -58,7 +56,7 @@ def train_generator(
     if on_step is not None:
         for step, losses in enumerate(training.history, 1):
             on_step(step, losses)
-    files.advance_to(settings.steps, training, Training.update, save, every, report)
+    files.run_rounds(settings.steps, training, Training.update, save, every, report)
     _fit_codes(training.net, data)
     for tensor in training.net.state_dict().values():
         tensor.copy_(tensor.half())  # as it will be kept, so that nothing differs after a file
@@ -71,7 +69,7 @@ class Training:
     def __init__(self, data: DataSet, settings: GeneratorSettings) -> None:
         self.data = data
         self.settings = settings
-        self.whole = True  # and not within an update, where there is nothing to go on from
+        self.between_updates = True  # within one there is nothing to go on from
         with torch.device("meta"):  # as in nets.build: nothing is drawn from the global generator
             net = Generator(settings, data.shape, data.n_classes)
         weights = generator(settings.seed, "generator", "weights")
@@ -93,35 +91,32 @@ class Training:
     def update(self) -> Training:
         """One update; its losses are the last entry of the history."""
         s = self.settings
-        self.whole = False
+        self.between_updates = False
         x, y = _batch(self.data, s.batch, self.streams["batch"], self.streams["flip"] if s.flip else None)
         parts = _losses(self.net, self.judge, self.data, x, y, self.streams["noise"])
         loss = parts["pixel"] + s.features * parts["features"] + s.kl * parts["kl"]
         _step(self.optimiser, loss, self.schedule)
         self.history.append({name: float(value.detach()) for name, value in parts.items()})
-        self.whole = True
+        self.between_updates = True
         return self
 
     def _origin(self) -> dict[str, Any]:
         return {"settings": asdict(self.settings), "data": self.data.sha256}
 
-    def _of(self) -> str:
-        return digest(json.dumps([RESULTS, self._origin()], sort_keys=True))
-
     def save(self, path: str | Path) -> None:
         """Write a checkpoint, whole or not at all; none within an update."""
-        if not self.whole:
+        if not self.between_updates:
             return
         parts = {name: getattr(self, name).state_dict() for name in ("net", "optimiser", "schedule")}
         streams = {name: stream.get_state() for name, stream in self.streams.items()}
         content = {**parts, "streams": streams, "history": self.history, "of": self._origin()}
-        files.write_state(path, content, self._of())
+        files.write_state(path, content, files.origin(self._origin()))
 
     def load(self, path: str | Path) -> bool:
         """Go on from a checkpoint; False where there is none of this training. DataError, the file left, if damaged."""
-        return bool(files.read_state(path, self._of(), self.data.train_images.device, self._take))
+        return bool(files.read_state(path, files.origin(self._origin()), self.data.train_images.device, self._restore))
 
-    def _take(self, raw: dict[str, Any]) -> bool:
+    def _restore(self, raw: dict[str, Any]) -> bool:
         for name in ("net", "optimiser", "schedule"):
             getattr(self, name).load_state_dict(raw[name])
         for name, stream in self.streams.items():
@@ -286,12 +281,12 @@ def keep(
 
 
 @torch.no_grad()
-def sheet(net: Generator, columns: int = 10, seed: int = 0) -> bytes:
+def sheet(net: Generator, columns: int = 10) -> bytes:
     """A PNG of samples, a row a class, as many columns as fit in 150 kB (at most `columns`)."""
     from PIL import Image
 
     labels = class_labels(net.c_dim, columns, net.mapping.centre.device)
-    z = torch.randn(len(labels), net.z_dim, generator=generator(seed, "sheet")).to(labels.device)
+    z = torch.randn(len(labels), net.z_dim, generator=generator(0, "sheet")).to(labels.device)
     images = net(z, labels).view(net.c_dim, columns, *net.shape)
     for n in range(columns, 0, -1):
         grid = images[:, :n].permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)  # (K * H, n * W, C)

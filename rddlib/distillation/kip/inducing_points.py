@@ -14,12 +14,9 @@ image to norm one before whitening; that cannot be undone, so it is not done her
 from __future__ import annotations
 
 import copy
-import dataclasses
-import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -28,18 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ... import files
-from ...base import (
-    RESULTS,
-    DivergenceError,
-    SettingError,
-    Settings,
-    digest,
-    generator,
-    refuse,
-    setting,
-    to_device,
-    to_host,
-)
+from ...base import DivergenceError, SettingError, Settings, generator, raise_all, setting, to_device, to_host
 from ...data.dataset import DataSet
 from .. import synthetic
 from ..synthetic import SyntheticSet
@@ -48,8 +34,6 @@ from .kernels import Space
 
 ROUND = 20  # steps between two entries of the history
 LARGEST_PAIRED = 16  # px: kernels of pixel pairs grow with the fourth power of the side
-
-OnStep = Callable[[int, dict[str, float]], None]
 
 
 class KipSettings(Settings):
@@ -170,7 +154,7 @@ def distill(
     settings: KipSettings,
     checkpoint: str | Path | None = None,
     every: int = 1,
-    on_step: OnStep | None = None,
+    on_step: files.OnStep | None = None,
     space: Space | None = None,
 ) -> tuple[SyntheticSet, list[dict[str, float]]]:
     """Distil `data`; returns the set, clamped to [0, 1], and one entry of the history for each `ROUND` steps.
@@ -188,7 +172,7 @@ def optimise(
     settings: KipSettings,
     checkpoint: str | Path | None = None,
     every: int = 1,
-    on_step: OnStep | None = None,
+    on_step: files.OnStep | None = None,
     space: Space | None = None,
 ) -> State:
     """The optimised support as the kernel sees it. It starts from random real images, those of the other methods.
@@ -199,27 +183,29 @@ def optimise(
     history. `space` spares the whitening's cost. Raises SettingError if the settings do not fit the data, DataError for
     a damaged checkpoint.
     """
-    refuse(misfits(data, settings))
+    raise_all(conflicts(data, settings))
     space = space or Space.of(data, settings.zca)
     state = _begin(data, settings, space)
-    save = None
+    of = origin(data, settings)
     if checkpoint is not None:
-        of = origin(data, settings)
         state = load_state(checkpoint, state, of) or state
-        save = partial(save_state, checkpoint, of=of)
     seen = torch.cat([space.apply(part, torch.float32) for part in data.train_images.split(5000)])
 
     def advance(state: State) -> State:
         return run_round(seen, data, settings, space, state)
 
+    def save(state: State) -> None:
+        if checkpoint is not None:
+            files.write_state(checkpoint, vars(state), of)
+
     def report(state: State) -> None:
         if on_step is not None:
             on_step(state.step, state.history[-1])
 
-    return files.advance_to(math.ceil(settings.kip_steps / ROUND), state, advance, save, every, report)
+    return files.run_rounds(math.ceil(settings.kip_steps / ROUND), state, advance, save, every, report)
 
 
-def misfits(data: DataSet, settings: KipSettings) -> Iterator[SettingError]:
+def conflicts(data: DataSet, settings: KipSettings) -> Iterator[SettingError]:
     """Each setting that the data cannot serve."""
     smallest = min(len(members) for members in data.members)
     if settings.ipc > smallest:
@@ -249,43 +235,36 @@ def stored(settings: KipSettings, state: State, space: Space) -> SyntheticSet:
 # --- evaluation -------------------------------------------------------------------------------------------
 
 
-def kernel_accuracy(
-    small: SyntheticSet, data: DataSet, settings: KipSettings, space: Space | None = None, batch: int = 500
-) -> float:
+def kernel_accuracy(small: SyntheticSet, data: DataSet, settings: KipSettings, space: Space | None = None) -> float:
     """Accuracy in per cent, on the test part, of kernel regression from a set (any set) and its labels or targets."""
     space = space or Space.of(data, settings.zca)
     images, labels = small.decoded()
     targets = centred(labels, data.n_classes)
     if small.targets is not None:
         targets = small.targets.double().repeat_interleave(small.factor**2, 0)
-    return _accuracy(space.apply(images.double()), targets, data, settings, space, batch)
+    return _accuracy(space.apply(images.double()), targets, data, settings, space)
 
 
 @torch.no_grad()
-def _accuracy(
-    support: Tensor, targets: Tensor, data: DataSet, settings: KipSettings, space: Space, batch: int
-) -> float:
+def _accuracy(support: Tensor, targets: Tensor, data: DataSet, settings: KipSettings, space: Space) -> float:
     weights = kernels.coefficients(kernel(settings, support, support), targets, settings.kip_ridge)
     if not weights.isfinite().all():
         raise _diverged(settings, "evaluation")
-    parts = [space.apply(part, torch.float32).double() for part in data.test_images.split(batch)]
+    parts = [space.apply(part, torch.float32).double() for part in data.test_images.split(500)]
     predicted = torch.cat([(kernel(settings, part, support) @ weights).argmax(1) for part in parts])
     return 100 * float((predicted == data.test_labels).double().mean())
 
 
-def storage(
-    state: State, data: DataSet, settings: KipSettings, space: Space | None = None, batch: int = 500
-) -> dict[str, float]:
+def storage(state: State, data: DataSet, settings: KipSettings, space: Space) -> dict[str, float]:
     """What storing loses: `kernel_accuracy` of the support as optimised, clamped to [0, 1], and in 8 bits.
 
     `outside`: the share of pixel values, in per cent, that the clamp moves.
     """
-    space = space or Space.of(data, settings.zca)
     clamped = stored(settings, state, space)
     return {
-        "optimised": _accuracy(_seen(settings, state.support, space), state.targets, data, settings, space, batch),
-        "clamped": kernel_accuracy(clamped, data, settings, space, batch),
-        "8 bits": kernel_accuracy(synthetic.quantised(clamped), data, settings, space, batch),
+        "optimised": _accuracy(_seen(settings, state.support, space), state.targets, data, settings, space),
+        "clamped": kernel_accuracy(clamped, data, settings, space),
+        "8 bits": kernel_accuracy(synthetic.quantised(clamped), data, settings, space),
         "outside": 100 * float(_outside(_pixels(settings, state.support, space))),
     }
 
@@ -295,13 +274,7 @@ def storage(
 
 def origin(data: DataSet, settings: KipSettings) -> str:
     """64 hex digits of all that a checkpoint depends on: data, settings, and the results version."""
-    values = {field.name: getattr(settings, field.name) for field in dataclasses.fields(KipSettings)}
-    return digest(json.dumps([RESULTS, data.sha256, values], sort_keys=True))
-
-
-def save_state(path: str | Path, state: State, of: str) -> None:
-    """Write a checkpoint of the run `of` (`origin`), whole or not at all."""
-    files.write_state(path, vars(state), of)
+    return files.origin(data.sha256, settings.part(KipSettings))
 
 
 def load_state(path: str | Path, like: State, of: str) -> State | None:
