@@ -7,7 +7,7 @@ protocol of IDC (Kim et al. 2022), DC, DSA, DM, GLaD as released; Algorithm 1 an
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import cast
 
@@ -82,14 +82,18 @@ def stored_set(codes: Codes, labels: Tensor, prior: Prior, settings: DistillSett
 
 
 def outer_step(
-    data: DataSet, settings: DistillSettings, state: State, prior: Prior, loop_class: type[Loop] | None = None
+    data: DataSet,
+    settings: DistillSettings,
+    state: State,
+    prior: Prior,
+    make_loop: Callable[[DataSet, DistillSettings, State, Prior], Loop] | None = None,
 ) -> State:
     """`inner_steps` of images and network with one new network; pixels are then clamped. `state` is left as it is.
 
-    `loop_class`: another `Loop`, which goes the same way (`batched`). Raises DivergenceError, with the step, where a
+    `make_loop`: makes another `Loop`, which goes the same way (`batched`). Raises DivergenceError, with the step, where a
     distance, a loss or an image is not a finite number.
     """
-    loop = (loop_class or Loop)(data, settings, state, prior)
+    loop = (make_loop or Loop)(data, settings, state, prior)
     loop.start_network()
     trainings = settings.inner_steps if loop.parts.train_last else settings.inner_steps - 1
     probed = {0: "probe_first", trainings // 2: "probe_middle", trainings - 1: "probe_last"}
