@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rddlib.analysis import claims, coverage
-from rddlib.analysis.pages import Page
+from rddlib.analysis.report import Page
 from rddlib.base import SettingError, generator
 from rddlib.data.dataset import load
 from rddlib.distillation import synthetic

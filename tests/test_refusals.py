@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rddlib import cli, commands
-from rddlib.analysis.pages import Page
+from rddlib.analysis.report import Page
 from rddlib.base import SettingError, allowed_values
 from rddlib.data import dataset
 from rddlib.experiments.experiment import Experiment

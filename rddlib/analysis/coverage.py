@@ -30,7 +30,7 @@ from ..distillation.synthetic import SyntheticSet
 from ..models import training
 from ..models.features import FeatureNet, embedded
 from ..stats import Interval
-from .pages import Arm, Page
+from .report import Arm, Page
 
 SPACES = ("feature", "pixel")
 METHODS, RISKS = ("idc", "glad"), ("control", "upper", "lower")  # whose sets are measured

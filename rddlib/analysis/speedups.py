@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..stats import Interval, mean_interval
-from .pages import NOT_RUN, Arm, Page
+from .report import NOT_RUN, Arm, Page
 
 Line = tuple[NDArray[np.float64], NDArray[np.float64]]  # processor seconds (P,), accuracy in per cent (P,)
 CHOICES = ("random", "representative")

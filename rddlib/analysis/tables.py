@@ -15,8 +15,7 @@ from matplotlib.axes import Axes
 from ..base import resources
 from ..experiments import grid
 from ..stats import Interval
-from .pages import NOT_PLANNED, NOT_RUN, Arm, Page, cell, side
-from .report import COLOURS
+from .report import COLOURS, NOT_PLANNED, NOT_RUN, Arm, Page, cell, side
 from .results import paired, table
 
 # The settings in which a run may differ from the paper's, in the order in which a reader wants them.
