@@ -83,9 +83,6 @@ class Comparison:
         return np.array([weight for weight, _ in self.terms])
 
 
-# --- reading ----------------------------------------------------------------------------------------------
-
-
 def read(path: Path | None = None) -> list[Claim]:
     """The claims of a file (default data/claims.csv). Raises SettingError that names row and column."""
     path = path or resources() / "claims.csv"
@@ -159,14 +156,10 @@ def comparisons(claim: Claim, claims: Mapping[str, Claim]) -> list[Comparison]:
         other = claims.get(name)
         if sign not in ("", "-") or other is None or "@" in other.test or other.rule != "more":
             raise SettingError(where, part, "@ and the id of a row that has a test of its own")
-        own = comparisons(other, claims)
-        found += [_turned(c) for c in own] if sign else own
+        for own in comparisons(other, claims):
+            turned = tuple((-weight, selector) for weight, selector in own.terms)
+            found.append(replace(own, terms=turned) if sign else own)
     return found
-
-
-def _turned(comparison: Comparison) -> Comparison:
-    """The same comparison with the signs turned round."""
-    return replace(comparison, terms=tuple((-weight, selector) for weight, selector in comparison.terms))
 
 
 def _comparison(claim: Claim, text: str, where: str) -> Comparison:
@@ -182,9 +175,6 @@ def _comparison(claim: Claim, text: str, where: str) -> Comparison:
         if "/" not in arm or not all(f.partition("=")[0] in grid.FIELDS and "=" in f for f in filters):
             raise SettingError(where, selector, "an arm of a grid, then settings of an Experiment as name=value")
     return Comparison(claim, metric, tuple(parts))
-
-
-# --- selecting --------------------------------------------------------------------------------------------
 
 
 class Plan:

@@ -51,8 +51,6 @@ def spread(real: Tensor) -> float:
 
 def drawn_null(real: Tensor, pool: Tensor, m: int, draws: int, seed: int = 0) -> NDArray[np.float64]:
     """`nearest_distance` to m points drawn without repetition from `pool` (P, D), many times: (draws,)."""
-    if not 0 < m <= len(pool):
-        raise SettingError("m", m, f"from 1 to the {len(pool)} points there are to draw from")
     rng, gaps = numpy_generator(seed, "coverage", m), torch.cdist(real, pool)  # (N, P)
     picks = [torch.from_numpy(rng.choice(len(pool), m, replace=False)) for _ in range(draws)]
     return np.array([float(gaps[:, pick].min(1).values.mean()) for pick in picks])
@@ -83,9 +81,6 @@ def roughness(images: Tensor) -> float:
     """Mean absolute difference of neighbouring pixels of (N, C, H, W) in [0, 1]: large where shapes are irregular."""
     across, down = images.diff(dim=3).abs().mean(), images.diff(dim=2).abs().mean()
     return float((across + down) / 2)
-
-
-# --- measuring --------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -152,8 +147,10 @@ def measure(data: DataSet, sets: Mapping[str, Mapping[str, Any]], spec: FeatureN
         made: SyntheticSet = about["made"]
         known = {name: about[name] for name in ("method", "risk", "seed")}
         found[key] = known | {"ipc": made.ipc, "factor": made.factor, "coverage": ruler.of_set(made, real)}
-        if about["method"] != "glad":
-            found[key] |= _way(data, made, about["seed"])
+        if about["method"] != "glad":  # how far a set of pixels went from its start, and how much rougher it is
+            start = synthetic.start(data, made.ipc, made.factor, generator(about["seed"], "start")).images
+            found[key]["moved"] = float((made.images - start).square().mean().sqrt())  # a share of the range
+            found[key]["rougher"] = roughness(made.images) - roughness(start)
         kinds[f"{made.ipc}x{made.factor}"] = (made.ipc * made.factor**2, made.factor)
     drawn = {method: maps(ruler, sets, method) for method in METHODS}
     return {
@@ -166,13 +163,6 @@ def measure(data: DataSet, sets: Mapping[str, Mapping[str, Any]], spec: FeatureN
         "nulls": {name: ruler.nulls(m, factor, real) for name, (m, factor) in kinds.items()},
         "maps": {method: own for method, own in drawn.items() if own},
     }
-
-
-def _way(data: DataSet, made: SyntheticSet, seed: int) -> dict[str, float]:
-    """How far a set of pixels went from its start (root mean square, share of the range), how much rougher it is."""
-    start = synthetic.start(data, made.ipc, made.factor, generator(seed, "start")).images
-    moved = float((made.images - start).square().mean().sqrt())
-    return {"moved": moved, "rougher": roughness(made.images) - roughness(start)}
 
 
 def maps(
@@ -207,9 +197,6 @@ def maps(
     return found
 
 
-# --- keeping ----------------------------------------------------------------------------------------------
-
-
 def file(dataset: str, scale: str, ipc: int) -> Path:
     """Where the measurements of a data set at a scale are kept, one file for each number of images a class."""
     return resources() / "coverage" / f"{dataset.split(':')[0]}_{scale}_{ipc}.json"
@@ -236,15 +223,8 @@ def sets_of(page: Page, dataset: str, ipc: int) -> dict[str, dict[str, Any]]:
 
 def write(path: Path, found: Mapping[str, Any]) -> Path:
     """Keep measurements, numbers rounded to five digits."""
-    return write_atomic(path, json.dumps(_rounded(found), indent=None, sort_keys=True).replace("}, ", "},\n") + "\n")
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, float):
-        return round(value, 5)
-    if isinstance(value, Mapping):
-        return {k: _rounded(v) for k, v in value.items()}
-    return [_rounded(v) for v in value] if isinstance(value, list | tuple) else value
+    rounded = json.loads(json.dumps(found), parse_float=lambda digits: round(float(digits), 5))
+    return write_atomic(path, json.dumps(rounded, sort_keys=True).replace("}, ", "},\n") + "\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

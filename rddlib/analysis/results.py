@@ -41,9 +41,6 @@ def arm(settings: Mapping[Any, Any]) -> str:
     return str(method) if alone else f"{method} {risk}"
 
 
-# --- reading ----------------------------------------------------------------------------------------------
-
-
 def results(
     grid: str | Sequence[str] | None = None, scale: str | None = None, store: Store | None = None, **settings: Any
 ) -> pd.DataFrame:
@@ -101,9 +98,6 @@ def _numbers(test: str, values: Any) -> list[tuple[int, str, int | None, float |
         else:
             found.append((training, test, None, value))
     return found
-
-
-# --- grouping ---------------------------------------------------------------------------------------------
 
 
 def by_seed(frame: pd.DataFrame, *settings: str) -> pd.DataFrame:

@@ -48,9 +48,6 @@ class Curve:
         return {s for s in last if len(self.line(s)[0]) > 1}
 
 
-# --- reading a curve --------------------------------------------------------------------------------------
-
-
 def arrival(line: Line, level: float) -> float:
     """The first processor second at which a curve has the accuracy `level`; inf where it does not get there."""
     times, values = line
@@ -66,9 +63,6 @@ def arrival(line: Line, level: float) -> float:
 def at(line: Line, second: float) -> float:
     """The accuracy of a curve at a processor second within its range; nan outside."""
     return float(np.interp(second, *line, left=np.nan, right=np.nan))
-
-
-# --- two curves -------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

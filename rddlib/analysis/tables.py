@@ -71,9 +71,6 @@ def reported(table: int, names: str = "method", **where: Any) -> dict[str, float
     return dict(zip(rows[names], rows["value"].astype(float), strict=True))
 
 
-# --- tables -----------------------------------------------------------------------------------------------
-
-
 def arm(page: Page, line: Line, column: Column) -> Arm:
     """The runs in a cell."""
     return page.arm(**(dict(column.settings) | dict(line.settings)))
@@ -103,15 +100,12 @@ def levels(page: Page, lines: Sequence[Line], columns: Sequence[Column]) -> pd.D
         own = [arm(page, line, column) for line in lines]
         if any(line.paper in column.paper for line in lines):
             found[column.name, "paper"] = [_number(column.paper.get(line.paper)) for line in lines]
-        found[column.name, "ours"] = [_ours(a, line, column) for a, line in zip(own, lines, strict=True)]
+        found[column.name, "ours"] = [
+            cell(a.level(column.test), planned=False) if a.planned or line.paper not in column.paper else NOT_PLANNED
+            for a, line in zip(own, lines, strict=True)
+        ]
         found[column.name, "seeds"] = [a.count() for a in own]
     return pd.DataFrame(found, index=pd.Index([line.name for line in lines], name="arm"))
-
-
-def _ours(own: Arm, line: Line, column: Column) -> str:
-    if not own.planned:
-        return NOT_PLANNED if line.paper in column.paper else ""
-    return cell(own.level(column.test), planned=False)
 
 
 def _number(value: float | None, signed: bool = False) -> str:
@@ -243,9 +237,6 @@ def differs(page: Page, name: str, dataset: str, methods: Sequence[str] = ("idc"
                 words[setting] = f"{'-' if own is None else own} ({other or '-'})"
         lines.setdefault(f"{ours.method}, ipc {ours.ipc}", words)
     return pd.DataFrame(lines).fillna("as the paper")
-
-
-# --- figures ----------------------------------------------------------------------------------------------
 
 
 def forest_figure(found: Iterable[Gap], label: str) -> None:

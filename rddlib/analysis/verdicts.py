@@ -116,21 +116,17 @@ def judge(
 
 def find(comparison: Comparison, evidence: Evidence) -> Finding:
     """What the records say about a comparison, at the first of its scales that has enough seeds."""
-    seen = ""
-    for scale in comparison.claim.scales:
-        keys = evidence.keys([selector for _, selector in comparison.terms], scale)
+    claim, seen = comparison.claim, ""
+    for scale in claim.scales:
+        keys = evidence.keys([selector for _, selector in comparison.terms], scale)  # seeds x terms
         values = evidence.values(keys, comparison.metric)
-        if len(values) >= LEAST_SEEDS:
-            return _found(comparison, scale, evidence, keys.loc[values.index])
         seen = f"{len(values)} of {len(keys)} seeds at scale {scale}"
-    large = all(scale in LARGE for scale in comparison.claim.scales)
-    return Finding(comparison, NEEDS if large else NO_RUNS, seen)
-
-
-def _found(comparison: Comparison, scale: str, evidence: Evidence, keys: pd.DataFrame) -> Finding:
-    """The finding of a comparison whose runs are there; `keys`: seeds x terms."""
-    claim = comparison.claim
-    values = evidence.values(keys, comparison.metric)
+        if len(values) >= LEAST_SEEDS:
+            break
+    else:
+        large = all(scale in LARGE for scale in claim.scales)
+        return Finding(comparison, NEEDS if large else NO_RUNS, seen)
+    keys = keys.loc[values.index]
     differences = values.to_numpy() @ comparison.weights
     acts = claim.reading != "-"
     decision = rules.decide(
