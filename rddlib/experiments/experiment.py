@@ -36,10 +36,10 @@ from ..evaluation import evaluate
 from ..evaluation.evaluate import EvaluateSettings
 from ..evaluation.metrics import Metrics
 from ..models import networks
-from . import presets, provenance, sets
+from . import presets, provenance, small_sets
 from .provenance import Clock
 from .records import Record, Store, StoreError, plain_name
-from .sets import Progress, SmallSet
+from .small_sets import Progress, SmallSet
 
 MODES = ("load", "run", "live")
 log = logging.getLogger(__name__)
@@ -368,8 +368,8 @@ def _make(
         device = data.train_images.device
         small = replace(given, images=given.images.to(device), labels=given.labels.to(device))
     else:
-        made_here = sets.distilled(data, e, e.set_key, store, progress, begun) if e.set_key else None
-        small = made_here or sets.drawn(data, e)
+        made_here = small_sets.distilled(data, e, e.set_key, store, progress, begun) if e.set_key else None
+        small = made_here or small_sets.drawn(data, e)
     with clock.part("evaluate"):
         metrics = _judge(e, data, small, store, clock, progress)
     if e.method == "kip" and small.made is not None:
