@@ -92,7 +92,7 @@ def test_a_map_has_no_null_where_images_are_too_few_and_no_method_that_was_not_r
     ruler = coverage.Ruler(digits, FeatureNet(steps=2, batch=32, width=8).train(digits).eval())
     one = {risk: {"made": synthetic.start(digits, 1, 1, generator(n, "start")), "method": "glad",
                        "risk": risk, "seed": 0} for n, risk in enumerate(("control", "upper"))}  # fmt: skip
-    drawn = coverage.maps(ruler, one, "glad", seeds=(0,))
+    drawn = coverage.maps(ruler, one, "glad")
     assert "difference" in drawn and "exchange" not in drawn  # two deals are no null
     assert coverage.maps(ruler, one, "idc") == {}
 

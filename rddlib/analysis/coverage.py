@@ -56,13 +56,13 @@ def drawn_null(real: Tensor, pool: Tensor, m: int, draws: int, seed: int = 0) ->
     return np.array([float(gaps[:, pick].min(1).values.mean()) for pick in picks])
 
 
-def exchange_null(real: Tensor, a: Tensor, b: Tensor, draws: int, seed: int = 0) -> NDArray[np.float64]:
+def exchange_null(real: Tensor, a: Tensor, b: Tensor, draws: int) -> NDArray[np.float64]:
     """Differences b - a of `nearest_distance` when it is chance which image belongs to which set: (draws,).
 
     The images of both sets are mixed and dealt out anew. What the two sets truly gave lies within its central part
     where the sets cover alike.
     """
-    rng, gaps = numpy_generator(seed, "exchange", len(a)), torch.cdist(real, torch.cat([a, b]))
+    rng, gaps = numpy_generator(0, "exchange", len(a)), torch.cdist(real, torch.cat([a, b]))
     found = []
     for _ in range(draws):
         order = torch.from_numpy(rng.permutation(len(a) + len(b)))
@@ -165,12 +165,10 @@ def measure(data: DataSet, sets: Mapping[str, Mapping[str, Any]], spec: FeatureN
     }
 
 
-def maps(
-    ruler: Ruler, sets: Mapping[str, Mapping[str, Any]], method: str = "idc", c: int = 0, seeds: Sequence[int] = (0, 1)
-) -> dict[str, Any]:
-    """t-SNE of one class in feature space: real test images and a method's sets of seed 0 together, by t-SNE seed.
+def maps(ruler: Ruler, sets: Mapping[str, Mapping[str, Any]], method: str) -> dict[str, Any]:
+    """t-SNE of the first class in feature space: real test images and a method's sets of seed 0 together.
 
-    "points" (seed, N, 2), "kind" (N,): "real", or the risk of the set; "exchange": the null of upper - control there,
+    "points" (t-SNE seed, N, 2), "kind" (N,): "real", or the risk of the set; "exchange": the null of upper - control there,
     left out where a handful of images can be dealt out in too few ways.
     Empty where no set of seed 0 is there. Cost: seconds.
     """
@@ -180,14 +178,14 @@ def maps(
     shown = {a["risk"]: a["made"] for a in sorted(first, key=lambda a: a["risk"]) if a["risk"] != "lower"}
     if not shown:
         return {}
-    real = ruler.real(c)["feature"]
-    own = {risk: ruler.points(made.decoded()[0][made.decoded()[1] == c])["feature"] for risk, made in shown.items()}
+    real = ruler.real(0)["feature"]
+    own = {risk: ruler.points(made.decoded()[0][made.decoded()[1] == 0])["feature"] for risk, made in shown.items()}
     points = torch.cat([real[:MAPPED], *own.values()]).numpy()
     kind = ["real"] * min(MAPPED, len(real)) + [risk for risk, p in own.items() for _ in p]
     around = min(30.0, (len(points) - 1) / 3)
-    drawn = [TSNE(2, perplexity=around, init="pca", random_state=s).fit_transform(points) for s in seeds]
+    drawn = [TSNE(2, perplexity=around, init="pca", random_state=s).fit_transform(points) for s in (0, 1)]
     points_by_seed = [np.round(d, 2).tolist() for d in drawn]
-    found: dict[str, Any] = {"class": ruler.data.classes[c], "kind": kind, "points": points_by_seed}
+    found: dict[str, Any] = {"class": ruler.data.classes[0], "kind": kind, "points": points_by_seed}
     if len(own) == 2:
         control, upper, unit = own["control"], own["upper"], spread(real)
         found["difference"] = (nearest_distance(real, upper) - nearest_distance(real, control)) / unit

@@ -9,7 +9,7 @@ import base64
 import html
 import io
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -84,9 +84,9 @@ class Arm:
     records: tuple[Record, ...] = ()
     rows: pd.DataFrame = field(default_factory=lambda: tidy([]))
 
-    def seeds(self, test: str = "accuracy") -> list[int]:
-        """The distillation seeds that have a record of this test."""
-        return results.table(self.rows, test).index.tolist()
+    def seeds(self) -> list[int]:
+        """The distillation seeds that have a record."""
+        return results.table(self.rows).index.tolist()
 
     def level(self, test: str = "accuracy") -> Interval | None:
         """The mean with its interval; None where nothing has been run."""
@@ -413,7 +413,7 @@ def show_sheet(axes: Axes, images: Tensor, columns: int, title: str) -> None:
     axes.set_axis_off()
 
 
-def dots(axes: Axes, rows: pd.DataFrame, arms: Sequence[str], test: str, label: Callable[[str], str] = str) -> None:
+def dots(axes: Axes, rows: pd.DataFrame, arms: Sequence[str], test: str) -> None:
     """Each distillation seed as a dot (mean over its evaluations), each arm's mean with its 95 % interval."""
     for y, name in enumerate(arms):
         own = values(rows, name, test)
@@ -422,7 +422,7 @@ def dots(axes: Axes, rows: pd.DataFrame, arms: Sequence[str], test: str, label: 
         colour = DARK[y % len(DARK)]
         axes.plot(own.mean(axis=1), np.full(len(own), y + 0.2), "o", ms=4, color=colour, alpha=0.6)
         axes.errorbar(found.mean, y, xerr=span, fmt="D", ms=6, color=colour, capsize=4)
-    axes.set_yticks(range(len(arms)), [label(name) for name in arms])
+    axes.set_yticks(range(len(arms)), arms)
     axes.set_ylim(len(arms) - 0.5, -0.5)
     axes.set_xlabel(f"{test.replace('_', '-')} (%)")
 

@@ -216,7 +216,7 @@ def worst_groups(page: Page, lines: Sequence[Line], columns: Sequence[Column]) -
     return pd.DataFrame(list(rows.values()), index=index, columns=names)
 
 
-def differs(page: Page, name: str, dataset: str, methods: Sequence[str] = ("idc", "glad")) -> pd.DataFrame:
+def differs(page: Page, name: str, dataset: str) -> pd.DataFrame:
     """Settings in which the runs on a data set differ from those of the grid at paper scale, 'ours (paper)'."""
     if not page.jobs or page.experiments[0].scale == "paper":
         return pd.DataFrame()
@@ -228,7 +228,7 @@ def differs(page: Page, name: str, dataset: str, methods: Sequence[str] = ("idc"
         ours = job.experiment
         places = [(own, ours.method, ours.ipc) for own in job.arms]
         theirs = next((full[place] for place in places if place in full), None)
-        if theirs is None or ours.dataset != dataset or ours.method not in methods:
+        if theirs is None or ours.dataset != dataset or ours.method not in ("idc", "glad"):
             continue
         words = {}
         for setting in PRICED:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
-import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..base import write_atomic
@@ -56,11 +56,11 @@ def _group_lines(data: DataSet) -> list[str]:
     return result
 
 
-def samples(data: DataSet, columns: int = 10) -> Tensor:
-    """The first training images of each class: uint8 (n_classes, columns, C, H, W), white where a class has fewer."""
-    result = torch.full((data.n_classes, columns, *data.shape), 255, dtype=torch.uint8)
+def samples(data: DataSet) -> Tensor:
+    """The first ten training images of each class: uint8 (n_classes, 10, C, H, W), white where a class has fewer."""
+    result = torch.full((data.n_classes, 10, *data.shape), 255, dtype=torch.uint8)
     for label, members in enumerate(data.members):
-        first = members[:columns]
+        first = members[:10]
         result[label, : len(first)] = data.train_images[first.to(data.train_images.device)].cpu()
     return result
 
@@ -69,16 +69,13 @@ def sheet(images: Tensor, path: str | Path) -> Path:
     """Write a table of images, uint8 (rows, columns, C, H, W) with C 1 or 3, as one PNG; whole or not at all."""
     from PIL import Image
 
-    rows, columns, channels, height, width = images.shape
+    rows, columns, channels, height, _ = images.shape
     scale = max(1, LEAST_SIDE // height)
-    big = images.repeat_interleave(scale, 3).repeat_interleave(scale, 4)
-    tall, wide = height * scale + MARGIN, width * scale + MARGIN
-    canvas = np.full((rows * tall + MARGIN, columns * wide + MARGIN, channels), 255, np.uint8)
-    for row in range(rows):
-        for column in range(columns):
-            top, left = MARGIN + row * tall, MARGIN + column * wide
-            cell = big[row, column].permute(1, 2, 0).cpu().numpy()
-            canvas[top : top + height * scale, left : left + width * scale] = cell
+    cells = images.cpu().repeat_interleave(scale, 3).repeat_interleave(scale, 4)
+    cells = F.pad(cells, (0, MARGIN, 0, MARGIN), value=255)  # below and on the right of each image
+    tall, wide = cells.shape[3:]
+    table = cells.permute(2, 0, 3, 1, 4).reshape(channels, rows * tall, columns * wide)
+    canvas = F.pad(table, (MARGIN, 0, MARGIN, 0), value=255).permute(1, 2, 0).numpy()
     buffer = io.BytesIO()
     Image.fromarray(canvas.squeeze(2) if channels == 1 else canvas).save(buffer, "PNG")
     return write_atomic(path, buffer.getvalue())

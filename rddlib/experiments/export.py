@@ -31,7 +31,7 @@ def load_set(source: str | Path, store: Store | None = None) -> SyntheticSet:
     if file.suffix != ".npz":
         store = store or Store()
         record = store.match(str(source))
-        file = store.distilled(record.set_key or record.key)
+        file = store.distilled(record.set_name)
         if not file.is_file():
             method = record.experiment["method"]
             why = "is not here" if record.set_key else f"was never kept: its method is {method}, which distils nothing"

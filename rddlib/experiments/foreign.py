@@ -138,7 +138,8 @@ def _npz(path: Path) -> _Raw:
     arrays = [np.ascontiguousarray(pack[name]) for name in ("images", "labels")]
     if any(array.dtype.kind not in "uif" for array in arrays):
         raise DataError(f"{path}: images and labels are not both numbers")
-    return _Raw(*map(torch.from_numpy, arrays))
+    images, labels = (torch.from_numpy(array) for array in arrays)
+    return _Raw(images, labels)
 
 
 class _Unread:
@@ -193,7 +194,10 @@ def _tensors(path: Path, labels: str | Path | None, number: int) -> _Raw:
 
 
 def _interpreted(raw: _Raw, data: DataSet, value_range: str | None, factor: int | None, name: str) -> ForeignSet:
-    stored, order = _in_order(raw.images, data)
+    stored, order = raw.images, list[str]()
+    channels, height, width = data.shape
+    if stored.shape[1:] == (height, width, channels) != data.shape:
+        stored, order = stored.permute(0, 3, 1, 2).contiguous(), ["channels stood last"]
     labels, kind = _labels(raw.labels, data)
     check_images(stored, labels, data, pixels=False)
     if not labels.is_floating_point() and (counts := labels.bincount(minlength=data.n_classes)).min() == 0:
@@ -208,14 +212,6 @@ def _interpreted(raw: _Raw, data: DataSet, value_range: str | None, factor: int 
         words.append(f"each decoded to {tiles**2} (factor {tiles})")
     images = synthetic.decode(pixels, tiles)
     return ForeignSet(images, labels.repeat_interleave(tiles**2, 0), ipc, tiles, f"{name}: {'; '.join(words)}")
-
-
-def _in_order(images: Tensor, data: DataSet) -> tuple[Tensor, list[str]]:
-    """Images as (N, C, H, W); channels that come last beyond doubt are brought to the front, which is told."""
-    channels, height, width = data.shape
-    if images.shape[1:] == (height, width, channels) != data.shape:
-        return images.permute(0, 3, 1, 2).contiguous(), ["channels stood last"]
-    return images, []
 
 
 def _labels(labels: Tensor, data: DataSet) -> tuple[Tensor, list[str]]:

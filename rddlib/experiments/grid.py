@@ -236,10 +236,8 @@ class Ledger:
         for record in self.records.values():
             if record.device.startswith("cpu") == self.on_cpu:
                 settings = defaults | record.experiment
-                # A machine shared with other work inflates the clock's seconds, several threads the processor's.
-                price = {part: min(s, record.cpu_seconds.get(part, s)) for part, s in record.seconds.items()}
                 for step, found in zip(LIKENESS, known, strict=True):
-                    found.setdefault(tuple(settings[n] for n in step), []).append(price)
+                    found.setdefault(tuple(settings[n] for n in step), []).append(record.price)
         return known
 
 

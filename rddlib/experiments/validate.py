@@ -95,11 +95,6 @@ def _check_form(record: Record) -> None:
         raise ValueError("accuracies are not in per cent")
 
 
-def set_name(record: Record) -> str:
-    """The key under which a record's distilled set lies; the oldest sets bear the key of their record."""
-    return record.set_key or record.key
-
-
 def check_set(raw: bytes, path: Path, record: Record) -> dict[str, Any]:
     """The arrays of a distilled set's file. Raises StoreError unless it is the set that `record` has judged."""
     try:
