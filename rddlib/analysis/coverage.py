@@ -168,9 +168,9 @@ def measure(data: DataSet, sets: Mapping[str, Mapping[str, Any]], spec: FeatureN
 def maps(ruler: Ruler, sets: Mapping[str, Mapping[str, Any]], method: str) -> dict[str, Any]:
     """t-SNE of the first class in feature space: real test images and a method's sets of seed 0 together.
 
-    "points" (t-SNE seed, N, 2), "kind" (N,): "real", or the risk of the set; "exchange": the null of upper - control there,
-    left out where a handful of images can be dealt out in too few ways.
-    Empty where no set of seed 0 is there. Cost: seconds.
+    "points" (t-SNE seed, N, 2), "kind" (N,): "real", or the risk of the set; "exchange": the null of upper - control
+    there, left out where a handful of images can be dealt out in too few ways. Empty where no set of seed 0 is there.
+    Cost: seconds.
     """
     from sklearn.manifold import TSNE
 

@@ -87,6 +87,17 @@ def tidy(records: Iterable[Record]) -> pd.DataFrame:
     return runs.loc[rows.pop("place")].reset_index(drop=True).join(rows)
 
 
+def histories(records: Iterable[Record]) -> pd.DataFrame:
+    """What runs noted at each outer step, tidy: all settings, `key`, `outer` (from 1), `quantity`, `value`."""
+    defaults = asdict(Experiment())
+    rows = []
+    for record in records:
+        head = defaults | record.experiment | {"key": record.key}
+        for outer, entry in enumerate(record.history, 1):
+            rows += [head | {"outer": outer, "quantity": name, "value": value} for name, value in entry.items()]
+    return pd.DataFrame(rows, columns=[*defaults, "key", "outer", "quantity", "value"])
+
+
 def _numbers(test: str, values: Any) -> list[tuple[int, str, int | None, float | None]]:
     """(training, test, group, value) of one metric, which has a number or a list of numbers for each training."""
     if not isinstance(values, list) or test.endswith(FACTS):
