@@ -462,11 +462,11 @@ def evaluate(
         raise SettingError("range", range, f"one of {', '.join(foreign.RANGES)}")
     chosen = Experiment.checked(settings, texts=True)
     asked = Experiment.preset(**chosen)  # refuses what cannot be before data is read
-    found = foreign.read(file, runs.load_data(asked, root=at.data_root), range, factor, labels, number)
-    print(found.words)
+    foreign_set = foreign.read(file, runs.load_data(asked, root=at.data_root), range, factor, labels, number)
+    print(foreign_set.words)
     store = Store(at.store)
-    experiment = foreign.experiment_of(found, **{"scale": "smoke"} | chosen)
-    records = {"this set": foreign.judge(found, experiment, store, at.device, at.data_root)}
+    experiment = foreign.experiment_of(foreign_set, **{"scale": "smoke"} | chosen)
+    records = {"this set": foreign.judge(foreign_set, experiment, store, at.device, at.data_root)}
     if not no_floor:
         floor = dataclasses.replace(experiment, method="random", set_sha256=None)
         try:

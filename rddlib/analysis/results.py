@@ -102,13 +102,13 @@ def _numbers(test: str, values: Any) -> list[tuple[int, str, int | None, float |
     """(training, test, group, value) of one metric, which has a number or a list of numbers for each training."""
     if not isinstance(values, list) or test.endswith(FACTS):
         return []
-    found: list[tuple[int, str, int | None, float | None]] = []
+    rows: list[tuple[int, str, int | None, float | None]] = []
     for training, value in enumerate(values):
         if isinstance(value, list):
-            found += [(training, test, group, v) for group, v in enumerate(value)]
+            rows += [(training, test, group, v) for group, v in enumerate(value)]
         else:
-            found.append((training, test, None, value))
-    return found
+            rows.append((training, test, None, value))
+    return rows
 
 
 def by_seed(frame: pd.DataFrame, *settings: str) -> pd.DataFrame:
@@ -134,8 +134,8 @@ def table(frame: pd.DataFrame, test: str = "accuracy") -> pd.DataFrame:
     own = frame[frame["test"] == test]
     kinds = own[["dataset", "ipc"]].drop_duplicates()
     if len(kinds) > 1 or own.duplicated(["seed", "training"]).any():
-        found = "; ".join(f"{name}, IPC {ipc}" for name, ipc in kinds.itertuples(index=False))
-        raise SettingError("rows", found, f"rows of one data set, IPC and run a seed for {test!r}")
+        given = "; ".join(f"{name}, IPC {ipc}" for name, ipc in kinds.itertuples(index=False))
+        raise SettingError("rows", given, f"rows of one data set, IPC and run a seed for {test!r}")
     return own.pivot(index="seed", columns="training", values="value")
 
 

@@ -21,10 +21,10 @@ def readings(rows: pd.DataFrame, reading: str) -> pd.DataFrame:
 
     Raises SettingError for runs without an audit.
     """
-    found = table(rows, READINGS[reading])
-    if len(found) < rows["seed"].nunique():
-        raise SettingError("rows", f"{len(found)} seeds with an audit", "runs with eval_audit above 0")
-    return found
+    values = table(rows, READINGS[reading])
+    if len(values) < rows["seed"].nunique():
+        raise SettingError("rows", f"{len(values)} seeds with an audit", "runs with eval_audit above 0")
+    return values
 
 
 def gain(a: pd.DataFrame, b: pd.DataFrame, reading_a: str = "last", reading_b: str = "last") -> Interval | None:

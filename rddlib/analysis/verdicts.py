@@ -226,10 +226,10 @@ def _verdict(claim: Claim, findings: tuple[Finding, ...]) -> Verdict:
 
 def tally(verdicts: Iterable[Verdict]) -> dict[str, Counter[str]]:
     """How many claims of each family have each verdict, families in the order of the ledger."""
-    found: dict[str, Counter[str]] = {}
+    counts: dict[str, Counter[str]] = {}
     for verdict in verdicts:
-        found.setdefault(verdict.claim.family, Counter())[verdict.verdict] += 1
-    return found
+        counts.setdefault(verdict.claim.family, Counter())[verdict.verdict] += 1
+    return counts
 
 
 def corrected(verdicts: Iterable[Verdict]) -> dict[str, tuple[float, float]]:
@@ -241,8 +241,8 @@ def corrected(verdicts: Iterable[Verdict]) -> dict[str, tuple[float, float]]:
     for v in verdicts:
         if np.isfinite(v.p) and "@" not in v.claim.test and v.verdict not in (rules.MECHANISM_OFF, rules.NO_ROOM):
             families.setdefault(v.claim.family, {})[v.claim.id] = v.p
-    found: dict[str, tuple[float, float]] = {}
+    adjusted: dict[str, tuple[float, float]] = {}
     for p in families.values():
         first, second = rules.holm(p), rules.benjamini_hochberg(p)
-        found |= {name: (first[name], second[name]) for name in p}
-    return found
+        adjusted |= {name: (first[name], second[name]) for name in p}
+    return adjusted

@@ -114,30 +114,30 @@ class Experiment(DistillSettings, EvaluateSettings):
         return set(DistillSettings.declared()) - used | fixed
 
     def _idle_in_loop(self) -> set[str]:
-        found = {name for name in settings.OVERRIDES if not self.differs(name)}
+        idle = {name for name in settings.OVERRIDES if not self.differs(name)}
         if self.risk == "control":
-            found |= {"where", "alpha", "average", "worst", "scope", "space", "max_centres", "centre_choice"}
-            found |= {"centres_in_all", "risk_images", "worst_step", "divide_loss"}
+            idle |= {"where", "alpha", "average", "worst", "scope", "space", "max_centres", "centre_choice"}
+            idle |= {"centres_in_all", "risk_images", "worst_step", "divide_loss"}
         if self.where == "matching":
-            found |= {"risk_images", "worst_step", "divide_loss"}
+            idle |= {"risk_images", "worst_step", "divide_loss"}
         if self.centres_in_all is not None:
-            found |= {"max_centres", "centre_choice"}
+            idle |= {"max_centres", "centre_choice"}
         if self.real_choice != "representative":
-            found |= {"real_choice_interval", "real_pool"}
+            idle |= {"real_choice_interval", "real_pool"}
         uses_groups = self.risk != "control" or self.match_groups == "equal"
         if not (uses_groups or self.real_choice == "balanced" or self.start == "covering"):
-            found |= {"groups_from"}
-        if self.groups_from != "found" or "groups_from" in found:
-            found |= {"found_groups"}
+            idle |= {"groups_from"}
+        if self.groups_from != "found" or "groups_from" in idle:
+            idle |= {"found_groups"}
         if self.ipc <= self.max_centres:
-            found.add("centre_choice")
+            idle.add("centre_choice")
         if self.start_sha256 is not None:
-            found.add("start")
+            idle.add("start")
         if self.parts().prior == "none":
-            found |= {"prior_layer", "prior_start"}
+            idle |= {"prior_layer", "prior_start"}
         if self.network in networks.FIXED_DEPTH:
-            found.add("depth")
-        return found
+            idle.add("depth")
+        return idle
 
     @classmethod
     def preset(cls, scale: str = "smoke", **chosen: Any) -> Experiment:

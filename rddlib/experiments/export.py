@@ -39,12 +39,12 @@ def load_set(source: str | Path, store: Store | None = None) -> SyntheticSet:
     return synthetic.read(file)
 
 
-def _images(found: SyntheticSet, stored: bool) -> tuple[Tensor, Tensor]:
+def _images(distilled: SyntheticSet, stored: bool) -> tuple[Tensor, Tensor]:
     """Images (N, C, H, W) in [0, 1] and labels (N,), class by class: as one trains on them, or as `stored`."""
-    return (found.images, found.labels) if stored else found.decoded()
+    return (distilled.images, distilled.labels) if stored else distilled.decoded()
 
 
-def as_png(found: SyntheticSet, folder: str | Path, stored: bool = False) -> int:
+def as_png(distilled: SyntheticSet, folder: str | Path, stored: bool = False) -> int:
     """Write FOLDER/<number of the class>/<number>.png, all or none; the number of images. Refuses a folder with files.
 
     Tiles that were enlarged in decoding are rounded to 8 bits. `foreign.read` reads the folder back.
@@ -54,7 +54,7 @@ def as_png(found: SyntheticSet, folder: str | Path, stored: bool = False) -> int
     folder = Path(folder).expanduser()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise SettingError("png", folder.name, "a folder that is new or empty")
-    images, labels = _images(found, stored)
+    images, labels = _images(distilled, stored)
     numbers = [0] * (int(labels.max()) + 1)
     with _whole_folder(folder) as place:  # some classes of a set are no set
         for image, label in zip(_eight_bits(images), labels.tolist(), strict=True):
@@ -87,20 +87,20 @@ def _whole_folder(folder: Path) -> Iterator[Path]:
         raise WriteError(f"{folder}: cannot be written ({error.strerror or error})") from error
 
 
-def as_grid(found: SyntheticSet, file: str | Path, stored: bool = False) -> int:
+def as_grid(distilled: SyntheticSet, file: str | Path, stored: bool = False) -> int:
     """Write all images as one PNG, a row a class; the number of images."""
-    images, labels = _images(found, stored)
+    images, labels = _images(distilled, stored)
     n_classes = int(labels.max()) + 1
     sheet(_eight_bits(images).unflatten(0, (n_classes, -1)), _new(file, "grid"))
     return len(images)
 
 
-def as_tensors(found: SyntheticSet, file: str | Path, stored: bool = False) -> int:
+def as_tensors(distilled: SyntheticSet, file: str | Path, stored: bool = False) -> int:
     """Write [images, labels] with torch.save: float32 (N, C, H, W) in [0, 1] and int64 (N,); the number of images.
 
     ``images, labels = torch.load(FILE, weights_only=True)`` reads it. It is the layout of IDC's data.pt.
     """
-    images, labels = _images(found, stored)
+    images, labels = _images(distilled, stored)
     buffer = io.BytesIO()
     torch.save([images.clone(), labels.clone()], buffer)
     write_atomic(_new(file, "pt"), buffer.getvalue())

@@ -169,25 +169,25 @@ def _load(path: Path) -> Any:
 
 def _tensors(path: Path, labels: str | Path | None, number: int) -> _Raw:
     """DC's dict, IDC's pair, or MTT's images with their labels in another file."""
-    found = _load(path)
+    content = _load(path)
     notes: tuple[str, ...] = ()
-    if isinstance(found, dict) and isinstance(found.get("data"), list):
-        sets = found["data"]
+    if isinstance(content, dict) and isinstance(content.get("data"), list):
+        sets = content["data"]
         if not 1 <= number <= len(sets):
             raise SettingError("number", number, f"1 to {len(sets)}, the sets in {path.name}")
-        found = sets[number - 1]
+        content = sets[number - 1]
         notes = (f"set {number} of {len(sets)}",) if len(sets) > 1 else ()
-    elif isinstance(found, dict) and {"images", "labels"} <= set(found):
-        found = [found["images"], found["labels"]]
-    if isinstance(found, Tensor):
+    elif isinstance(content, dict) and {"images", "labels"} <= set(content):
+        content = [content["images"], content["labels"]]
+    if isinstance(content, Tensor):
         file = Path(labels).expanduser() if labels else path.with_name(path.name.replace("images", "labels", 1))
         if file == path or not file.is_file():
             raise DataError(f"{path}: holds images alone; name the file of their labels with --labels")
-        found = [found, _load(file)]
+        content = [content, _load(file)]
         notes = (f"labels from {file.name}",)
-    if not (isinstance(found, list | tuple) and len(found) == 2 and all(isinstance(t, Tensor) for t in found)):
+    if not (isinstance(content, list | tuple) and len(content) == 2 and all(isinstance(t, Tensor) for t in content)):
         raise DataError(f"{path}: is neither [images, labels], a dict with 'data' or 'images' and 'labels', nor images")
-    return _Raw(found[0].detach(), found[1].detach(), notes=notes)
+    return _Raw(content[0].detach(), content[1].detach(), notes=notes)
 
 
 # --- what it means ----------------------------------------------------------------------------------------
@@ -278,17 +278,26 @@ def _range(low: float, high: float, data: DataSet) -> str | None:
 # --- judged -----------------------------------------------------------------------------------------------
 
 
-def experiment_of(found: ForeignSet, scale: str, **chosen: Any) -> Experiment:
+def experiment_of(judged: ForeignSet, scale: str, **chosen: Any) -> Experiment:
     """The experiment that judges a set: known by the content of the set, with the evaluation of a scale."""
-    about = {"method": "foreign", "ipc": found.ipc, "factor": found.factor, "set_sha256": found.sha256}
+    about = {
+        "method": "foreign",
+        "ipc": judged.ipc,
+        "factor": judged.factor,
+        "set_sha256": judged.sha256,
+    }
     return Experiment.preset(scale, **(chosen | about))
 
 
 def judge(
-    found: ForeignSet, experiment: Experiment, store: Store, device: str = "cpu", data_root: str | Path | None = None
+    judged: ForeignSet,
+    experiment: Experiment,
+    store: Store,
+    device: str = "cpu",
+    data_root: str | Path | None = None,
 ) -> Record:
     """The record of a foreign set, from the store or made now, as `experiment.run` makes it."""
-    return run(experiment, store, device=device, data_root=data_root, given=SmallSet(found.images, found.labels))
+    return run(experiment, store, device=device, data_root=data_root, given=SmallSet(judged.images, judged.labels))
 
 
 def rows(records: dict[str, Record]) -> Iterator[list[str]]:

@@ -123,11 +123,11 @@ def read(path: Path, scale: str) -> list[Job]:
         raise SettingError(f"{path}: arm", arms, "at least one [[arm]] block")
     common = _table(raw, "common", FIELDS, f"{path}, [common]")
     scales = _scales(raw, FIELDS, f"{path}, ")
-    found: list[Job] = []
+    jobs: list[Job] = []
     for number, arm in enumerate(arms, 1):
         where = f"{path}, arm {arm.get('name', number)!r}"
-        found += _arm(arm, where, path.stem, scale, common, scales)
-    return found
+        jobs += _arm(arm, where, path.stem, scale, common, scales)
+    return jobs
 
 
 def _arm(
@@ -236,8 +236,8 @@ class Ledger:
         for record in self.records.values():
             if record.device.startswith("cpu") == self.on_cpu:
                 settings = defaults | record.experiment
-                for step, found in zip(LIKENESS, known, strict=True):
-                    found.setdefault(tuple(settings[n] for n in step), []).append(record.price)
+                for step, seconds in zip(LIKENESS, known, strict=True):
+                    seconds.setdefault(tuple(settings[n] for n in step), []).append(record.price)
         return known
 
 

@@ -112,8 +112,8 @@ class Store:
             raise SettingError("key", start, "the first characters of a key, as `list` prints them")
         paths = sorted(self.root.glob(f"runs/*/{start}*.json"))
         if len(paths) != 1:
-            found = ", ".join(p.stem for p in paths) or "none"
-            raise StoreError(f"key {start!r}: {len(paths)} records in {self.root / 'runs'} begin so ({found})")
+            keys = ", ".join(p.stem for p in paths) or "none"
+            raise StoreError(f"key {start!r}: {len(paths)} records in {self.root / 'runs'} begin so ({keys})")
         return self._read(paths[0])
 
     def records(self, group: str = "*") -> list[Record]:
@@ -208,8 +208,8 @@ class Store:
 def known_records() -> list[Record]:
     """The records of the default store and those of the book, which come with the library, sorted by key."""
     roots = {Store().root, resources()}  # one and the same in a checkout, unless $RDD_STORE is set
-    found = {record.key: record for root in roots for record in Store(root).records()}
-    return [found[key] for key in sorted(found)]
+    by_key = {record.key: record for root in roots for record in Store(root).records()}
+    return [by_key[key] for key in sorted(by_key)]
 
 
 def plain_name(group: str) -> str:
