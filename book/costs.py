@@ -130,16 +130,8 @@ def take_time(root: Path, pages: Sequence[Path]) -> None:
     for page in pages:
         with tempfile.TemporaryDirectory() as folder:
             start = time.perf_counter()
-            command = [
-                sys.executable,
-                "-m",
-                "papermill",
-                str(page),
-                f"{folder}/out.ipynb",
-                "--no-progress-bar",
-                "-k",
-                "python3",
-            ]
+            options = ["--no-progress-bar", "-k", "python3"]
+            command = [sys.executable, "-m", "papermill", str(page), f"{folder}/out.ipynb", *options]
             subprocess.run(command, cwd=root, check=True)
         spent = time.perf_counter() - start
         # The largest child so far: exact for the largest page, an upper bound for those after it.
