@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -21,16 +22,13 @@ def lines(data: DataSet) -> list[str]:
     """What there is to know before distilling: classes, sizes, groups, the smallest class, the most images a class."""
     channels, height, width = data.shape
     colours = "grey" if channels == 1 else "RGB"
-    train_counts = data.train_labels.bincount(minlength=data.n_classes).tolist()
-    test_counts = data.test_labels.bincount(minlength=data.n_classes).tolist()
-    result = [
-        f"{data.name}: {data.n_classes} classes, {height} x {width} pixels, {colours} ({data.source})",
-        f"{'class':<24} {'train':>7} {'test':>7}",
-    ]
-    for name, train, test in zip(data.classes, train_counts, test_counts, strict=True):
-        result.append(f"{name:<24} {train:>7} {test:>7}")
+    train_counts, test_counts = (_counts(labels, data.n_classes) for labels in (data.train_labels, data.test_labels))
+    result = [f"{data.name}: {data.n_classes} classes, {height} x {width} pixels, {colours} ({data.source})"]
+    result += _table("class", data.classes, train_counts, test_counts)
     result.append(f"{'all':<24} {len(data.train_labels):>7} {len(data.test_labels):>7}")
-    result += _group_lines(data)
+    if data.group_names:
+        groups = (_counts(groups, len(data.group_names)) for groups in (data.train_groups, data.test_groups))
+        result += _table("group", data.group_names, *groups)
     least = min(train_counts)
     most = ", ".join(f"{least // factor**2} at factor {factor}" for factor in FACTORS)
     smallest = data.classes[train_counts.index(least)]
@@ -42,18 +40,16 @@ def lines(data: DataSet) -> list[str]:
     return result
 
 
-def _group_lines(data: DataSet) -> list[str]:
-    """Sizes of the known groups in each part; a part without groups has none."""
-    if not data.group_names:
-        return []
-    result = [f"{'group':<24} {'train':>7} {'test':>7}"]
-    parts = [
-        [0] * len(data.group_names) if groups is None else groups.bincount(minlength=len(data.group_names)).tolist()
-        for groups in (data.train_groups, data.test_groups)
+def _counts(of: Tensor | None, n: int) -> list[int]:
+    """Images in each of n classes or groups; a part without groups has none."""
+    return [0] * n if of is None else of.bincount(minlength=n).tolist()
+
+
+def _table(head: str, names: Sequence[str], train: list[int], test: list[int]) -> list[str]:
+    return [
+        f"{name:<24} {a:>7} {b:>7}"
+        for name, a, b in zip([head, *names], ["train", *train], ["test", *test], strict=True)
     ]
-    for name, train, test in zip(data.group_names, *parts, strict=True):
-        result.append(f"{name:<24} {train:>7} {test:>7}")
-    return result
 
 
 def samples(data: DataSet) -> Tensor:

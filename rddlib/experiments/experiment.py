@@ -287,10 +287,8 @@ def fitted(experiment: Experiment, content: Content) -> Experiment:
         for_these = presets.numbers(e.scale, settings, content.n_classes)
         wanted = {name: number for name, number in for_these.items() if number != usual[name]}
         reason = f"has {content.n_classes} classes"
-    changed: dict[str, Any] = {}
-    for name, number in wanted.items():
-        if getattr(e, name) == usual.get(name, e.declared()[name].default):
-            changed[name] = number
+    usual = {name: usual.get(name, field.default) for name, field in e.declared().items()}
+    changed = {name: number for name, number in wanted.items() if getattr(e, name) == usual[name]}
     told = sorted(changed.keys() - e.idle())
     if told:
         words = ", ".join(f"{name} = {changed[name]}" for name in told)
