@@ -462,7 +462,8 @@ def evaluate(
         raise SettingError("range", range, f"one of {', '.join(foreign.RANGES)}")
     chosen = Experiment.checked(settings, texts=True)
     asked = Experiment.preset(**chosen)  # refuses what cannot be before data is read
-    foreign_set = foreign.read(file, runs.load_data(asked, root=at.data_root), range, factor, labels, number)
+    data = runs.load_data(asked, root=at.data_root, download=at.download)
+    foreign_set = foreign.read(file, data, range, factor, labels, number)
     print(foreign_set.words)
     store = Store(at.store)
     experiment = foreign.experiment_of(foreign_set, **{"scale": "smoke"} | chosen)
