@@ -313,10 +313,10 @@ def grid(
     store = Store(at.store)
     ledger = Ledger(store, at.device)
     tally = Tally.of(wanted, ledger)
-    counts = ", ".join(f"{n} {state}" for state, n in tally.counts.items())
-    print(f"{' '.join(grid)}, {scale}: {len(wanted)} experiments, {counts}")
     todo = [job for job in wanted if ledger.state(job.key) in ("missing", "failed")]
     scheduler = Scheduler(todo, store, jobs, Where(at.device, at.data_root, at.download))
+    counts = ", ".join(f"{n} {state}" for state, n in tally.counts.items())
+    print(f"{' '.join(grid)}, {scale}: {len(wanted)} experiments, {counts}")
     print(f"to run: {len(todo)}, cost {tally.price()} in all, {jobs} side by side")
     if dry_run or not todo:
         for job in scheduler.queue:

@@ -14,7 +14,6 @@ from typing import Annotated, Any
 
 import numpy as np
 import pydantic
-from typing_extensions import TypeAliasType
 
 from .. import files
 from ..distillation.settings import LOOPED
@@ -26,10 +25,11 @@ NAMED = ("dataset", "method", "risk", "ipc", "factor", "seed", "scale", "eval_ne
 FAULTS = (ValueError, TypeError, KeyError, OverflowError, RecursionError)
 
 # What each field of a record may hold, all numbers finite. Texts have no markup of HTML or Markdown and no control
-# characters; a metric is a number, a text (a hash), or a list of such; an empty group has None.
+# characters; a metric is a number or a text (a hash), or has one or a list of them a training; an empty group has None.
 Text = Annotated[str, pydantic.StringConstraints(pattern=r"^[\w +,.:;/\\()=@#%-]{0,200}$")]
 Cost = Annotated[float, pydantic.Field(ge=0)]
-Metric = TypeAliasType("Metric", "float | Text | list[Metric] | None")
+Value = float | Text | None
+Metric = float | Text | list[Value | list[Value]]
 HOLDS: dict[str, Any] = {
     "experiment": dict[Text, float | bool | Text | None],
     "metrics": dict[Text, Metric],
