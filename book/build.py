@@ -100,27 +100,10 @@ def execute_quickstart(root: Path, build: Path) -> str:
     target.parent.mkdir(parents=True, exist_ok=True)
     stamp.unlink(missing_ok=True)
     scratch = target.with_suffix(".running.ipynb")
-    run(
-        "quickstart",
-        [
-            sys.executable,
-            "-m",
-            "papermill",
-            str(source.relative_to(root)),
-            str(scratch),
-            "--no-progress-bar",
-            "-k",
-            "python3",
-            "-p",
-            "mode",
-            "live",
-            "-p",
-            "scale",
-            "smoke",
-        ],
-        f"The notebook {QUICKSTART} raised the error above; the cells that ran are in {scratch}.",
-        root,
-    )
+    options = ["--no-progress-bar", "-k", "python3", "-p", "mode", "live", "-p", "scale", "smoke"]
+    command = [sys.executable, "-m", "papermill", str(source.relative_to(root)), str(scratch), *options]
+    advice = f"The notebook {QUICKSTART} raised the error above; the cells that ran are in {scratch}."
+    run("quickstart", command, advice, root)
     target.write_text(
         json.dumps(without_stamps(json.loads(scratch.read_text(encoding="utf-8"))), indent=1), encoding="utf-8"
     )
@@ -277,25 +260,13 @@ def render(root: Path, build: Path) -> str:
     for leftover in (build / "html", build / ".doctrees"):
         shutil.rmtree(leftover, ignore_errors=True)
     stamp.unlink(missing_ok=True)
-    run(
-        "render",
-        [
-            sys.executable,
-            "-c",
-            "from jupyter_book.cli.main import main; main()",
-            "build",
-            str(build / "source"),
-            "--path-output",
-            str(build.parent),
-            "-n",
-            "-W",
-            "--keep-going",
-            "-q",
-        ],
+    program = "from jupyter_book.cli.main import main; main()"
+    places = ["build", str(build / "source"), "--path-output", str(build.parent)]
+    advice = (
         "Sphinx names the file and line of each warning above (the file to mend is the one outside _build/source); "
-        "a warning is an error here.",
-        root,
+        "a warning is an error here."
     )
+    run("render", [sys.executable, "-c", program, *places, *["-n", "-W", "--keep-going", "-q"]], advice, root)
     stamp.write_text(key)
     return "built"
 

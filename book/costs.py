@@ -48,10 +48,9 @@ def seconds(records: Iterable[Record]) -> float:
     """What records cost: a set that several share once, processor time where that is less than the clock's."""
     total, sets = 0.0, set[str]()
     for r in records:
-        for part, wall in r.seconds.items():
-            if part != "distill" or not r.set_key or r.set_key not in sets:
-                total += min(wall, r.cpu_seconds.get(part, wall))
-        sets.add(r.set_key)
+        shared = {"distill"} if r.set_key in sets else set()
+        total += sum(price for part, price in r.price.items() if part not in shared)
+        sets |= {r.set_key} - {""}
     return total
 
 
@@ -131,16 +130,8 @@ def take_time(root: Path, pages: Sequence[Path]) -> None:
     for page in pages:
         with tempfile.TemporaryDirectory() as folder:
             start = time.perf_counter()
-            command = [
-                sys.executable,
-                "-m",
-                "papermill",
-                str(page),
-                f"{folder}/out.ipynb",
-                "--no-progress-bar",
-                "-k",
-                "python3",
-            ]
+            options = ["--no-progress-bar", "-k", "python3"]
+            command = [sys.executable, "-m", "papermill", str(page), f"{folder}/out.ipynb", *options]
             subprocess.run(command, cwd=root, check=True)
         spent = time.perf_counter() - start
         # The largest child so far: exact for the largest page, an upper bound for those after it.
@@ -217,7 +208,7 @@ def runs_table(ledger: Ledger) -> str:
     for folder in sorted({p.parent for p in ledger.store.root.glob("runs/*/*.json")}):
         own = [ledger.records[p.stem] for p in folder.glob("*.json") if p.stem in ledger.records]
         if own:
-            each = [sum(min(w, r.cpu_seconds.get(part, w)) for part, w in r.seconds.items()) for r in own]
+            each = [sum(r.price.values()) for r in own]
             spread = f"{duration(min(each))} to {duration(max(each))}"
             lines.append(
                 f"| `{plain(folder.name)}` | {len(own)} | {duration(seconds(own))} | {spread} | "

@@ -53,7 +53,7 @@ def marked_tests(folder: Path) -> Iterator[tuple[str, str, str]]:
     """(id, file, test) for each @pytest.mark.equation("id") on a test function or class of a folder."""
     for path in sorted(folder.glob("test_*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            if isinstance(node, ast.FunctionDef):
                 for mark in node.decorator_list:
                     if isinstance(mark, ast.Call) and ast.unparse(mark.func).endswith("mark.equation"):
                         yield from ((str(ast.literal_eval(a)), path.name, node.name) for a in mark.args)

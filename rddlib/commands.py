@@ -44,6 +44,7 @@ OF_DATA = ("scale", "dataset", "size", "train_limit", "test_limit")
 JUDGED = (*OF_DATA, "seed")  # what `evaluate` takes beside eval_*
 
 ELSEWHERE = Group("Where from, where to", sort_key=1)
+Else = Annotated[str | None, Parameter(group=ELSEWHERE)]
 StoreDir = Annotated[
     str | None, Parameter(help="where records are kept (default: $RDD_STORE, else data/ or ~/rddlib_data)")
 ]
@@ -52,7 +53,20 @@ DataRoot = Annotated[
     str | None,
     Parameter(group=ELSEWHERE, help="where data lies (default: $RDD_DATA, else cache/ of the default store)"),
 ]
-Download = Annotated[bool, Parameter(group=ELSEWHERE, help="let torchvision download CIFAR-10 or SVHN")]
+
+
+@Parameter(name="*")
+@dataclasses.dataclass(frozen=True)
+class Place(Where):
+    """Where a command computes, finds its data and keeps its results."""
+
+    device: Device = "cpu"
+    store: StoreDir = None
+    data_root: DataRoot = None
+    download: Annotated[bool, Parameter(group=ELSEWHERE, help="let torchvision download CIFAR-10 or SVHN")] = False
+
+
+HERE = Place()
 
 
 def takes(settings: type[Settings], names: Sequence[str], defaults: bool = True) -> Callable[..., Any]:
@@ -117,14 +131,11 @@ def _defaults(words: tuple[str, ...]) -> dict[str, Any]:
 @takes(Experiment, [*EVERYBODY, *(name for name in BY_HAND if name not in EVERYBODY)])
 def run(
     *,
-    device: Device = "cpu",
-    store: StoreDir = None,
-    seeds: Annotated[str | None, Parameter(group=ELSEWHERE)] = None,
-    from_set: Annotated[str | None, Parameter(group=ELSEWHERE)] = None,
+    at: Place = HERE,
+    seeds: Else = None,
+    from_set: Else = None,
     dry_run: Annotated[bool, Parameter(group=ELSEWHERE)] = False,
-    group: Annotated[str | None, Parameter(group=ELSEWHERE)] = None,
-    data_root: DataRoot = None,
-    download: Download = False,
+    group: Else = None,
     **settings: str,
 ) -> None:
     """Run one experiment, or find its record. Ten options are enough; the others override numbers of the scale.
@@ -135,34 +146,34 @@ def run(
         dry_run: say the key, whether its record is there, and what a run may cost; write nothing
         group: folder of the record under runs/ (default: DATASET_SCALE)
     """
-    place = Store(store)
+    store = Store(at.store)
     chosen = Experiment.checked(settings, texts=True)
     begun = None
     if from_set is not None:
-        begun = forms.load_set(from_set, place)
-        usual = {"ipc": begun.ipc, "factor": begun.factor} | _data_of(from_set, place, named="dataset" in settings)
+        begun = forms.load_set(from_set, store)
+        usual = {"ipc": begun.ipc, "factor": begun.factor} | _data_of(from_set, store, named="dataset" in settings)
         chosen = usual | chosen | {"start_sha256": begun.sha256}
     asked = [Experiment.preset(**chosen | seed) for seed in _seeds(seeds, settings)]
     if dry_run:
-        ledger = Ledger(place, device)
+        ledger = Ledger(store, at.device)
         for experiment in asked:
             print(_estimate(runs.identified(experiment), ledger))
         return
-    known = {path.stem for path in place.files()}
+    known = {path.stem for path in store.files()}
     for experiment in asked:
         with Bars() as bars:
             record = runs.run(
                 experiment,
-                place,
-                device=device,
-                data_root=data_root,
-                download=download,
+                store,
+                device=at.device,
+                data_root=at.data_root,
+                download=at.download,
                 group=group,
                 progress=bars.show,
                 begun=begun,
             )
         print(summary_line(record))
-        _tell_where(record, place, record.key in known)
+        _tell_where(record, store, record.key in known)
 
 
 def _data_of(source: str, store: Store, named: bool) -> dict[str, Any]:
@@ -274,10 +285,7 @@ def grid(
     only: str | None = None,
     dry_run: bool = False,
     json: bool = False,
-    device: Device = "cpu",
-    store: StoreDir = None,
-    data_root: DataRoot = None,
-    download: Download = False,
+    at: Place = HERE,
 ) -> int:
     """Run what is missing of a grid of experiments, the most valuable first.
 
@@ -302,20 +310,23 @@ def grid(
     if json:
         print(grids.to_json(wanted))
         return 0
-    place = Store(store)
-    ledger = Ledger(place, device)
+    store = Store(at.store)
+    ledger = Ledger(store, at.device)
     tally = Tally.of(wanted, ledger)
+    todo = [job for job in wanted if ledger.state(job.key) in ("missing", "failed")]
+    scheduler = Scheduler(todo, store, jobs, Where(at.device, at.data_root, at.download))
     counts = ", ".join(f"{n} {state}" for state, n in tally.counts.items())
     print(f"{' '.join(grid)}, {scale}: {len(wanted)} experiments, {counts}")
-    todo = [job for job in wanted if ledger.state(job.key) in ("missing", "failed")]
-    scheduler = Scheduler(todo, place, jobs, Where(device, data_root, download))
     print(f"to run: {len(todo)}, cost {tally.price()} in all, {jobs} side by side")
     if dry_run or not todo:
         for job in scheduler.queue:
-            print(f"  {_job_line(job, ledger)}")
+            cost = ledger.cost(job)
+            price = "unknown" if cost is None else grids.duration(cost)
+            what = describe(dataclasses.asdict(job.experiment))
+            print(f"  {job.key}  value {job.value:<4g} {price:>10}  {what}  ({', '.join(job.arms)})")
         return 0
-    check_device(device)
-    return _go(scheduler, len(todo), budget_minutes, place)
+    check_device(at.device)
+    return _go(scheduler, len(todo), budget_minutes, store)
 
 
 def _go(scheduler: Scheduler, number: int, minutes: float | None, store: Store) -> int:
@@ -337,13 +348,6 @@ def _go(scheduler: Scheduler, number: int, minutes: float | None, store: Store) 
     return outcome.status
 
 
-def _job_line(job: Job, ledger: Ledger) -> str:
-    cost = ledger.cost(job)
-    price = "unknown" if cost is None else grids.duration(cost)
-    what = describe(dataclasses.asdict(job.experiment))
-    return f"{job.key}  value {job.value:<4g} {price:>10}  {what}  ({', '.join(job.arms)})"
-
-
 def status(*grid: str, scale: Sequence[str] = (), device: Device = "cpu", store: StoreDir = None) -> None:
     """What is done and missing of each grid.
 
@@ -355,19 +359,13 @@ def status(*grid: str, scale: Sequence[str] = (), device: Device = "cpu", store:
     rows = [["grid/arm" if grid else "grid", "scale", *grids.STATES, "cost of the missing"]]
     for name in grid or grids.names():
         for at in scale or SCALES:
-            for part, jobs in _parts(name, at, arm_by_arm=bool(grid)).items():
-                tally = Tally.of(jobs, ledger)
+            jobs = grids.jobs([name], at)
+            arms = dict.fromkeys(arm for job in jobs for arm in job.arms)
+            parts = {arm: [job for job in jobs if arm in job.arms] for arm in arms} if grid else {name: jobs}
+            for part, own in parts.items():
+                tally = Tally.of(own, ledger)
                 rows.append([part, at, *(str(tally.counts[state]) for state in grids.STATES), tally.price()])
     _print_table(rows)
-
-
-def _parts(name: str, scale: str, arm_by_arm: bool) -> dict[str, list[Job]]:
-    """The jobs of a grid at a scale as one, or by arm in order of value."""
-    jobs = grids.jobs([name], scale)
-    if not arm_by_arm:
-        return {name: jobs}
-    arms = dict.fromkeys(arm for job in jobs for arm in job.arms)
-    return {arm: [job for job in jobs if arm in job.arms] for arm in arms}
 
 
 def merge(folder: str, /, *, store: StoreDir = None) -> int:
@@ -392,10 +390,7 @@ def prior(
     replace: bool = False,
     score_steps: int = priors.JUDGE["steps"],
     score_width: int = priors.JUDGE["width"],
-    device: Device = "cpu",
-    store: StoreDir = None,
-    data_root: DataRoot = None,
-    download: Download = False,
+    at: Place = HERE,
     **settings: str,
 ) -> None:
     """Train, score and keep a generator for GLaD. Images are mirrored (flip) unless they show digits.
@@ -408,13 +403,15 @@ def prior(
         score_steps: updates of the classifier that scores
         score_width: width of the classifier that scores
     """
-    check_device(device)
+    check_device(at.device)
     figures = looks.base_name(dataset).partition("_")[0] in ("digits", "svhn")
     chosen = {"flip": not figures} | GeneratorSettings.checked(settings, texts=True)
     judge = {"steps": score_steps, "width": score_width}
-    images = datasets.load(dataset, data_root, device, size, download=download)
+    images = datasets.load(dataset, at.data_root, at.device, size, download=at.download)
     with Bars() as bars:
-        made = priors.make(images, GeneratorSettings(**chosen), Store(store), out, judge, replace, bars.show)
+        made = priors.make(
+            images, GeneratorSettings(**chosen), Store(at.store), out, judge, replace, progress=bars.show
+        )
     print(priors.summary(made))
 
 
@@ -447,9 +444,7 @@ def evaluate(
     labels: str | None = None,
     number: int = 1,
     no_floor: bool = False,
-    device: Device = "cpu",
-    store: StoreDir = None,
-    data_root: DataRoot = None,
+    at: Place = HERE,
     **settings: str,
 ) -> None:
     """Judge a set that was distilled elsewhere, beside random images.
@@ -462,20 +457,21 @@ def evaluate(
         number: which set of a file that has several
         no_floor: do not judge random images beside it
     """
-    check_device(device)
+    check_device(at.device)
     if range not in (None, *foreign.RANGES):
         raise SettingError("range", range, f"one of {', '.join(foreign.RANGES)}")
     chosen = Experiment.checked(settings, texts=True)
-    place, asked = Store(store), Experiment.preset(**chosen)  # refuses what cannot be before data is read
-    held = runs.load_data(asked, root=data_root)
-    found = foreign.read(file, held, range, factor, labels, number)
-    print(found.words)
-    experiment = foreign.experiment_of(found, **{"scale": "smoke"} | chosen)
-    records = {"this set": foreign.judge(found, experiment, place, device, data_root)}
+    asked = Experiment.preset(**chosen)  # refuses what cannot be before data is read
+    data = runs.load_data(asked, root=at.data_root, download=at.download)
+    foreign_set = foreign.read(file, data, range, factor, labels, number)
+    print(foreign_set.words)
+    store = Store(at.store)
+    experiment = foreign.experiment_of(foreign_set, **{"scale": "smoke"} | chosen)
+    records = {"this set": foreign.judge(foreign_set, experiment, store, at.device, at.data_root)}
     if not no_floor:
-        floor = foreign.floor_of(experiment)
+        floor = dataclasses.replace(experiment, method="random", set_sha256=None)
         try:
-            records["random images"] = runs.run(floor, place, device=device, data_root=data_root)
+            records["random images"] = runs.run(floor, store, device=at.device, data_root=at.data_root)
         except SettingError as error:
             print(f"no floor beside it: {error}")
     for row in foreign.rows(records):

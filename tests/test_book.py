@@ -109,45 +109,6 @@ def test_notebook_was_run_from_top_to_bottom(path: Path) -> None:
     assert counts == list(range(1, len(counts) + 1))
 
 
-def code_cell(source: str = "x = 1", *outputs: dict, **metadata: object) -> Notebook:
-    return {"cell_type": "code", "source": source, "outputs": list(outputs), "metadata": metadata, "execution_count": 1}
-
-
-FIGURE = {"output_type": "display_data", "data": {"image/png": "..."}, "metadata": {}}
-ALT = {"image": {"alt": "Accuracy of four arms against the seed, with intervals."}}
-
-
-def sound_notebook(*more: Notebook, **metadata: object) -> Notebook:
-    head = {"cell_type": "markdown", "source": "# Title", "metadata": {}}
-    return {
-        "metadata": {"kernelspec": {"name": "python3"}, **metadata},
-        "cells": [head, code_cell(tags=["parameters"]), code_cell("y", FIGURE, mystnb=ALT), *more],
-    }
-
-
-UNSOUND = [
-    (sound_notebook(code_cell(tags=["parameters"])), "2 code cells"),
-    (sound_notebook(papermill={"duration": 1}), "stamp"),
-    (sound_notebook(code_cell(papermill={"duration": 1})), "stamp"),
-    (sound_notebook(code_cell(tags=["injected-parameters"])), "injected"),
-    (sound_notebook(code_cell("x", {"output_type": "error"})), "error output"),
-    (sound_notebook(code_cell("x", {"output_type": "stream", "name": "stderr", "text": "w"})), "stderr"),
-    (sound_notebook(code_cell("x", FIGURE)), "alternative text"),
-    (sound_notebook(code_cell("x", FIGURE, FIGURE, mystnb=ALT)), "another output"),
-    (sound_notebook(code_cell(" ")), "empty"),
-]
-
-
-@pytest.mark.parametrize(("notebook", "said"), UNSOUND, ids=[case[1] for case in UNSOUND])
-def test_planted_fault_of_a_notebook_is_found(notebook: Notebook, said: str) -> None:
-    (fault,) = notebook_faults(notebook)
-    assert said in fault
-
-
-def test_sound_notebook_passes() -> None:
-    assert notebook_faults(sound_notebook()) == []
-
-
 # --- prose ------------------------------------------------------------------------------------------------------
 
 
@@ -165,13 +126,6 @@ def missing_names(text: str) -> list[str]:
 @pytest.mark.parametrize("path", PROSE, ids=lambda path: path.stem)
 def test_prose_names_what_the_library_has(path: Path) -> None:
     assert missing_names(path.read_text(encoding="utf-8")) == []
-
-
-def test_a_name_that_is_not_there_is_found() -> None:
-    assert missing_names(
-        "`rddlib.base.generator`, `rddlib.theory.figure1.fit`, `rddlib.base.nothing`, `rddlib.theory.nothing`, "
-        "`rddlib.theory.figure1.nothing`, `rddlib.absent`"
-    ) == ["rddlib.absent", "rddlib.base.nothing", "rddlib.theory.figure1.nothing", "rddlib.theory.nothing"]
 
 
 def test_notation_rows_name_things_of_their_module() -> None:
@@ -215,11 +169,6 @@ def test_no_tracked_text_names_a_path_of_somebodys_machine() -> None:
             if found and path.name != Path(__file__).name:
                 named[str(path.relative_to(ROOT))] = found
     assert named == {}
-
-
-@pytest.mark.parametrize("text", ["see /home/ann/data", "'/opt/x'", "(/Users/bob)"])
-def test_such_a_path_is_found(text: str) -> None:
-    assert MACHINE_PATH.search(text)
 
 
 # --- heads of pages ---------------------------------------------------------------------------------------------

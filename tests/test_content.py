@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from rddlib import cli
-from rddlib.analysis.pages import Page
+from rddlib.analysis.report import Page
 from rddlib.base import DataError, SettingError
 from rddlib.data import dataset
 from rddlib.experiments import experiment as runs

@@ -45,11 +45,6 @@ def test_released_shifts_keep_their_bytes() -> None:
     }  # fmt: skip
 
 
-def test_invert_twice_is_nothing() -> None:
-    x = smooth()
-    assert torch.equal(shifts.shifted(shifts.shifted(x, "invert"), "invert"), x)
-
-
 @pytest.mark.parametrize("side", [8, 32, 64])
 def test_matched_blur_is_pillows_with_the_same_share_of_the_side(side: int) -> None:
     x = smooth(2, side=side)
@@ -176,11 +171,6 @@ def test_blocks_do_not_repeat_their_noise(monkeypatch: pytest.MonkeyPatch) -> No
 def test_bad_input_is_named(change: dict, name: str) -> None:
     with pytest.raises(SettingError, match=f"{name} = "):
         shifts.corrupted(**({"images": smooth(1), "kind": "fog", "severity": 1} | change))
-
-
-def test_unknown_shift_is_named() -> None:
-    with pytest.raises(SettingError, match="kind = 'frost'"):
-        shifts.shift_parameters("cifar10", "frost")
 
 
 # --- each against its definition --------------------------------------------------------------------------

@@ -230,10 +230,6 @@ def test_folder_faults_name_the_file(tmp_path: Path) -> None:
     root = folder(tmp_path)
     with pytest.raises(DataError, match="not a square"):
         dataset.load(f"folder:{root}")
-    whole = (root / "train" / "dog" / "1.png").read_bytes()
-    (root / "train" / "dog" / "1.png").write_bytes(whole[:100])
-    with pytest.raises(DataError, match=r"dog.1\.png"):
-        dataset.load(f"folder:{root}", size=8)
     with pytest.raises(DataError, match="train"):
         dataset.load(f"folder:{tmp_path / 'nowhere'}")
 

@@ -77,14 +77,3 @@ PLANTED = [
 def test_a_planted_gap_fails(change: dict, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert equations.main([], repository(tmp_path, **change)) == 1
     assert said in capsys.readouterr().err
-
-
-def test_marks_on_classes_async_functions_and_with_other_spellings_count(tmp_path: Path) -> None:
-    test = (
-        'import pytest\n@pytest.mark.equation("algorithm-1", "2")\nclass TestA:\n    pass\n'
-        '@pytest.mark.slow\n@pytest.mark.equation("ALGORITHM 1")\nasync def test_b(): pass\n'
-    )
-    entry = ENTRY + ENTRY.replace('"2"', '"Algorithm 1"')
-    found, gaps = equations.read(repository(tmp_path, entry, test))
-    assert gaps == []
-    assert [len(e.tests) for e in found] == [1, 2]

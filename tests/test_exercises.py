@@ -159,32 +159,6 @@ def test_a_sound_exercise_runs_with_what_it_needs_and_no_more() -> None:
     assert needed(BEFORE, CHECK) == [BEFORE[0], BEFORE[2]]
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"solution": SOLUTION.replace("2", "3")},  # a wrong solution
-        {"check": "print('Passed')"},  # a check that is always content
-        {"check": "double(two)"},  # a check that says nothing
-    ],
-)
-def test_an_unsound_exercise_is_found(change: dict[str, str]) -> None:
-    with pytest.raises(AssertionError):
-        test_the_solution_passes_and_the_gap_does_not(planted(**change))
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"solution": SOLUTION.replace("return y", "return y + 0")},  # differs outside of the gap
-        {"gap": GAP.replace("def double(x)", "def double(z)")},
-        {"solution": GAP},  # no solution at all
-    ],
-)
-def test_a_stub_that_drifted_from_its_solution_is_found(change: dict[str, str]) -> None:
-    with pytest.raises(AssertionError):
-        test_gap_and_solution_differ_in_the_gap_alone(planted(**change))
-
-
 def test_an_exercise_without_its_solution_is_found() -> None:
     cells = [{"cell_type": "code", "source": GAP, "metadata": {"tags": [tag]}} for tag in TAGS]
     assert len(exercises({"cells": cells})) == 1

@@ -263,25 +263,6 @@ def test_command_line_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert json.loads(capsys.readouterr().out)["experiment"]["eval_shifts"] is False
 
 
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        (["run", "--ipc", "many"], "ipc = 'many'"),
-        (["run", "--alpha", "1.2"], "alpha = 1.2"),
-        (["run", "--dataset", "mnist"], "dataset = 'mnist'"),
-        (["show", "abc"], "key 'abc'"),
-        (["run", "--eval-shifts", "maybe"], "eval_shifts = 'maybe'"),
-        (["run", "--group", "../x"], "group"),
-    ],
-)
-def test_refusals_on_the_command_line(
-    options: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert cli.main([*options, "--store", str(tmp_path)]) == 2
-    assert words in capsys.readouterr().err
-    assert not list(tmp_path.rglob("*.json"))
-
-
 def test_unknown_option_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["run", "--ipcs", "3"]) == 2
     assert capsys.readouterr().err == "rddlib: Unknown option: --ipcs. Did you mean --ipc?\n"

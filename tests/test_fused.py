@@ -21,7 +21,7 @@ from rddlib.data.dataset import load
 from rddlib.distillation import distill, loop
 from rddlib.distillation.glad import prior
 from rddlib.evaluation import evaluate
-from rddlib.experiments import sets
+from rddlib.experiments import small_sets
 from rddlib.models import fused, networks
 
 Loss = Callable[[Tensor], Tensor]
@@ -240,7 +240,7 @@ def test_bfloat16_moves_images_the_same_way(chosen: dict[str, Any]) -> None:
 def test_bfloat16_trains_as_well() -> None:
     """Eight trainings each from the same starts: accuracy equal within three points, by an equivalence test."""
     data = load("digits")
-    small = sets.drawn(data, tiny(method="random", ipc=20))
+    small = small_sets.drawn(data, tiny(method="random", ipc=20))
     found = {}
     for precision in networks.PRECISIONS:
         s = tiny(eval_precision=precision, eval_steps=60, eval_seeds=8, eval_shifts=False)

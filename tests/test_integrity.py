@@ -1,7 +1,4 @@
-"""What is on a disk is believed only as it was written: flipped bits, other data, full disks, bombs, pipes, litter.
-
-``python tests/test_integrity.py 2000`` flips that many bits and prints how many were tried, refused and taken wrongly.
-"""
+"""What is on a disk is believed only as it was written: flipped bits, other data, full disks, bombs, pipes, litter."""
 
 from __future__ import annotations
 
@@ -12,8 +9,6 @@ import json
 import logging
 import os
 import random
-import sys
-import tempfile
 import zipfile
 from collections import Counter
 from collections.abc import Callable
@@ -487,14 +482,3 @@ def test_the_probe_of_a_store_writes_bytes(tmp_path: Path, monkeypatch: pytest.M
     Store(tmp_path).check_writable()
     priors._check_writable(tmp_path / "priors")
     assert sizes == [records.PROBE, records.PROBE] and not [path for path in tmp_path.rglob("*") if path.is_file()]
-
-
-if __name__ == "__main__":
-    logging.disable(logging.WARNING)
-    total = int(sys.argv[1])
-    with tempfile.TemporaryDirectory() as scratch:
-        made = written(Path(scratch), dataset.load("digits", train_limit=300, test_limit=100))
-        found = flip(made, -(-total // len(made)), seed=1)
-    for name, count in found.items():
-        print(f"{name:<24} {sum(count.values()):>5} tried, {dict(count)}")
-    print(f"{sum(sum(c.values()) for c in found.values())} tried, {sum(c['wrong'] for c in found.values())} wrong")

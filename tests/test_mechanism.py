@@ -5,7 +5,7 @@ from __future__ import annotations
 from conftest import unmade
 
 from rddlib.analysis import mechanism
-from rddlib.analysis.results import tidy
+from rddlib.analysis.results import histories, tidy
 from rddlib.experiments.experiment import Experiment
 from rddlib.experiments.records import Record
 
@@ -59,7 +59,7 @@ def test_the_best_rate_is_chosen_over_both_seeds_and_an_end_is_said() -> None:
 
 def test_a_history_is_a_table_of_arms_steps_and_quantities() -> None:
     records = [run(47, 0.5), run(46, 0.29, risk="upper"), run(45, None, net_steps=0)]
-    history = mechanism.histories(records)
+    history = mechanism.with_arms(histories(records))
     assert set(history["outer"]) == {1, 2, 3}
     last = history[history["quantity"] == "probe_last"].groupby("arm")["value"].mean()
     assert last.to_dict() == {"control": 0.5, "upper, 10 groups": 0.29}  # an untrained network has no probes

@@ -233,19 +233,19 @@ def without_setting(name: str) -> dict[str, bytes]:
         (with_setting("surprise", 1), "surprise"),
         (without_setting("method"), "settings do not say method"),
         (with_setting("ipc", [2]), "ipc"),
-        (with_setting("dataset", "<script>"), "experiment holds a text that is not plain"),
+        (with_setting("dataset", "<script>"), "experiment.dataset holds"),
         (changed("surprise", 1), "surprise"),
-        (changed("experiment", []), "experiment is of type list"),
+        (changed("experiment", []), "experiment holds"),
         (changed("metrics", {}), "accuracies"),
         (changed("metrics", {"accuracy": [101.0]}), "accuracies"),
         (changed("metrics", {"accuracy": [10**400]}), "damaged record"),
-        (changed("metrics", {"accuracy": [float("nan")]}), "accuracies"),
-        (changed("metrics", {"accuracy": [True]}), "accuracies"),
-        (changed("metrics", {"accuracy": [50.0], "noise": [float("inf")]}), "not finite: noise"),
-        (changed("metrics", {"accuracy": [50.0], "noise": {}}), "not finite: noise"),
-        (changed("metrics", {"accuracy": [50.0], "<b>": [1.0]}), "metrics holds a text"),
-        (changed("metrics", {"accuracy": [50.0], "sha256": "[x](javascript:1)"}), "metrics holds a text"),
-        (changed("seconds", {"distill": -1}), "cost"),
+        (changed("metrics", {"accuracy": [float("nan")]}), "metrics.accuracy"),
+        (changed("metrics", {"accuracy": [True]}), "metrics.accuracy"),
+        (changed("metrics", {"accuracy": [50.0], "noise": [float("inf")]}), "metrics.noise"),
+        (changed("metrics", {"accuracy": [50.0], "noise": {}}), "metrics.noise"),
+        (changed("metrics", {"accuracy": [50.0], "<b>": [1.0]}), "metrics.<b>"),
+        (changed("metrics", {"accuracy": [50.0], "sha256": "[x](javascript:1)"}), "metrics.sha256"),
+        (changed("seconds", {"distill": -1}), "seconds.distill"),
         (changed("peak_memory_mb", "much"), "peak_memory_mb"),
         (changed("results", True), "results"),
         (changed("device", "cpu\n"), "device"),
@@ -253,6 +253,9 @@ def without_setting(name: str) -> dict[str, bytes]:
         (changed("versions", {"torch": 2}), "versions"),
         (changed("history", [1]), "history"),
         (changed("history", [{"distance": float("nan")}]), "history"),
+        (changed("history", [{"<b>": 1.0}]), "history"),
+        (changed("created", "&lt;"), "created"),
+        (changed("data_sha256", "a|b"), "data_sha256"),
         (changed("set_key", "0" * 16), "names the set"),
         ({RUN: b"[" * 100_000}, "damaged record"),
         ({RUN: b"\xff\xfe"}, "damaged record"),
@@ -382,9 +385,9 @@ def test_list_and_status_name_what_does_not_pass(tmp_path: Path, capsys: pytest.
     assert cli.main(["list", "--store", str(store.root)]) == 2
     said, errors = capsys.readouterr()
     assert len(said.splitlines()) == 1 + 2 and BASE.key not in said
-    assert RUN in errors and "accuracies" in errors
+    assert RUN in errors and "metrics.accuracy" in errors
     ledger = Ledger(store)
-    assert ledger.state(BASE.key) == "failed" and "accuracies" in ledger.error(BASE.key)
+    assert ledger.state(BASE.key) == "failed" and "metrics.accuracy" in ledger.error(BASE.key)
     assert ledger.state(OTHER_JUDGE.key) == "done"
 
 

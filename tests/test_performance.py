@@ -24,7 +24,6 @@ page = script("performance")
 sys.path.insert(0, str(BENCHMARKS))  # its scripts import each other by their plain names
 import measure  # noqa: E402
 import run_all  # noqa: E402
-import work  # noqa: E402
 
 # --- results that nobody measured -------------------------------------------------------------------------------
 
@@ -155,12 +154,6 @@ def test_figures_are_small_and_show_what_is_there(tmp_path: Path) -> None:
         assert f"{{figure}} _static/performance/{name}\n:alt: " in (ROOT / page.PAGE).read_text()
 
 
-def test_every_colour_is_one_of_the_book() -> None:
-    from rddlib.analysis.report import COLOURS
-
-    assert {page.BLUE, page.ORANGE} <= set(COLOURS)
-
-
 def test_check_writes_nothing_and_names_what_is_stale(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = repository(tmp_path, results())
     assert page.main(["--check"], root) == 1
@@ -197,16 +190,6 @@ def test_the_interval_of_a_median_covers_it_as_often_as_it_says(n: int) -> None:
     assert found["coverage"] >= 0.95 or (low, high) == (0, n - 1)
 
 
-def test_rounds_end_with_their_time_but_not_before_the_least() -> None:
-    assert measure.How().rounds(1) == measure.LEAST
-    assert measure.How().rounds(9) == 9
-    assert measure.How(quick=True).rounds(9) == 1
-
-
-def test_names_of_devices_say_no_machine() -> None:
-    assert measure.device_name("cpu", 2).startswith("cpu-2-threads-")
-
-
 def test_a_part_without_time_is_left_out(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     kept: list[int] = []
     monkeypatch.setattr(run_all, "PARTS", {"first": (lambda how: {"x": 1}, 1.0)})
@@ -223,11 +206,6 @@ def test_quick_results_need_a_place_of_their_own(capsys: pytest.CaptureFixture[s
     with pytest.raises(SystemExit):
         run_all.main(["--quick"])
     assert "--out" in capsys.readouterr().err
-
-
-def test_the_benchmarks_stay_short() -> None:
-    lines = {file.name: len(file.read_text().splitlines()) for file in BENCHMARKS.glob("*.py")}
-    assert sum(lines.values()) <= 1100 and lines["gpu_session.py"] <= 100
 
 
 # --- the session on a lent machine ------------------------------------------------------------------------------
@@ -280,11 +258,6 @@ def test_a_failed_check_ends_the_session(tmp_path: Path, monkeypatch: pytest.Mon
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checks.json"]
 
 
-def test_make_has_a_target_for_it() -> None:
-    done = subprocess.run(["make", "-n", "PY=python", "gpu", "MINUTES=25"], cwd=ROOT, capture_output=True, text=True)
-    assert "python benchmarks/gpu_session.py --minutes 25 --out _gpu" in done.stdout, done.stderr
-
-
 def test_a_session_without_a_gpu_says_how_to_try_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import gpu_session
 
@@ -320,22 +293,3 @@ def test_a_stopped_session_keeps_what_it_has(tmp_path: Path, monkeypatch: pytest
         gpu_session.main([*session(tmp_path), "--minutes", "1"])
     (measured,) = tmp_path.glob("cpu-*.json")
     assert json.loads(measured.read_text())["results"] == {"training": 1}
-
-
-# --- classes at once instead of one after another ---------------------------------------------------------------
-
-
-def test_the_benchmark_of_the_switch_times_two_ways_to_one_end() -> None:
-    """Equality in double precision is tested in test_classwise.py; here that the two kinds are what they say."""
-    from rddlib.distillation.batched import ClassLoop
-
-    loops = []
-    for kind in measure.KINDS:
-        step = work.at_once(kind, "cpu", work.TINY | {"lr_image": 5.0})
-        loop = step.__self__  # type: ignore[attr-defined]
-        start = loop.codes["pixels"].clone()
-        step()
-        loops.append((type(loop), loop.codes["pixels"] - start))
-    (one, way), (other, same) = loops
-    assert one is not ClassLoop and other is ClassLoop
-    assert way.abs().max() > 0.1 and torch.allclose(way, same, rtol=0, atol=1e-4)

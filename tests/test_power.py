@@ -136,11 +136,6 @@ def test_a_gain_out_of_reach_is_none() -> None:
         (lambda: power.pilot([np.zeros((3, 3))]), "tables"),
         (lambda: power.pilot([np.zeros((3, 3)), np.zeros((2, 3))]), "tables"),
         (lambda: power.power(1, 0, 3), "sd"),
-        (lambda: power.power(1, 1, 1), "seeds"),
-        (lambda: power.seeds_needed(1, 1, wanted=1.0), "wanted"),
-        (lambda: power.detectable(1, 3, level=0), "level"),
-        (lambda: power.best_trainings(power.Pilot(1, 1, 1, 1, 4, 3, 3, 3), 0, 1), "cost"),
-        (lambda: power.Pilot(1, 1, 1, 1, 4, 3, 3, 3).difference(0), "trainings"),
     ],
 )
 def test_faulty_calls_are_refused(call, name: str) -> None:

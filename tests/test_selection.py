@@ -51,13 +51,6 @@ def test_the_best_flatters_and_an_independent_choice_does_not() -> None:
     assert adds == sorted(adds) and adds[0] == 0 and adds[-1] == pytest.approx(best.mean)
 
 
-def test_what_is_added_has_the_interval_of_any_paired_difference() -> None:
-    """A gain of a reading over the last step is paired like every other gain: no second interval for one quantity."""
-    records = fluctuating(numpy_generator(3, "paired"), 4)
-    assert selection.added(records, "best") == selection.gain(records, records, "best", "last")
-    assert selection.looks(records)[10] == selection.added(records, "best")
-
-
 def test_a_comparison_that_mixes_readings_claims_a_gain_that_is_not_there() -> None:
     rng = numpy_generator(1, "mixed")
     a, b = fluctuating(rng, 12), fluctuating(rng, 12)
@@ -79,11 +72,7 @@ def test_the_best_of_some_trainings() -> None:
     assert selection.over_trainings(tidy(records), "accuracy").mean == pytest.approx(1.5)
 
 
-def test_faulty_calls_are_refused() -> None:
+def test_runs_without_an_audit_are_refused() -> None:
     records = fluctuating(numpy_generator(2, "faulty"), 1)
-    with pytest.raises(SettingError, match="reading"):
-        selection.readings(records, "first")
     with pytest.raises(SettingError, match="eval_audit"):
         selection.readings(records[records["test"] == "audit_last"], "best")
-    with pytest.raises(SettingError, match="looks"):
-        selection.expected_best(1.0, 0)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from test_causes_pages import run_page
 
 from rddlib.analysis import speedups
-from rddlib.analysis.pages import Page
+from rddlib.analysis.report import Page
 from rddlib.analysis.speedups import Curve, arrival, at, race
 from rddlib.base import numpy_generator
 from rddlib.experiments import grid

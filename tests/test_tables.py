@@ -10,7 +10,7 @@ import pytest
 from conftest import unmade
 
 from rddlib.analysis import tables
-from rddlib.analysis.pages import Page
+from rddlib.analysis.report import Page
 from rddlib.analysis.tables import Column, Gap
 from rddlib.experiments.experiment import Experiment
 from rddlib.experiments.grid import Job

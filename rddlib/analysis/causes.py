@@ -59,7 +59,7 @@ def effects() -> dict[str, Weights]:
 
     An interaction "A x B" is the effect of A at the second level of B less that at the first.
     """
-    found: dict[str, Weights] = {}
+    contrasts: dict[str, Weights] = {}
     for data, term in itertools.product(DATA, (None, *TERMS)):
         name = of(data, *term) if term else f"{data}, none"
         images = 1 if data == "synthetic" else -1
@@ -78,10 +78,10 @@ def effects() -> dict[str, Weights]:
             "tail x place x images": tail * place * images,
         }
         for effect, weight in weights.items():
-            found.setdefault(effect, {})
+            contrasts.setdefault(effect, {})
             if weight:
-                found[effect][name] = weight
-    return found
+                contrasts[effect][name] = weight
+    return contrasts
 
 
 def ladder() -> dict[str, Weights]:

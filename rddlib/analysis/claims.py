@@ -83,9 +83,6 @@ class Comparison:
         return np.array([weight for weight, _ in self.terms])
 
 
-# --- reading ----------------------------------------------------------------------------------------------
-
-
 def read(path: Path | None = None) -> list[Claim]:
     """The claims of a file (default data/claims.csv). Raises SettingError that names row and column."""
     path = path or resources() / "claims.csv"
@@ -96,18 +93,18 @@ def read(path: Path | None = None) -> list[Claim]:
         raise SettingError(
             "claims", str(path), f"a file of comma-separated values that can be read ({error})"
         ) from error
-    found: dict[str, Claim] = {}
+    claims: dict[str, Claim] = {}
     for number, row in enumerate(rows, 2):
         where = f"{path.name}, row {number} ({row.get('id')})"
         if tuple(row) != COLUMNS or None in row.values():
             raise SettingError(where, ", ".join(row), f"the columns {', '.join(COLUMNS)}")
         claim = _claim(row, where)
-        if claim.id in found:
+        if claim.id in claims:
             raise SettingError(f"{where}: id", claim.id, "an id that no other row has")
-        found[claim.id] = claim
-    for claim in found.values():
-        comparisons(claim, found)
-    return list(found.values())
+        claims[claim.id] = claim
+    for claim in claims.values():
+        comparisons(claim, claims)
+    return list(claims.values())
 
 
 def _claim(row: Mapping[str, str], where: str) -> Claim:
@@ -150,23 +147,19 @@ def comparisons(claim: Claim, claims: Mapping[str, Claim]) -> list[Comparison]:
     """
     if claim.rule != "more":
         return []
-    where, found = f"claim {claim.id}: test", list[Comparison]()
+    where, result = f"claim {claim.id}: test", list[Comparison]()
     for part in claim.test.split() if "@" in claim.test else claim.test.split(" ; "):
         if "@" not in part:
-            found.append(_comparison(claim, part, where))
+            result.append(_comparison(claim, part, where))
             continue
         sign, _, name = part.partition("@")
         other = claims.get(name)
         if sign not in ("", "-") or other is None or "@" in other.test or other.rule != "more":
             raise SettingError(where, part, "@ and the id of a row that has a test of its own")
-        own = comparisons(other, claims)
-        found += [_turned(c) for c in own] if sign else own
-    return found
-
-
-def _turned(comparison: Comparison) -> Comparison:
-    """The same comparison with the signs turned round."""
-    return replace(comparison, terms=tuple((-weight, selector) for weight, selector in comparison.terms))
+        for own in comparisons(other, claims):
+            turned = tuple((-weight, selector) for weight, selector in own.terms)
+            result.append(replace(own, terms=turned) if sign else own)
+    return result
 
 
 def _comparison(claim: Claim, text: str, where: str) -> Comparison:
@@ -184,9 +177,6 @@ def _comparison(claim: Claim, text: str, where: str) -> Comparison:
     return Comparison(claim, metric, tuple(parts))
 
 
-# --- selecting --------------------------------------------------------------------------------------------
-
-
 class Plan:
     """The runs that the grids of the book ask for: selectors -> keys. Grids are read when first asked for."""
 
@@ -197,11 +187,11 @@ class Plan:
     def arms(self, scale: str) -> dict[str, list[grid.Job]]:
         """Jobs of each arm, "grid/name", at a scale."""
         if scale not in self._arms:
-            found: dict[str, list[grid.Job]] = {}
+            jobs_of: dict[str, list[grid.Job]] = {}
             for job in grid.jobs(self.grids or grid.names(), scale):
                 for arm in job.arms:
-                    found.setdefault(arm, []).append(job)
-            self._arms[scale] = found
+                    jobs_of.setdefault(arm, []).append(job)
+            self._arms[scale] = jobs_of
         return self._arms[scale]
 
     def select(self, selector: str, scale: str) -> dict[int, str]:
@@ -211,21 +201,21 @@ class Plan:
         for wanted in filters:
             name, _, value = wanted.partition("=")
             own = [job for job in own if str(getattr(job.experiment, name)) == value]
-        found = {job.experiment.seed: job.key for job in own}
-        if len(found) != len(own):
+        keys = {job.experiment.seed: job.key for job in own}
+        if len(keys) != len(own):
             raise SettingError("selector", selector, f"settings that leave only the seed open at scale {scale}")
-        return found
+        return keys
 
 
 def measures(folder: Path | None = None) -> dict[str, dict[str, float]]:
     """What was measured on distilled sets beside their records: set key -> {"coverage": value}, see data/README.md."""
-    found: dict[str, dict[str, float]] = {}
+    result: dict[str, dict[str, float]] = {}
     for path in sorted((folder or resources() / "coverage").glob("*.json")):
         raw = json.loads(path.read_text())
         for key, about in raw["sets"].items():
             null = np.mean(raw["nulls"][f"{about['ipc']}x{about['factor']}"]["whole"]["feature"])
-            found[key] = {"coverage": float(100 * np.mean(about["coverage"]["feature"]) / null)}
-    return found
+            result[key] = {"coverage": float(100 * np.mean(about["coverage"]["feature"]) / null)}
+    return result
 
 
 def measured(records: Iterable[Record], extra: Measures | None = None) -> pd.DataFrame:

@@ -30,7 +30,7 @@ from ..distillation.synthetic import SyntheticSet
 from ..models import training
 from ..models.features import FeatureNet, embedded
 from ..stats import Interval
-from .pages import Arm, Page
+from .report import Arm, Page
 
 SPACES = ("feature", "pixel")
 METHODS, RISKS = ("idc", "glad"), ("control", "upper", "lower")  # whose sets are measured
@@ -51,20 +51,18 @@ def spread(real: Tensor) -> float:
 
 def drawn_null(real: Tensor, pool: Tensor, m: int, draws: int, seed: int = 0) -> NDArray[np.float64]:
     """`nearest_distance` to m points drawn without repetition from `pool` (P, D), many times: (draws,)."""
-    if not 0 < m <= len(pool):
-        raise SettingError("m", m, f"from 1 to the {len(pool)} points there are to draw from")
     rng, gaps = numpy_generator(seed, "coverage", m), torch.cdist(real, pool)  # (N, P)
     picks = [torch.from_numpy(rng.choice(len(pool), m, replace=False)) for _ in range(draws)]
     return np.array([float(gaps[:, pick].min(1).values.mean()) for pick in picks])
 
 
-def exchange_null(real: Tensor, a: Tensor, b: Tensor, draws: int, seed: int = 0) -> NDArray[np.float64]:
+def exchange_null(real: Tensor, a: Tensor, b: Tensor, draws: int) -> NDArray[np.float64]:
     """Differences b - a of `nearest_distance` when it is chance which image belongs to which set: (draws,).
 
     The images of both sets are mixed and dealt out anew. What the two sets truly gave lies within its central part
     where the sets cover alike.
     """
-    rng, gaps = numpy_generator(seed, "exchange", len(a)), torch.cdist(real, torch.cat([a, b]))
+    rng, gaps = numpy_generator(0, "exchange", len(a)), torch.cdist(real, torch.cat([a, b]))
     found = []
     for _ in range(draws):
         order = torch.from_numpy(rng.permutation(len(a) + len(b)))
@@ -83,9 +81,6 @@ def roughness(images: Tensor) -> float:
     """Mean absolute difference of neighbouring pixels of (N, C, H, W) in [0, 1]: large where shapes are irregular."""
     across, down = images.diff(dim=3).abs().mean(), images.diff(dim=2).abs().mean()
     return float((across + down) / 2)
-
-
-# --- measuring --------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -152,8 +147,10 @@ def measure(data: DataSet, sets: Mapping[str, Mapping[str, Any]], spec: FeatureN
         made: SyntheticSet = about["made"]
         known = {name: about[name] for name in ("method", "risk", "seed")}
         found[key] = known | {"ipc": made.ipc, "factor": made.factor, "coverage": ruler.of_set(made, real)}
-        if about["method"] != "glad":
-            found[key] |= _way(data, made, about["seed"])
+        if about["method"] != "glad":  # how far a set of pixels went from its start, and how much rougher it is
+            start = synthetic.start(data, made.ipc, made.factor, generator(about["seed"], "start")).images
+            found[key]["moved"] = float((made.images - start).square().mean().sqrt())  # a share of the range
+            found[key]["rougher"] = roughness(made.images) - roughness(start)
         kinds[f"{made.ipc}x{made.factor}"] = (made.ipc * made.factor**2, made.factor)
     drawn = {method: maps(ruler, sets, method) for method in METHODS}
     return {
@@ -168,21 +165,12 @@ def measure(data: DataSet, sets: Mapping[str, Mapping[str, Any]], spec: FeatureN
     }
 
 
-def _way(data: DataSet, made: SyntheticSet, seed: int) -> dict[str, float]:
-    """How far a set of pixels went from its start (root mean square, share of the range), how much rougher it is."""
-    start = synthetic.start(data, made.ipc, made.factor, generator(seed, "start")).images
-    moved = float((made.images - start).square().mean().sqrt())
-    return {"moved": moved, "rougher": roughness(made.images) - roughness(start)}
+def maps(ruler: Ruler, sets: Mapping[str, Mapping[str, Any]], method: str) -> dict[str, Any]:
+    """t-SNE of the first class in feature space: real test images and a method's sets of seed 0 together.
 
-
-def maps(
-    ruler: Ruler, sets: Mapping[str, Mapping[str, Any]], method: str = "idc", c: int = 0, seeds: Sequence[int] = (0, 1)
-) -> dict[str, Any]:
-    """t-SNE of one class in feature space: real test images and a method's sets of seed 0 together, by t-SNE seed.
-
-    "points" (seed, N, 2), "kind" (N,): "real", or the risk of the set; "exchange": the null of upper - control there,
-    left out where a handful of images can be dealt out in too few ways.
-    Empty where no set of seed 0 is there. Cost: seconds.
+    "points" (t-SNE seed, N, 2), "kind" (N,): "real", or the risk of the set; "exchange": the null of upper - control
+    there, left out where a handful of images can be dealt out in too few ways. Empty where no set of seed 0 is there.
+    Cost: seconds.
     """
     from sklearn.manifold import TSNE
 
@@ -190,14 +178,14 @@ def maps(
     shown = {a["risk"]: a["made"] for a in sorted(first, key=lambda a: a["risk"]) if a["risk"] != "lower"}
     if not shown:
         return {}
-    real = ruler.real(c)["feature"]
-    own = {risk: ruler.points(made.decoded()[0][made.decoded()[1] == c])["feature"] for risk, made in shown.items()}
+    real = ruler.real(0)["feature"]
+    own = {risk: ruler.points(made.decoded()[0][made.decoded()[1] == 0])["feature"] for risk, made in shown.items()}
     points = torch.cat([real[:MAPPED], *own.values()]).numpy()
     kind = ["real"] * min(MAPPED, len(real)) + [risk for risk, p in own.items() for _ in p]
     around = min(30.0, (len(points) - 1) / 3)
-    drawn = [TSNE(2, perplexity=around, init="pca", random_state=s).fit_transform(points) for s in seeds]
+    drawn = [TSNE(2, perplexity=around, init="pca", random_state=s).fit_transform(points) for s in (0, 1)]
     points_by_seed = [np.round(d, 2).tolist() for d in drawn]
-    found: dict[str, Any] = {"class": ruler.data.classes[c], "kind": kind, "points": points_by_seed}
+    found: dict[str, Any] = {"class": ruler.data.classes[0], "kind": kind, "points": points_by_seed}
     if len(own) == 2:
         control, upper, unit = own["control"], own["upper"], spread(real)
         found["difference"] = (nearest_distance(real, upper) - nearest_distance(real, control)) / unit
@@ -205,9 +193,6 @@ def maps(
             null = exchange_null(real, control, upper, draws=1000) / unit
             found["exchange"] = [round(v, 5) for v in np.quantile(null, [0.025, 0.5, 0.975])]
     return found
-
-
-# --- keeping ----------------------------------------------------------------------------------------------
 
 
 def file(dataset: str, scale: str, ipc: int) -> Path:
@@ -236,15 +221,8 @@ def sets_of(page: Page, dataset: str, ipc: int) -> dict[str, dict[str, Any]]:
 
 def write(path: Path, found: Mapping[str, Any]) -> Path:
     """Keep measurements, numbers rounded to five digits."""
-    return write_atomic(path, json.dumps(_rounded(found), indent=None, sort_keys=True).replace("}, ", "},\n") + "\n")
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, float):
-        return round(value, 5)
-    if isinstance(value, Mapping):
-        return {k: _rounded(v) for k, v in value.items()}
-    return [_rounded(v) for v in value] if isinstance(value, list | tuple) else value
+    rounded = json.loads(json.dumps(found), parse_float=lambda digits: round(float(digits), 5))
+    return write_atomic(path, json.dumps(rounded, sort_keys=True).replace("}, ", "},\n") + "\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -53,28 +53,9 @@ def table(frame: pd.DataFrame, test: str) -> pd.DataFrame:
     return each["value"].mean().unstack(sort=False).sort_index(axis=1)
 
 
-# --- contrasts --------------------------------------------------------------------------------------------
-
-
 def contrast(high: Sequence[str], low: Sequence[str]) -> Weights:
     """The mean of some cells less the mean of others: a main effect where all else is balanced between them."""
-    if not high or not low:
-        raise SettingError("contrast", (list(high), list(low)), "at least one cell on either side")
-    return added({c: 1 / len(high) for c in high}, {c: -1 / len(low) for c in low})
-
-
-def minus(a: Weights, b: Weights) -> Weights:
-    """One contrast less another: an interaction, if the two are the same effect at two levels of a factor."""
-    return added(a, {cell: -weight for cell, weight in b.items()})
-
-
-def added(a: Mapping[str, float], b: Mapping[str, float]) -> Weights:
-    """The sum of two contrasts; cells whose weights cancel are gone."""
-    total = {cell: a.get(cell, 0.0) + b.get(cell, 0.0) for cell in (*a, *(c for c in b if c not in a))}
-    return {cell: weight for cell, weight in total.items() if abs(weight) > 1e-12}
-
-
-# --- the fit ----------------------------------------------------------------------------------------------
+    return {cell: 1 / len(high) for cell in high} | {cell: -1 / len(low) for cell in low}
 
 
 @dataclass(frozen=True)
@@ -89,10 +70,8 @@ class Fit:
     sd: float
     df: int
 
-    def effect(self, weights: Mapping[str, float], level: float = 0.95) -> Effect | None:
-        """A contrast with its interval; None where the runs that there are do not determine it."""
-        if abs(sum(weights.values())) > 1e-9:
-            raise SettingError("weights", dict(weights), "weights that sum to 0")
+    def effect(self, weights: Mapping[str, float]) -> Effect | None:
+        """A contrast with its 95 % interval; None where the runs that there are do not determine it."""
         if not set(weights) <= set(self.cells):
             return None
         wanted = np.zeros(self.design.shape[1])
@@ -103,7 +82,12 @@ class Fit:
             return None
         mean = float(estimator @ self.values)
         error = self.sd * float(np.linalg.norm(estimator))
-        return _judged(mean, error, self.df, self._shared(weights), level)
+        seeds = self._shared(weights)
+        if self.df < 1 or not np.isfinite(error):
+            return Effect(mean, np.nan, np.nan, np.nan, seeds, self.df)
+        half = float(stats.t.ppf(0.975, self.df)) * error
+        p = float(2 * stats.t.sf(abs(mean) / error, self.df)) if error > 0 else float(mean == 0)
+        return Effect(mean, mean - half, mean + half, p, seeds, self.df)
 
     def effects(self, weights: Mapping[str, Weights]) -> dict[str, Effect | None]:
         """Several contrasts by their names."""
@@ -134,23 +118,14 @@ def fit(values: pd.DataFrame) -> Fit:
     return Fit(cells, seeds, design, solved, y, sd, max(df, 0))
 
 
-def _judged(mean: float, error: float, df: int, seeds: int, level: float) -> Effect:
-    nan = float("nan")
-    if df < 1 or not np.isfinite(error):
-        return Effect(mean, nan, nan, nan, seeds, df)
-    half = float(stats.t.ppf(0.5 + level / 2, df)) * error
-    p = float(2 * stats.t.sf(abs(mean) / error, df)) if error > 0 else float(mean == 0)
-    return Effect(mean, mean - half, mean + half, p, seeds, df)
-
-
-def holm(effects: Mapping[str, Effect | None], level: float = 0.95) -> dict[str, bool]:
-    """Which effects stand when all are looked at together: Holm 1979, family-wise error 1 - level.
+def holm(effects: Mapping[str, Effect | None]) -> dict[str, bool]:
+    """Which effects stand when all are looked at together: Holm 1979, family-wise error 5 %.
 
     Effects that are None, or have no interval, do not stand and do not count among those looked at.
     """
     known = {name: effect.p for name, effect in effects.items() if effect is not None and np.isfinite(effect.p)}
     adjusted = rules.holm(known)
-    return {name: adjusted.get(name, 1.0) <= 1 - level for name in effects}
+    return {name: adjusted.get(name, 1.0) <= 0.05 for name in effects}
 
 
 def by_seed(values: pd.DataFrame, weights: Mapping[str, float]) -> pd.Series:

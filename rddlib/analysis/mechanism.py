@@ -6,15 +6,12 @@ image steps has learnt; every arm has the image rate that one procedure chose fo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from ..experiments.experiment import Experiment
-from ..experiments.records import Record
 from .results import by_seed
 
 # The probes of a history and how far through the training of a network they are taken.
@@ -33,23 +30,16 @@ def arm(settings: Mapping[Any, Any]) -> str:
     return f"{name}, {in_all} groups" if in_all else f"{name}, {settings['max_centres']} groups a class"
 
 
-def histories(records: Iterable[Record]) -> pd.DataFrame:
-    """What runs noted at each outer step, tidy: arm, seed, lr_image, key, outer (from 1), quantity, value."""
-    defaults = asdict(Experiment())
-    rows = []
-    for record in records:
-        known = defaults | record.experiment
-        head = {"arm": arm(known), "seed": known["seed"], "lr_image": known["lr_image"], "key": record.key}
-        for outer, entry in enumerate(record.history, 1):
-            rows += [head | {"outer": outer, "quantity": name, "value": value} for name, value in entry.items()]
-    return pd.DataFrame(rows, columns=["arm", "seed", "lr_image", "key", "outer", "quantity", "value"])
+def with_arms(frame: pd.DataFrame) -> pd.DataFrame:
+    """A table of `results` whose column `arm` has the arms of the fair test."""
+    runs = frame.drop_duplicates("key").set_index("key")
+    names = {key: arm(settings) for key, settings in runs.to_dict("index").items()}
+    return frame.assign(arm=frame["key"].map(names))
 
 
 def rates(frame: pd.DataFrame) -> pd.DataFrame:
     """Accuracy of every arm and image rate: columns arm, lr_image, seed, value (mean over trainings, per cent)."""
-    own = frame[frame["test"] == "accuracy"]
-    own = own.assign(arm=[arm(row) for row in own.to_dict("records")])
-    means = by_seed(own, "arm", "lr_image")
+    means = by_seed(with_arms(frame[frame["test"] == "accuracy"]), "arm", "lr_image")
     return means[["arm", "lr_image", "seed", "value"]]
 
 

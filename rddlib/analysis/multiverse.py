@@ -9,7 +9,7 @@ Simonsohn, Simmons & Nelson 2020 (specification curve).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -49,7 +49,7 @@ def specifications(frame: pd.DataFrame, tests: Sequence[str] = ("accuracy", "clu
     of the same network.
     """
     runs = by_run(frame, tests)
-    shared = [f.name for f in fields(Experiment) if f.name not in OF_THE_TERM]
+    shared = [name for name in Experiment.declared() if name not in OF_THE_TERM]
     runs["context"] = runs.groupby(shared, dropna=False).ngroup()  # all that a run shares with its control
     widest = runs.groupby("network")["width"].transform("max")
     runs["width"] = np.where(runs["width"] == widest, "whole", "half")
@@ -66,18 +66,18 @@ def specifications(frame: pd.DataFrame, tests: Sequence[str] = ("accuracy", "clu
     return found.reset_index(drop=True)
 
 
-def share(found: pd.DataFrame, test: str, level: float = 0.95) -> Share:
+def share(found: pd.DataFrame, test: str) -> Share:
     """The share of specifications with a gain above zero. Raises SettingError where there is none.
 
-    Interval: Clopper & Pearson 1934 with the number of controls in the place of the number of runs. That is exact where
-    all runs beside a control rise or fall with it, and too wide where they do not.
+    95 % interval: Clopper & Pearson 1934 with the number of controls in the place of the number of runs. That is exact
+    where all runs beside a control rise or fall with it, and too wide where they do not.
     """
     if found.empty:
         raise SettingError("found", "no specification", "at least one run with its control")
     n, part = found["control"].nunique(), float((found[test] > 0).mean())
-    tail, hits = (1 - level) / 2, part * n
-    low = stats.beta.ppf(tail, hits, n - hits + 1) if hits > 0 else 0.0
-    high = stats.beta.ppf(1 - tail, hits + 1, n - hits) if hits < n else 1.0
+    hits = part * n
+    low = stats.beta.ppf(0.025, hits, n - hits + 1) if hits > 0 else 0.0
+    high = stats.beta.ppf(0.975, hits + 1, n - hits) if hits < n else 1.0
     return Share(100 * part, 100 * float(low), 100 * float(high), len(found), n)
 
 

@@ -8,6 +8,7 @@ Cohen 1988, chapter 2 (power of the paired t test); Browne 1995 (limits of a pil
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from scipy import optimize, stats
 from ..base import SettingError
 
 MOST_SEEDS = 10_000  # beyond it a comparison is called out of reach
+WANTED = 0.8  # probability with which a gain is to be found
 
 
 @dataclass(frozen=True)
@@ -44,19 +46,16 @@ class Pilot:
         """`paired`, were each set judged by that many trainings."""
         if trainings is None:
             return self.paired
-        return math.sqrt(self.interaction**2 + 2 * self.unshared**2 / _count("trainings", trainings))
+        return math.sqrt(self.interaction**2 + 2 * self.unshared**2 / trainings)
 
     @property
     def interaction(self) -> float:
         """The part of `paired` that no number of trainings takes away: what one seed does to one arm alone."""
         return math.sqrt(max(self.paired**2 - 2 * self.unshared**2 / self.trainings, 0.0))
 
-    def limits(self, level: float = 0.95) -> tuple[float, float]:
-        """Interval of `paired`: chi-square with `paired_df` degrees of freedom. A pilot of few seeds has a wide one."""
-        tail = (1 - _share("level", level)) / 2
-        low, high = (
-            self.paired * math.sqrt(self.paired_df / stats.chi2.ppf(q, self.paired_df)) for q in (1 - tail, tail)
-        )
+    def limits(self) -> tuple[float, float]:
+        """95 % interval of `paired`: chi-square with `paired_df` degrees of freedom. Few seeds give a wide one."""
+        low, high = self.paired * np.sqrt(self.paired_df / stats.chi2.ppf([0.975, 0.025], self.paired_df))
         return float(low), float(high)
 
 
@@ -84,45 +83,35 @@ def pilot(tables: Sequence[ArrayLike]) -> Pilot:
     return Pilot(math.sqrt(between), math.sqrt(within), unshared, paired, df, e, a, d)
 
 
-def power(gain: float, sd: float, seeds: int, level: float = 0.95) -> float:
-    """Probability that the two-sided paired t test at `level` finds a true `gain`, in that direction.
+def power(gain: float, sd: float, seeds: int) -> float:
+    """Probability that the two-sided paired t test at 5 % finds a true `gain`, in that direction.
 
     sd: of the paired differences, in the units of the gain. Noncentral t with seeds - 1 degrees of freedom.
     """
     if not sd > 0 or not math.isfinite(gain):
         raise SettingError("sd", sd, "a spread above 0, and a finite gain")
-    df = _count("seeds", seeds, 2) - 1
-    threshold = stats.t.ppf(0.5 + _share("level", level) / 2, df)
-    return float(stats.nct.sf(threshold, df, abs(gain) * math.sqrt(seeds) / sd))
+    threshold = stats.t.ppf(0.975, seeds - 1)
+    return float(stats.nct.sf(threshold, seeds - 1, abs(gain) * math.sqrt(seeds) / sd))
 
 
-def seeds_needed(gain: float, sd: float, wanted: float = 0.8, level: float = 0.95) -> int | None:
-    """The fewest distillation seeds, at least 2, with which `power` reaches `wanted`; None beyond 10,000."""
-    _share("wanted", wanted)
-    if gain == 0 or power(gain, sd, MOST_SEEDS, level) < wanted:
+def seeds_needed(gain: float, sd: float) -> int | None:
+    """The fewest distillation seeds, at least 2, with which `power` reaches 0.8; None beyond 10,000."""
+    if gain == 0 or power(gain, sd, MOST_SEEDS) < WANTED:
         return None
-    low, high = 1, 2
-    while power(gain, sd, high, level) < wanted:
-        low, high = high, min(2 * high, MOST_SEEDS)
-    while high - low > 1:  # power grows with the seeds
-        middle = (low + high) // 2
-        low, high = (low, middle) if power(gain, sd, middle, level) >= wanted else (middle, high)
-    return high
+    return bisect.bisect_left(range(MOST_SEEDS), WANTED, lo=2, key=lambda seeds: power(gain, sd, seeds))
 
 
-def seeds_interval(found: Pilot, gain: float, wanted: float = 0.8, level: float = 0.95) -> tuple[int | None, ...]:
+def seeds_interval(found: Pilot, gain: float) -> tuple[int | None, ...]:
     """Seeds needed at the pilot's spread, and at the lower and the upper limit of that spread."""
-    return tuple(seeds_needed(gain, sd, wanted, level) for sd in (found.paired, *found.limits(level)))
+    return tuple(seeds_needed(gain, sd) for sd in (found.paired, *found.limits()))
 
 
-def detectable(sd: float, seeds: int, wanted: float = 0.8, level: float = 0.95) -> float:
-    """The smallest gain that the test finds with probability `wanted`, in the units of sd."""
-    _share("wanted", wanted)
-    seeds = _count("seeds", seeds, 2)
+def detectable(sd: float, seeds: int) -> float:
+    """The smallest gain that the test finds with probability 0.8, in the units of sd."""
     high = 1.0
-    while power(high, 1.0, seeds, level) < wanted:
+    while power(high, 1.0, seeds) < WANTED:
         high *= 2
-    return sd * float(optimize.brentq(lambda gain: power(gain, 1.0, seeds, level) - wanted, 0.0, high))
+    return sd * float(optimize.brentq(lambda gain: power(gain, 1.0, seeds) - WANTED, 0.0, high))
 
 
 def best_trainings(found: Pilot, set_cost: float, training_cost: float) -> int:
@@ -133,35 +122,18 @@ def best_trainings(found: Pilot, set_cost: float, training_cost: float) -> int:
     Where that part is nothing, every further training on the same set is as good as a set, and the pilot's number is
     returned: no budget should rest on a spread of zero found in a few seeds.
     """
-    if min(set_cost, training_cost) <= 0:
-        raise SettingError("cost", (set_cost, training_cost), "costs above 0")
     if found.interaction == 0:
         return found.trainings
     ratio = math.sqrt(2) * found.unshared / found.interaction
     return max(1, round(math.sqrt(set_cost / training_cost) * ratio))
 
 
-def half_width(
-    found: Pilot, trainings: int, set_cost: float, training_cost: float, budget: float, level: float = 0.95
-) -> float:
-    """Half the width of the interval of a difference that a budget buys, were the pilot's spread the true one.
+def half_width(found: Pilot, trainings: int, set_cost: float, training_cost: float, budget: float) -> float:
+    """Half the width of the 95 % interval of a difference that a budget buys, were the pilot's spread the true one.
 
     Budget and costs in one unit; each seed costs two sets with their trainings. nan where it buys fewer than two seeds.
     """
-    seeds = int(budget // (2 * (set_cost + _count("trainings", trainings) * training_cost)))
+    seeds = int(budget // (2 * (set_cost + trainings * training_cost)))
     if seeds < 2:
         return float("nan")
-    quantile = float(stats.t.ppf(0.5 + _share("level", level) / 2, seeds - 1))
-    return quantile * found.difference(trainings) / math.sqrt(seeds)
-
-
-def _count(name: str, value: int, least: int = 1) -> int:
-    if value < least or int(value) != value:
-        raise SettingError(name, value, f"a whole number of at least {least}")
-    return int(value)
-
-
-def _share(name: str, value: float) -> float:
-    if not 0 < value < 1:
-        raise SettingError(name, value, "a value between 0 and 1")
-    return value
+    return float(stats.t.ppf(0.975, seeds - 1)) * found.difference(trainings) / math.sqrt(seeds)

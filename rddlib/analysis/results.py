@@ -41,9 +41,6 @@ def arm(settings: Mapping[Any, Any]) -> str:
     return str(method) if alone else f"{method} {risk}"
 
 
-# --- reading ----------------------------------------------------------------------------------------------
-
-
 def results(
     grid: str | Sequence[str] | None = None, scale: str | None = None, store: Store | None = None, **settings: Any
 ) -> pd.DataFrame:
@@ -90,20 +87,28 @@ def tidy(records: Iterable[Record]) -> pd.DataFrame:
     return runs.loc[rows.pop("place")].reset_index(drop=True).join(rows)
 
 
+def histories(records: Iterable[Record]) -> pd.DataFrame:
+    """What runs noted at each outer step, tidy: all settings, `key`, `outer` (from 1), `quantity`, `value`."""
+    defaults = asdict(Experiment())
+    rows = []
+    for record in records:
+        head = defaults | record.experiment | {"key": record.key}
+        for outer, entry in enumerate(record.history, 1):
+            rows += [head | {"outer": outer, "quantity": name, "value": value} for name, value in entry.items()]
+    return pd.DataFrame(rows, columns=[*defaults, "key", "outer", "quantity", "value"])
+
+
 def _numbers(test: str, values: Any) -> list[tuple[int, str, int | None, float | None]]:
     """(training, test, group, value) of one metric, which has a number or a list of numbers for each training."""
     if not isinstance(values, list) or test.endswith(FACTS):
         return []
-    found: list[tuple[int, str, int | None, float | None]] = []
+    rows: list[tuple[int, str, int | None, float | None]] = []
     for training, value in enumerate(values):
         if isinstance(value, list):
-            found += [(training, test, group, v) for group, v in enumerate(value)]
+            rows += [(training, test, group, v) for group, v in enumerate(value)]
         else:
-            found.append((training, test, None, value))
-    return found
-
-
-# --- grouping ---------------------------------------------------------------------------------------------
+            rows.append((training, test, None, value))
+    return rows
 
 
 def by_seed(frame: pd.DataFrame, *settings: str) -> pd.DataFrame:
@@ -129,8 +134,8 @@ def table(frame: pd.DataFrame, test: str = "accuracy") -> pd.DataFrame:
     own = frame[frame["test"] == test]
     kinds = own[["dataset", "ipc"]].drop_duplicates()
     if len(kinds) > 1 or own.duplicated(["seed", "training"]).any():
-        found = "; ".join(f"{name}, IPC {ipc}" for name, ipc in kinds.itertuples(index=False))
-        raise SettingError("rows", found, f"rows of one data set, IPC and run a seed for {test!r}")
+        given = "; ".join(f"{name}, IPC {ipc}" for name, ipc in kinds.itertuples(index=False))
+        raise SettingError("rows", given, f"rows of one data set, IPC and run a seed for {test!r}")
     return own.pivot(index="seed", columns="training", values="value")
 
 

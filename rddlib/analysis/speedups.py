@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..stats import Interval, mean_interval
-from .pages import NOT_RUN, Arm, Page
+from .report import NOT_RUN, Arm, Page
 
 Line = tuple[NDArray[np.float64], NDArray[np.float64]]  # processor seconds (P,), accuracy in per cent (P,)
 CHOICES = ("random", "representative")
@@ -48,9 +48,6 @@ class Curve:
         return {s for s in last if len(self.line(s)[0]) > 1}
 
 
-# --- reading a curve --------------------------------------------------------------------------------------
-
-
 def arrival(line: Line, level: float) -> float:
     """The first processor second at which a curve has the accuracy `level`; inf where it does not get there."""
     times, values = line
@@ -66,9 +63,6 @@ def arrival(line: Line, level: float) -> float:
 def at(line: Line, second: float) -> float:
     """The accuracy of a curve at a processor second within its range; nan outside."""
     return float(np.interp(second, *line, left=np.nan, right=np.nan))
-
-
-# --- two curves -------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -116,14 +110,14 @@ def race(other: Curve, random: Curve) -> Race:
 
 def geometric(pairs: list[tuple[float, float]]) -> Interval:
     """Geometric mean of a / b with an interval over the pairs; both above 0."""
-    found = mean_interval(np.log([a / b for a, b in pairs]))
-    mean, low, high = (float(np.exp(v)) for v in (found.mean, found.low, found.high))
-    return Interval(mean, low, high, found.n)
+    logarithm = mean_interval(np.log([a / b for a, b in pairs]))
+    mean, low, high = (float(np.exp(v)) for v in (logarithm.mean, logarithm.low, logarithm.high))
+    return Interval(mean, low, high, logarithm.n)
 
 
-def times(found: Interval | None) -> str:
+def times(ratio: Interval | None) -> str:
     """A ratio with its interval as the cell of a table, '1.10 [1.02, 1.19] times'."""
-    if found is None:
+    if ratio is None:
         return NOT_RUN
-    span = f" [{found.low:.2f}, {found.high:.2f}]" if np.isfinite(found.low) else " (one seed: no interval)"
-    return f"{found.mean:.2f}{span} times"
+    span = f" [{ratio.low:.2f}, {ratio.high:.2f}]" if np.isfinite(ratio.low) else " (one seed: no interval)"
+    return f"{ratio.mean:.2f}{span} times"

@@ -15,8 +15,7 @@ from matplotlib.axes import Axes
 from ..base import resources
 from ..experiments import grid
 from ..stats import Interval
-from .pages import NOT_PLANNED, NOT_RUN, Arm, Page, cell, side
-from .report import COLOURS
+from .report import COLOURS, NOT_PLANNED, NOT_RUN, Arm, Page, cell, side
 from .results import paired, table
 
 # The settings in which a run may differ from the paper's, in the order in which a reader wants them.
@@ -72,9 +71,6 @@ def reported(table: int, names: str = "method", **where: Any) -> dict[str, float
     return dict(zip(rows[names], rows["value"].astype(float), strict=True))
 
 
-# --- tables -----------------------------------------------------------------------------------------------
-
-
 def arm(page: Page, line: Line, column: Column) -> Arm:
     """The runs in a cell."""
     return page.arm(**(dict(column.settings) | dict(line.settings)))
@@ -98,21 +94,18 @@ def levels(page: Page, lines: Sequence[Line], columns: Sequence[Column]) -> pd.D
 
     A cell without a run is empty; the seeds beside it say whether one is planned, `Page.missing` how many are left.
     """
-    found: dict[tuple[str, str], list[str]] = {}
+    cells: dict[tuple[str, str], list[str]] = {}
     lines = shown(page, lines, columns)
     for column in columns:
         own = [arm(page, line, column) for line in lines]
         if any(line.paper in column.paper for line in lines):
-            found[column.name, "paper"] = [_number(column.paper.get(line.paper)) for line in lines]
-        found[column.name, "ours"] = [_ours(a, line, column) for a, line in zip(own, lines, strict=True)]
-        found[column.name, "seeds"] = [a.count() for a in own]
-    return pd.DataFrame(found, index=pd.Index([line.name for line in lines], name="arm"))
-
-
-def _ours(own: Arm, line: Line, column: Column) -> str:
-    if not own.planned:
-        return NOT_PLANNED if line.paper in column.paper else ""
-    return cell(own.level(column.test), planned=False)
+            cells[column.name, "paper"] = [_number(column.paper.get(line.paper)) for line in lines]
+        cells[column.name, "ours"] = [
+            cell(a.level(column.test), planned=False) if a.planned or line.paper not in column.paper else NOT_PLANNED
+            for a, line in zip(own, lines, strict=True)
+        ]
+        cells[column.name, "seeds"] = [a.count() for a in own]
+    return pd.DataFrame(cells, index=pd.Index([line.name for line in lines], name="arm"))
 
 
 def _number(value: float | None, signed: bool = False) -> str:
@@ -147,14 +140,14 @@ def _comparisons(page: Page, lines: Sequence[Line], column: Column) -> Iterator[
 
 def gaps(page: Page, lines: Sequence[Line], columns: Sequence[Column]) -> list[Gap]:
     """Every comparison of a line with its base that is planned here, paired by seed."""
-    found = []
+    result = []
     for column in columns:
         for line, base in _comparisons(page, lines, column):
             both = line.paper in column.paper and base.paper in column.paper
             paper = round(column.paper[line.paper] - column.paper[base.paper], 1) if both else None
             ours = arm(page, line, column).minus(arm(page, base, column), column.test)
-            found.append(Gap(line.name, base.name, column.name, ours, paper))
-    return found
+            result.append(Gap(line.name, base.name, column.name, ours, paper))
+    return result
 
 
 def drops(page: Page, lines: Sequence[Line], columns: Sequence[Column]) -> list[Gap]:
@@ -171,21 +164,21 @@ def drops(page: Page, lines: Sequence[Line], columns: Sequence[Column]) -> list[
     def reported_fall(line: Line, column: Column) -> float:
         return standard.paper.get(line.paper, np.nan) - column.paper.get(line.paper, np.nan)
 
-    found = []
+    result = []
     for column in others:
         for line, base in _comparisons(page, lines, column):
             ours = paired(fall(line, column), fall(base, column))
             paper = round(reported_fall(line, column) - reported_fall(base, column), 1)
-            found.append(Gap(line.name, base.name, column.name, ours, paper if np.isfinite(paper) else None))
-    return found
+            result.append(Gap(line.name, base.name, column.name, ours, paper if np.isfinite(paper) else None))
+    return result
 
 
-def gains(found: Sequence[Gap]) -> pd.DataFrame:
+def gains(comparisons: Sequence[Gap]) -> pd.DataFrame:
     """Comparisons as a table: the paper's gain, ours in points with its interval, seeds, and the side of zero.
 
     Those without a run are left out, unless none has one: then the paper's gains stand alone.
     """
-    run = [gap for gap in found if gap.ours is not None]
+    run = [gap for gap in comparisons if gap.ours is not None]
     rows = [
         {
             "comparison": f"{gap.line} - {gap.base}",
@@ -195,7 +188,7 @@ def gains(found: Sequence[Gap]) -> pd.DataFrame:
             "seeds": gap.ours.n if gap.ours else 0,
             "side of zero": side(gap.ours) if gap.ours else "",
         }
-        for gap in run or found
+        for gap in run or comparisons
     ]
     columns = ["comparison", "where", "paper", "ours (points)", "seeds", "side of zero"]
     return pd.DataFrame(rows, columns=columns).set_index(["comparison", "where"])
@@ -223,7 +216,7 @@ def worst_groups(page: Page, lines: Sequence[Line], columns: Sequence[Column]) -
     return pd.DataFrame(list(rows.values()), index=index, columns=names)
 
 
-def differs(page: Page, name: str, dataset: str, methods: Sequence[str] = ("idc", "glad")) -> pd.DataFrame:
+def differs(page: Page, name: str, dataset: str) -> pd.DataFrame:
     """Settings in which the runs on a data set differ from those of the grid at paper scale, 'ours (paper)'."""
     if not page.jobs or page.experiments[0].scale == "paper":
         return pd.DataFrame()
@@ -235,7 +228,7 @@ def differs(page: Page, name: str, dataset: str, methods: Sequence[str] = ("idc"
         ours = job.experiment
         places = [(own, ours.method, ours.ipc) for own in job.arms]
         theirs = next((full[place] for place in places if place in full), None)
-        if theirs is None or ours.dataset != dataset or ours.method not in methods:
+        if theirs is None or ours.dataset != dataset or ours.method not in ("idc", "glad"):
             continue
         words = {}
         for setting in PRICED:
@@ -246,20 +239,17 @@ def differs(page: Page, name: str, dataset: str, methods: Sequence[str] = ("idc"
     return pd.DataFrame(lines).fillna("as the paper")
 
 
-# --- figures ----------------------------------------------------------------------------------------------
-
-
-def forest_figure(found: Iterable[Gap], label: str) -> None:
+def forest_figure(comparisons: Iterable[Gap], label: str) -> None:
     """Show a forest of the comparisons that have been run, as tall as they are many."""
-    run = [gap for gap in found if gap.ours is not None]
+    run = [gap for gap in comparisons if gap.ours is not None]
     _, axes = plt.subplots(figsize=(7.4, 1.5 + 0.33 * max(len(run), 1)))
     forest(axes, run, label)
     plt.show()
 
 
-def forest(axes: Axes, found: Sequence[Gap], label: str = "difference (points)") -> None:
+def forest(axes: Axes, comparisons: Sequence[Gap], label: str = "difference (points)") -> None:
     """Each comparison that has been run as a dot with its interval, the paper's as a cross; zero marked."""
-    run = [g for g in found if g.ours is not None]
+    run = [g for g in comparisons if g.ours is not None]
     axes.axvline(0, color=COLOURS[-1], lw=1)
     for y, gap in enumerate(run):
         assert gap.ours is not None  # chosen above

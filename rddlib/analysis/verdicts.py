@@ -116,21 +116,17 @@ def judge(
 
 def find(comparison: Comparison, evidence: Evidence) -> Finding:
     """What the records say about a comparison, at the first of its scales that has enough seeds."""
-    seen = ""
-    for scale in comparison.claim.scales:
-        keys = evidence.keys([selector for _, selector in comparison.terms], scale)
+    claim, seen = comparison.claim, ""
+    for scale in claim.scales:
+        keys = evidence.keys([selector for _, selector in comparison.terms], scale)  # seeds x terms
         values = evidence.values(keys, comparison.metric)
-        if len(values) >= LEAST_SEEDS:
-            return _found(comparison, scale, evidence, keys.loc[values.index])
         seen = f"{len(values)} of {len(keys)} seeds at scale {scale}"
-    large = all(scale in LARGE for scale in comparison.claim.scales)
-    return Finding(comparison, NEEDS if large else NO_RUNS, seen)
-
-
-def _found(comparison: Comparison, scale: str, evidence: Evidence, keys: pd.DataFrame) -> Finding:
-    """The finding of a comparison whose runs are there; `keys`: seeds x terms."""
-    claim = comparison.claim
-    values = evidence.values(keys, comparison.metric)
+        if len(values) >= LEAST_SEEDS:
+            break
+    else:
+        large = all(scale in LARGE for scale in claim.scales)
+        return Finding(comparison, NEEDS if large else NO_RUNS, seen)
+    keys = keys.loc[values.index]
     differences = values.to_numpy() @ comparison.weights
     acts = claim.reading != "-"
     decision = rules.decide(
@@ -230,10 +226,10 @@ def _verdict(claim: Claim, findings: tuple[Finding, ...]) -> Verdict:
 
 def tally(verdicts: Iterable[Verdict]) -> dict[str, Counter[str]]:
     """How many claims of each family have each verdict, families in the order of the ledger."""
-    found: dict[str, Counter[str]] = {}
+    counts: dict[str, Counter[str]] = {}
     for verdict in verdicts:
-        found.setdefault(verdict.claim.family, Counter())[verdict.verdict] += 1
-    return found
+        counts.setdefault(verdict.claim.family, Counter())[verdict.verdict] += 1
+    return counts
 
 
 def corrected(verdicts: Iterable[Verdict]) -> dict[str, tuple[float, float]]:
@@ -245,8 +241,8 @@ def corrected(verdicts: Iterable[Verdict]) -> dict[str, tuple[float, float]]:
     for v in verdicts:
         if np.isfinite(v.p) and "@" not in v.claim.test and v.verdict not in (rules.MECHANISM_OFF, rules.NO_ROOM):
             families.setdefault(v.claim.family, {})[v.claim.id] = v.p
-    found: dict[str, tuple[float, float]] = {}
+    adjusted: dict[str, tuple[float, float]] = {}
     for p in families.values():
         first, second = rules.holm(p), rules.benjamini_hochberg(p)
-        found |= {name: (first[name], second[name]) for name in p}
-    return found
+        adjusted |= {name: (first[name], second[name]) for name in p}
+    return adjusted

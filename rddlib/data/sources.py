@@ -7,6 +7,7 @@ turns them into tensors. Nothing here writes, and no pickle is ever loaded.
 
 from __future__ import annotations
 
+import csv
 import difflib
 import importlib
 import sys
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 
 from .. import files
 from ..base import DataError as DataError
-from ..base import SettingError
+from ..base import SettingError, resources
 from .folders import Arrays as Arrays
 from .folders import read_folder
 
@@ -28,32 +29,14 @@ ENTRIES = ("train_images", "train_labels", "test_images", "test_labels", "classe
 PACK = f"an .npz with keys {', '.join(ENTRIES)}"
 GROUP_ENTRIES = ("train_groups", "test_groups", "group_names")
 
-# ImageNet subsets: wnid and name, in the order of the labels. ImageNet-10: IDC; A-E: GLaD; Imagenette: fast.ai. The
-# pairs are those of ImageNet's LOC_synset_mapping.txt.
-_TABLE = {
-    "imagenet10": "n02869837 bonnet, n01749939 green mamba, n02488291 langur, n02107142 Doberman, n13037406 gyromitra, "
-    "n02091831 Saluki, n04517823 vacuum, n04589890 window screen, n03062245 cocktail shaker, n01773797 garden spider",
-    "imagenet_a": "n02111129 Leonberg, n02489166 proboscis monkey, n11879895 rapeseed, n02457408 three-toed sloth, "
-    "n03042490 cliff dwelling, n12057211 yellow lady's slipper, n02342885 hamster, n03447447 gondola, "
-    "n02071294 killer whale, n02013706 limpkin",
-    "imagenet_b": "n02006656 spoonbill, n06359193 web site, n01820546 lorikeet, n02116738 African hunting dog, "
-    "n13044778 earthstar, n04487081 trolleybus, n01872401 echidna, n02112018 Pomeranian, n03841143 odometer, "
-    "n02025239 ruddy turnstone",
-    "imagenet_c": "n03393912 freight car, n01833805 hummingbird, n03344393 fireboat, n03208938 disk brake, "
-    "n01828970 bee eater, n02606052 rock beauty, n02129165 lion, n02017213 European gallinule, "
-    "n02280649 cabbage butterfly, n01531178 goldfinch",
-    "imagenet_d": "n01518878 ostrich, n02111889 Samoyed, n01534433 junco, n02112706 Brabancon griffon, "
-    "n01592084 chickadee, n02389026 sorrel, n02276258 admiral, n01622779 great grey owl, n01829413 hornbill, "
-    "n02277742 ringlet",
-    "imagenet_e": "n04277352 spindle, n01843383 toucan, n01860187 black swan, n02056570 king penguin, "
-    "n03992509 potter's wheel, n03924679 photocopier, n04153751 screw, n01774750 tarantula, n03857828 oscilloscope, "
-    "n02281787 lycaenid",
-    "imagenette": "n01440764 tench, n02102040 English springer, n02979186 cassette player, n03000684 chain saw, "
-    "n03028079 church, n03394916 French horn, n03417042 garbage truck, n03425413 gas pump, n03445777 golf ball, "
-    "n03888257 parachute",
-}
-SUBSETS = {name: tuple(entry[:9] for entry in text.split(", ")) for name, text in _TABLE.items()}
-CLASS_NAMES = {entry[:9]: entry[10:] for text in _TABLE.values() for entry in text.split(", ")}
+# ImageNet subsets, wnid and name of each class in the order of the labels. ImageNet-10: IDC; A-E: GLaD; Imagenette:
+# fast.ai. The pairs are those of ImageNet's LOC_synset_mapping.txt.
+with open(resources() / "paper" / "imagenet_subsets.csv", encoding="utf-8") as _file:
+    _ROWS = list(csv.DictReader(_file))
+CLASS_NAMES = {row["wnid"]: row["name"] for row in _ROWS}
+SUBSETS: dict[str, tuple[str, ...]] = {}
+for _row in _ROWS:
+    SUBSETS[_row["subset"]] = (*SUBSETS.get(_row["subset"], ()), _row["wnid"])
 KNOWN = ("digits", "cifar10", "svhn", *SUBSETS)
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..base import write_atomic
@@ -21,16 +22,13 @@ def lines(data: DataSet) -> list[str]:
     """What there is to know before distilling: classes, sizes, groups, the smallest class, the most images a class."""
     channels, height, width = data.shape
     colours = "grey" if channels == 1 else "RGB"
-    train_counts = data.train_labels.bincount(minlength=data.n_classes).tolist()
-    test_counts = data.test_labels.bincount(minlength=data.n_classes).tolist()
-    result = [
-        f"{data.name}: {data.n_classes} classes, {height} x {width} pixels, {colours} ({data.source})",
-        f"{'class':<24} {'train':>7} {'test':>7}",
-    ]
-    for name, train, test in zip(data.classes, train_counts, test_counts, strict=True):
-        result.append(f"{name:<24} {train:>7} {test:>7}")
+    train_counts, test_counts = (_counts(labels, data.n_classes) for labels in (data.train_labels, data.test_labels))
+    result = [f"{data.name}: {data.n_classes} classes, {height} x {width} pixels, {colours} ({data.source})"]
+    result += _table("class", data.classes, train_counts, test_counts)
     result.append(f"{'all':<24} {len(data.train_labels):>7} {len(data.test_labels):>7}")
-    result += _group_lines(data)
+    if data.group_names:
+        groups = (_counts(groups, len(data.group_names)) for groups in (data.train_groups, data.test_groups))
+        result += _table("group", data.group_names, *groups)
     least = min(train_counts)
     most = ", ".join(f"{least // factor**2} at factor {factor}" for factor in FACTORS)
     smallest = data.classes[train_counts.index(least)]
@@ -42,25 +40,23 @@ def lines(data: DataSet) -> list[str]:
     return result
 
 
-def _group_lines(data: DataSet) -> list[str]:
-    """Sizes of the known groups in each part; a part without groups has none."""
-    if not data.group_names:
-        return []
-    result = [f"{'group':<24} {'train':>7} {'test':>7}"]
-    parts = [
-        [0] * len(data.group_names) if groups is None else groups.bincount(minlength=len(data.group_names)).tolist()
-        for groups in (data.train_groups, data.test_groups)
+def _counts(of: Tensor | None, n: int) -> list[int]:
+    """Images in each of n classes or groups; a part without groups has none."""
+    return [0] * n if of is None else of.bincount(minlength=n).tolist()
+
+
+def _table(head: str, names: Sequence[str], train: list[int], test: list[int]) -> list[str]:
+    return [
+        f"{name:<24} {a:>7} {b:>7}"
+        for name, a, b in zip([head, *names], ["train", *train], ["test", *test], strict=True)
     ]
-    for name, train, test in zip(data.group_names, *parts, strict=True):
-        result.append(f"{name:<24} {train:>7} {test:>7}")
-    return result
 
 
-def samples(data: DataSet, columns: int = 10) -> Tensor:
-    """The first training images of each class: uint8 (n_classes, columns, C, H, W), white where a class has fewer."""
-    result = torch.full((data.n_classes, columns, *data.shape), 255, dtype=torch.uint8)
+def samples(data: DataSet) -> Tensor:
+    """The first ten training images of each class: uint8 (n_classes, 10, C, H, W), white where a class has fewer."""
+    result = torch.full((data.n_classes, 10, *data.shape), 255, dtype=torch.uint8)
     for label, members in enumerate(data.members):
-        first = members[:columns]
+        first = members[:10]
         result[label, : len(first)] = data.train_images[first.to(data.train_images.device)].cpu()
     return result
 
@@ -69,16 +65,13 @@ def sheet(images: Tensor, path: str | Path) -> Path:
     """Write a table of images, uint8 (rows, columns, C, H, W) with C 1 or 3, as one PNG; whole or not at all."""
     from PIL import Image
 
-    rows, columns, channels, height, width = images.shape
+    rows, columns, channels, height, _ = images.shape
     scale = max(1, LEAST_SIDE // height)
-    big = images.repeat_interleave(scale, 3).repeat_interleave(scale, 4)
-    tall, wide = height * scale + MARGIN, width * scale + MARGIN
-    canvas = np.full((rows * tall + MARGIN, columns * wide + MARGIN, channels), 255, np.uint8)
-    for row in range(rows):
-        for column in range(columns):
-            top, left = MARGIN + row * tall, MARGIN + column * wide
-            cell = big[row, column].permute(1, 2, 0).cpu().numpy()
-            canvas[top : top + height * scale, left : left + width * scale] = cell
+    cells = images.cpu().repeat_interleave(scale, 3).repeat_interleave(scale, 4)
+    cells = F.pad(cells, (0, MARGIN, 0, MARGIN), value=255)  # below and on the right of each image
+    tall, wide = cells.shape[3:]
+    table = cells.permute(2, 0, 3, 1, 4).reshape(channels, rows * tall, columns * wide)
+    canvas = F.pad(table, (MARGIN, 0, MARGIN, 0), value=255).permute(1, 2, 0).numpy()
     buffer = io.BytesIO()
     Image.fromarray(canvas.squeeze(2) if channels == 1 else canvas).save(buffer, "PNG")
     return write_atomic(path, buffer.getvalue())

@@ -36,10 +36,10 @@ from ..evaluation import evaluate
 from ..evaluation.evaluate import EvaluateSettings
 from ..evaluation.metrics import Metrics
 from ..models import networks
-from . import presets, provenance, sets
+from . import presets, provenance, small_sets
 from .provenance import Clock
 from .records import Record, Store, StoreError, plain_name
-from .sets import Progress, SmallSet
+from .small_sets import Progress, SmallSet
 
 MODES = ("load", "run", "live")
 log = logging.getLogger(__name__)
@@ -114,30 +114,30 @@ class Experiment(DistillSettings, EvaluateSettings):
         return set(DistillSettings.declared()) - used | fixed
 
     def _idle_in_loop(self) -> set[str]:
-        found = {name for name in settings.OVERRIDES if not self.differs(name)}
+        idle = {name for name in settings.OVERRIDES if not self.differs(name)}
         if self.risk == "control":
-            found |= {"where", "alpha", "average", "worst", "scope", "space", "max_centres", "centre_choice"}
-            found |= {"centres_in_all", "risk_images", "worst_step", "divide_loss"}
+            idle |= {"where", "alpha", "average", "worst", "scope", "space", "max_centres", "centre_choice"}
+            idle |= {"centres_in_all", "risk_images", "worst_step", "divide_loss"}
         if self.where == "matching":
-            found |= {"risk_images", "worst_step", "divide_loss"}
+            idle |= {"risk_images", "worst_step", "divide_loss"}
         if self.centres_in_all is not None:
-            found |= {"max_centres", "centre_choice"}
+            idle |= {"max_centres", "centre_choice"}
         if self.real_choice != "representative":
-            found |= {"real_choice_interval", "real_pool"}
+            idle |= {"real_choice_interval", "real_pool"}
         uses_groups = self.risk != "control" or self.match_groups == "equal"
         if not (uses_groups or self.real_choice == "balanced" or self.start == "covering"):
-            found |= {"groups_from"}
-        if self.groups_from != "found" or "groups_from" in found:
-            found |= {"found_groups"}
+            idle |= {"groups_from"}
+        if self.groups_from != "found" or "groups_from" in idle:
+            idle |= {"found_groups"}
         if self.ipc <= self.max_centres:
-            found.add("centre_choice")
+            idle.add("centre_choice")
         if self.start_sha256 is not None:
-            found.add("start")
+            idle.add("start")
         if self.parts().prior == "none":
-            found |= {"prior_layer", "prior_start"}
+            idle |= {"prior_layer", "prior_start"}
         if self.network in networks.FIXED_DEPTH:
-            found.add("depth")
-        return found
+            idle.add("depth")
+        return idle
 
     @classmethod
     def preset(cls, scale: str = "smoke", **chosen: Any) -> Experiment:
@@ -287,10 +287,8 @@ def fitted(experiment: Experiment, content: Content) -> Experiment:
         for_these = presets.numbers(e.scale, settings, content.n_classes)
         wanted = {name: number for name, number in for_these.items() if number != usual[name]}
         reason = f"has {content.n_classes} classes"
-    changed: dict[str, Any] = {}
-    for name, number in wanted.items():
-        if getattr(e, name) == usual.get(name, e.declared()[name].default):
-            changed[name] = number
+    usual = {name: usual.get(name, field.default) for name, field in e.declared().items()}
+    changed = {name: number for name, number in wanted.items() if getattr(e, name) == usual[name]}
     told = sorted(changed.keys() - e.idle())
     if told:
         words = ", ".join(f"{name} = {changed[name]}" for name in told)
@@ -368,8 +366,8 @@ def _make(
         device = data.train_images.device
         small = replace(given, images=given.images.to(device), labels=given.labels.to(device))
     else:
-        made_here = sets.distilled(data, e, e.set_key, store, progress, begun) if e.set_key else None
-        small = made_here or sets.drawn(data, e)
+        made_here = small_sets.distilled(data, e, e.set_key, store, progress, begun) if e.set_key else None
+        small = made_here or small_sets.drawn(data, e)
     with clock.part("evaluate"):
         metrics = _judge(e, data, small, store, clock, progress)
     if e.method == "kip" and small.made is not None:

@@ -21,17 +21,6 @@ from ..distillation.synthetic import SyntheticSet
 from .records import Store, StoreError
 
 
-def stored_set(store: Store, key: str) -> SyntheticSet:
-    """The distilled set of the record whose key begins with `key`. Raises StoreError where there is none."""
-    record = store.match(key)
-    path = store.distilled(record.set_key or record.key)
-    if not path.is_file():
-        method = record.experiment["method"]
-        why = "is not here" if record.set_key else f"was never kept: its method is {method}, which distils nothing"
-        raise StoreError(f"{record.key}: the set of this record {why}")
-    return synthetic.read(path)
-
-
 def load_set(source: str | Path, store: Store | None = None) -> SyntheticSet:
     """A distilled set from its file, or that of the record whose key begins so, in `store` (default: the usual one).
 
@@ -39,15 +28,23 @@ def load_set(source: str | Path, store: Store | None = None) -> SyntheticSet:
     normalised, and int64 (N,). Raises DataError for a damaged file, StoreError where there is no such set.
     """
     file = Path(source).expanduser()
-    return synthetic.read(file) if file.suffix == ".npz" else stored_set(store or Store(), str(source))
+    if file.suffix != ".npz":
+        store = store or Store()
+        record = store.match(str(source))
+        file = store.distilled(record.set_name)
+        if not file.is_file():
+            method = record.experiment["method"]
+            why = "is not here" if record.set_key else f"was never kept: its method is {method}, which distils nothing"
+            raise StoreError(f"{record.key}: the set of this record {why}")
+    return synthetic.read(file)
 
 
-def images_of(found: SyntheticSet, stored: bool = False) -> tuple[Tensor, Tensor]:
+def _images(distilled: SyntheticSet, stored: bool) -> tuple[Tensor, Tensor]:
     """Images (N, C, H, W) in [0, 1] and labels (N,), class by class: as one trains on them, or as `stored`."""
-    return (found.images, found.labels) if stored else found.decoded()
+    return (distilled.images, distilled.labels) if stored else distilled.decoded()
 
 
-def as_png(found: SyntheticSet, folder: str | Path, stored: bool = False) -> int:
+def as_png(distilled: SyntheticSet, folder: str | Path, stored: bool = False) -> int:
     """Write FOLDER/<number of the class>/<number>.png, all or none; the number of images. Refuses a folder with files.
 
     Tiles that were enlarged in decoding are rounded to 8 bits. `foreign.read` reads the folder back.
@@ -57,7 +54,7 @@ def as_png(found: SyntheticSet, folder: str | Path, stored: bool = False) -> int
     folder = Path(folder).expanduser()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise SettingError("png", folder.name, "a folder that is new or empty")
-    images, labels = images_of(found, stored)
+    images, labels = _images(distilled, stored)
     numbers = [0] * (int(labels.max()) + 1)
     with _whole_folder(folder) as place:  # some classes of a set are no set
         for image, label in zip(_eight_bits(images), labels.tolist(), strict=True):
@@ -90,20 +87,20 @@ def _whole_folder(folder: Path) -> Iterator[Path]:
         raise WriteError(f"{folder}: cannot be written ({error.strerror or error})") from error
 
 
-def as_grid(found: SyntheticSet, file: str | Path, stored: bool = False) -> int:
+def as_grid(distilled: SyntheticSet, file: str | Path, stored: bool = False) -> int:
     """Write all images as one PNG, a row a class; the number of images."""
-    images, labels = images_of(found, stored)
+    images, labels = _images(distilled, stored)
     n_classes = int(labels.max()) + 1
     sheet(_eight_bits(images).unflatten(0, (n_classes, -1)), _new(file, "grid"))
     return len(images)
 
 
-def as_tensors(found: SyntheticSet, file: str | Path, stored: bool = False) -> int:
+def as_tensors(distilled: SyntheticSet, file: str | Path, stored: bool = False) -> int:
     """Write [images, labels] with torch.save: float32 (N, C, H, W) in [0, 1] and int64 (N,); the number of images.
 
     ``images, labels = torch.load(FILE, weights_only=True)`` reads it. It is the layout of IDC's data.pt.
     """
-    images, labels = images_of(found, stored)
+    images, labels = _images(distilled, stored)
     buffer = io.BytesIO()
     torch.save([images.clone(), labels.clone()], buffer)
     write_atomic(_new(file, "pt"), buffer.getvalue())

@@ -14,7 +14,7 @@ import math
 import sys
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from ..distillation import synthetic
 from ..evaluation.evaluate import check_images
 from .experiment import Experiment, run
 from .records import Record, Store
-from .sets import Progress, SmallSet
+from .small_sets import SmallSet
 
 RANGES = ("unit", "byte", "normalised")
 SUFFIXES = (".npz", ".pt", ".pth")
@@ -72,11 +72,9 @@ def read(
     the values. `factor`: tiles a side of a stored image (IDC), default 1, or what our own .npz says. `labels`: the file
     of the labels where they are apart; default ``labels_X.pt`` beside ``images_X.pt``. `number`: which set, where a
     file has several. Raises DataError, with the file's name, for what cannot be read or does not fit `data`;
-    SettingError for a range, factor or number that cannot be.
+    SettingError for a factor or number that cannot be.
     """
     path = Path(path).expanduser()
-    if value_range not in (None, *RANGES):
-        raise SettingError("range", value_range, f"one of {', '.join(RANGES)}")
     if factor not in (None, 1, 2, 3):
         raise SettingError("factor", factor, "1, 2 or 3 tiles a side of a stored image")
     if path.is_dir():
@@ -133,21 +131,14 @@ def _folder(path: Path, data: DataSet) -> _Raw:
 
 def _npz(path: Path) -> _Raw:
     """Our own file, known by its entries ipc and factor, or images and labels alone."""
-    try:
-        pack = files.arrays(files.read_plain(path, sys.maxsize))
-        names = set(pack)
-        arrays = {name: pack[name] for name in ("images", "labels") if name in names}
-    except Exception as error:  # a damaged zip raises many kinds; all mean the same to the reader
-        raise DataError(f"{path}: cannot be read as an .npz of plain arrays ({error})") from error
-    if len(arrays) < 2:
-        held = ", ".join(sorted(names)) or "nothing"
-        raise DataError(f"{path}: holds {held}; needed are the entries images and labels")
-    if {"ipc", "factor"} <= names:
+    pack = files.read_npz(path, "an .npz with the entries images and labels", ("images", "labels"), most=sys.maxsize)
+    if {"ipc", "factor"} <= set(pack):
         own = synthetic.read(path)
         return _Raw((own.images * 255).round().to(torch.uint8), own.labels, own.factor)
-    if any(array.dtype.kind not in "uif" for array in arrays.values()):
+    arrays = [np.ascontiguousarray(pack[name]) for name in ("images", "labels")]
+    if any(array.dtype.kind not in "uif" for array in arrays):
         raise DataError(f"{path}: images and labels are not both numbers")
-    images, labels = (torch.from_numpy(np.ascontiguousarray(arrays[name])) for name in ("images", "labels"))
+    images, labels = (torch.from_numpy(array) for array in arrays)
     return _Raw(images, labels)
 
 
@@ -178,32 +169,35 @@ def _load(path: Path) -> Any:
 
 def _tensors(path: Path, labels: str | Path | None, number: int) -> _Raw:
     """DC's dict, IDC's pair, or MTT's images with their labels in another file."""
-    found = _load(path)
+    content = _load(path)
     notes: tuple[str, ...] = ()
-    if isinstance(found, dict) and isinstance(found.get("data"), list):
-        sets = found["data"]
+    if isinstance(content, dict) and isinstance(content.get("data"), list):
+        sets = content["data"]
         if not 1 <= number <= len(sets):
             raise SettingError("number", number, f"1 to {len(sets)}, the sets in {path.name}")
-        found = sets[number - 1]
+        content = sets[number - 1]
         notes = (f"set {number} of {len(sets)}",) if len(sets) > 1 else ()
-    elif isinstance(found, dict) and {"images", "labels"} <= set(found):
-        found = [found["images"], found["labels"]]
-    if isinstance(found, Tensor):
+    elif isinstance(content, dict) and {"images", "labels"} <= set(content):
+        content = [content["images"], content["labels"]]
+    if isinstance(content, Tensor):
         file = Path(labels).expanduser() if labels else path.with_name(path.name.replace("images", "labels", 1))
         if file == path or not file.is_file():
             raise DataError(f"{path}: holds images alone; name the file of their labels with --labels")
-        found = [found, _load(file)]
+        content = [content, _load(file)]
         notes = (f"labels from {file.name}",)
-    if not (isinstance(found, list | tuple) and len(found) == 2 and all(isinstance(t, Tensor) for t in found)):
+    if not (isinstance(content, list | tuple) and len(content) == 2 and all(isinstance(t, Tensor) for t in content)):
         raise DataError(f"{path}: is neither [images, labels], a dict with 'data' or 'images' and 'labels', nor images")
-    return _Raw(found[0].detach(), found[1].detach(), notes=notes)
+    return _Raw(content[0].detach(), content[1].detach(), notes=notes)
 
 
 # --- what it means ----------------------------------------------------------------------------------------
 
 
 def _interpreted(raw: _Raw, data: DataSet, value_range: str | None, factor: int | None, name: str) -> ForeignSet:
-    stored, order = _in_order(raw.images, data)
+    stored, order = raw.images, list[str]()
+    channels, height, width = data.shape
+    if stored.shape[1:] == (height, width, channels) != data.shape:
+        stored, order = stored.permute(0, 3, 1, 2).contiguous(), ["channels stood last"]
     labels, kind = _labels(raw.labels, data)
     check_images(stored, labels, data, pixels=False)
     if not labels.is_floating_point() and (counts := labels.bincount(minlength=data.n_classes)).min() == 0:
@@ -218,14 +212,6 @@ def _interpreted(raw: _Raw, data: DataSet, value_range: str | None, factor: int 
         words.append(f"each decoded to {tiles**2} (factor {tiles})")
     images = synthetic.decode(pixels, tiles)
     return ForeignSet(images, labels.repeat_interleave(tiles**2, 0), ipc, tiles, f"{name}: {'; '.join(words)}")
-
-
-def _in_order(images: Tensor, data: DataSet) -> tuple[Tensor, list[str]]:
-    """Images as (N, C, H, W); channels that come last beyond doubt are brought to the front, which is told."""
-    channels, height, width = data.shape
-    if images.shape[1:] == (height, width, channels) != data.shape:
-        return images.permute(0, 3, 1, 2).contiguous(), ["channels stood last"]
-    return images, []
 
 
 def _labels(labels: Tensor, data: DataSet) -> tuple[Tensor, list[str]]:
@@ -292,44 +278,33 @@ def _range(low: float, high: float, data: DataSet) -> str | None:
 # --- judged -----------------------------------------------------------------------------------------------
 
 
-def experiment_of(found: ForeignSet, scale: str, **chosen: Any) -> Experiment:
+def experiment_of(judged: ForeignSet, scale: str, **chosen: Any) -> Experiment:
     """The experiment that judges a set: known by the content of the set, with the evaluation of a scale."""
-    about = {"method": "foreign", "ipc": found.ipc, "factor": found.factor, "set_sha256": found.sha256}
+    about = {
+        "method": "foreign",
+        "ipc": judged.ipc,
+        "factor": judged.factor,
+        "set_sha256": judged.sha256,
+    }
     return Experiment.preset(scale, **(chosen | about))
 
 
 def judge(
-    found: ForeignSet,
+    judged: ForeignSet,
     experiment: Experiment,
     store: Store,
     device: str = "cpu",
     data_root: str | Path | None = None,
-    progress: Progress | None = None,
 ) -> Record:
     """The record of a foreign set, from the store or made now, as `experiment.run` makes it."""
-    small = SmallSet(found.images, found.labels)
-    return run(experiment, store, device=device, data_root=data_root, progress=progress, given=small)
-
-
-def floor_of(experiment: Experiment) -> Experiment:
-    """Random images, as many a class, under the same evaluation: what stands beside a judged set."""
-    return replace(experiment, method="random", set_sha256=None)
+    return run(experiment, store, device=device, data_root=data_root, given=SmallSet(judged.images, judged.labels))
 
 
 def rows(records: dict[str, Record]) -> Iterator[list[str]]:
-    """A table of several records, a line a test: mean over trainings, in per cent."""
-    names = [name for name in next(iter(records.values())).metrics if _is_test(records, name)]
+    """A table of several records, a line a test that all have: mean over trainings, in per cent."""
+    first, *others = [record.metrics for record in records.values()]
+    tests = [name for name, values in first.items() if isinstance(values, list) and isinstance(values[0], float)]
+    tests = [name for name in tests if len(first[name]) == len(first["accuracy"]) and all(name in m for m in others)]
     yield ["", *records]
-    for name in sorted(names, key=lambda name: (name != "accuracy", name)):
+    for name in sorted(tests, key=lambda name: (name != "accuracy", name)):
         yield [name, *(f"{np.mean(record.metrics[name]):.2f}" for record in records.values())]
-
-
-def _is_test(records: dict[str, Record], name: str) -> bool:
-    """Whether all records have one number a training under this name."""
-    for record in records.values():
-        values = record.metrics.get(name)
-        if not isinstance(values, list) or len(values) != len(record.metrics["accuracy"]):
-            return False
-        if not all(isinstance(value, float) for value in values):
-            return False
-    return True

@@ -24,7 +24,7 @@ from .. import files
 from ..base import SettingError, resources, suggestion
 from .experiment import Experiment, identified
 from .presets import SCALES
-from .records import Record, Store
+from .records import Store
 
 STATES = ("done", "stale", "missing", "failed")
 TOP_KEYS = ("title", "common", "scale", "arm")
@@ -68,19 +68,14 @@ class Job:
 # --- reading ----------------------------------------------------------------------------------------------
 
 
-def folder() -> Path:
-    """Where the grids of the book lie."""
-    return resources() / "grids"
-
-
 def names() -> list[str]:
     """Names of the grids of the book, sorted."""
-    return sorted(p.stem for p in folder().glob("*.toml"))
+    return sorted(p.stem for p in resources().glob("grids/*.toml"))
 
 
 def locate(name: str | Path) -> Path:
     """The file of a grid given by name or path. Raises SettingError that lists the names there are."""
-    for path in (Path(name).expanduser(), folder() / f"{name}.toml"):
+    for path in (Path(name).expanduser(), resources() / "grids" / f"{name}.toml"):
         if path.suffix == ".toml" and path.is_file():
             return path
     known = f"a .toml file, or one of {', '.join(names()) or '(no grid in data/grids)'}"
@@ -106,10 +101,10 @@ def jobs(grids: Iterable[str | Path], scale: str) -> list[Job]:
 
 def to_json(wanted: Sequence[Job]) -> str:
     """Jobs as a list for a program that schedules them: key, group of the record, key of the set, value and arms."""
-    facts = []
-    for job in wanted:
-        about = {"key": job.key, "group": job.experiment.group, "set_key": job.set_key}
-        facts.append(about | {"value": job.value, "arms": job.arms})
+    facts = [
+        {"key": job.key, "group": job.experiment.group, "set_key": job.set_key, "value": job.value, "arms": job.arms}
+        for job in wanted
+    ]
     return json.dumps(facts, indent=1)
 
 
@@ -128,11 +123,11 @@ def read(path: Path, scale: str) -> list[Job]:
         raise SettingError(f"{path}: arm", arms, "at least one [[arm]] block")
     common = _table(raw, "common", FIELDS, f"{path}, [common]")
     scales = _scales(raw, FIELDS, f"{path}, ")
-    found: list[Job] = []
+    jobs: list[Job] = []
     for number, arm in enumerate(arms, 1):
         where = f"{path}, arm {arm.get('name', number)!r}"
-        found += _arm(arm, where, path.stem, scale, common, scales)
-    return found
+        jobs += _arm(arm, where, path.stem, scale, common, scales)
+    return jobs
 
 
 def _arm(
@@ -154,8 +149,11 @@ def _arm(
         return []
     settings = common | {k: v for k, v in arm.items() if k in FIELDS} | scales.get(scale, {}) | own.get(scale, {})
     value = settings.pop("value", arm["value"])
-    combined = _crossed(settings, where)
-    return [Job(_experiment(c, scale, where), float(value), (f"{grid}/{arm['name']}",), arm["why"]) for c in combined]
+    try:
+        experiments = [Experiment.preset(scale, **chosen) for chosen in _crossed(settings, where)]
+    except SettingError as error:
+        raise error if error.name.startswith(where) else error.within(f"{where}: ") from error
+    return [Job(e, float(value), (f"{grid}/{arm['name']}",), arm["why"]) for e in experiments]
 
 
 def _crossed(settings: dict[str, Any], where: str) -> list[dict[str, Any]]:
@@ -168,13 +166,6 @@ def _crossed(settings: dict[str, Any], where: str) -> list[dict[str, Any]]:
     if count > MOST_RUNS:
         raise SettingError(f"{where}: lists", f"{count} runs", f"lists whose product is at most {MOST_RUNS}")
     return [dict(zip(lists, combined, strict=True)) for combined in itertools.product(*lists.values())]
-
-
-def _experiment(settings: dict[str, Any], scale: str, where: str) -> Experiment:
-    try:
-        return Experiment.preset(scale, **settings)
-    except SettingError as error:
-        raise error.within(f"{where}: ") from error
 
 
 def _scales(raw: dict[str, Any], allowed: Sequence[str], where: str) -> dict[str, dict[str, Any]]:
@@ -245,8 +236,8 @@ class Ledger:
         for record in self.records.values():
             if record.device.startswith("cpu") == self.on_cpu:
                 settings = defaults | record.experiment
-                for step, found in zip(LIKENESS, known, strict=True):
-                    found.setdefault(tuple(settings[n] for n in step), []).append(_price(record))
+                for step, seconds in zip(LIKENESS, known, strict=True):
+                    seconds.setdefault(tuple(settings[n] for n in step), []).append(record.price)
         return known
 
 
@@ -292,11 +283,6 @@ class Tally:
         if left == 0 or left == self.unknown:
             return "unknown" if left else "-"
         return duration(self.seconds) + (f" + {self.unknown} of unknown cost" if self.unknown else "")
-
-
-def _price(record: Record) -> dict[str, float]:
-    """Seconds by part: a machine shared with other work inflates the wall's, several threads the processor's."""
-    return {part: min(wall, record.cpu_seconds.get(part, wall)) for part, wall in record.seconds.items()}
 
 
 def duration(seconds: float) -> str:

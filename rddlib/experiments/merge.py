@@ -15,7 +15,7 @@ import numpy as np
 
 from ..base import SettingError, write_atomic
 from .records import Record, Store, StoreError, plain_name
-from .validate import check_record, check_set, read_plain, read_record, set_name
+from .validate import check_record, check_set, read_plain, read_record
 
 
 @dataclass
@@ -88,7 +88,7 @@ def _read(source: Path, path: Path) -> _Incoming:
         raise StoreError(f"{path}: {error}") from error
     raw = read_plain(path)
     record = check_record(raw, path)
-    set_file = source / "distilled" / f"{set_name(record)}.npz"
+    set_file = source / "distilled" / f"{record.set_name}.npz"
     if not set_file.exists() and not set_file.is_symlink():
         return _Incoming(record, raw, group, None)
     set_raw = read_plain(set_file)
@@ -100,12 +100,12 @@ def _take(incoming: _Incoming, store: Store, merged: Merged) -> None:
     """Write one record and its set, the set first: wherever this stops, a record that is here has its set."""
     record = incoming.record
     with contextlib.ExitStack() as stack:
-        for key in {record.key, set_name(record)}:
+        for key in {record.key, record.set_name}:
             if not stack.enter_context(store.lock(key, wait=False)):
                 merged.kept_out[record.key] = "it is being run here now; merge again when that is done"
                 return
         here = store.file(record.key)
-        set_file = store.distilled(set_name(record))
+        set_file = store.distilled(record.set_name)
         new_set = incoming.set_raw is not None and not set_file.is_file()
         if not new_set and set_file.is_file() and _differs(incoming, set_file):
             merged.kept_out[record.key] = f"another {set_file.relative_to(store.root)} is here"

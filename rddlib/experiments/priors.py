@@ -21,7 +21,7 @@ from ..distillation.glad.generator import Generator, GeneratorSettings
 from . import provenance
 from .provenance import Clock
 from .records import PROBE, Store, StoreError, plain_name
-from .sets import Progress
+from .small_sets import Progress
 
 JUDGE = {"seed": 0, "steps": 1000, "width": 64}  # the classifier that scores, where nothing else is asked for
 

@@ -86,13 +86,13 @@ def describe_device(on_gpu: bool) -> str:
 
 def versions() -> dict[str, str]:
     """Versions that can change a result."""
-    found = {"python": platform.python_version()}
+    result = {"python": platform.python_version()}
     for package in ("torch", "numpy", "scikit-learn", "pillow", "rddlib"):
         try:
-            found[package] = version(package).split("+")[0]
+            result[package] = version(package).split("+")[0]
         except PackageNotFoundError:  # run from its source folder, not installed
-            found[package] = "source"
-    return found
+            result[package] = "source"
+    return result
 
 
 def commit() -> str:

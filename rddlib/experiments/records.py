@@ -64,6 +64,16 @@ class Record:
         """Whether today's code would give the same numbers for the same settings."""
         return provenance.version_of(self.results, self.source_hash) == provenance.RESULTS
 
+    @property
+    def price(self) -> dict[str, float]:
+        """Seconds by part: a machine shared with other work inflates the clock's, several threads the processor's."""
+        return {part: min(wall, self.cpu_seconds.get(part, wall)) for part, wall in self.seconds.items()}
+
+    @property
+    def set_name(self) -> str:
+        """The key under which its distilled set lies; the oldest sets bear the key of their record."""
+        return self.set_key or self.key
+
     def to_json(self) -> str:
         """JSON text with sorted keys, one line a field, as in the store."""
         content = dataclasses.asdict(self)
@@ -71,13 +81,6 @@ class Record:
             if not content[name]:
                 del content[name]
         return files.to_json(content)
-
-
-def _read(path: Path) -> Record:
-    """A record that has passed every check. Raises StoreError, with the file's name, for any other."""
-    from .validate import read_record  # it needs Experiment, and that needs this module
-
-    return read_record(path)
 
 
 PROBE = 2**14  # bytes: more than a record takes, and several blocks of any disk
@@ -101,7 +104,7 @@ class Store:
     def find(self, key: str) -> Record | None:
         """The record of a key, or None."""
         path = self.file(key)
-        return None if path is None else _read(path)
+        return None if path is None else self._read(path)
 
     def match(self, start: str) -> Record:
         """The one record whose key begins with `start`. Raises StoreError if none or several do."""
@@ -109,9 +112,9 @@ class Store:
             raise SettingError("key", start, "the first characters of a key, as `list` prints them")
         paths = sorted(self.root.glob(f"runs/*/{start}*.json"))
         if len(paths) != 1:
-            found = ", ".join(p.stem for p in paths) or "none"
-            raise StoreError(f"key {start!r}: {len(paths)} records in {self.root / 'runs'} begin so ({found})")
-        return _read(paths[0])
+            keys = ", ".join(p.stem for p in paths) or "none"
+            raise StoreError(f"key {start!r}: {len(paths)} records in {self.root / 'runs'} begin so ({keys})")
+        return self._read(paths[0])
 
     def records(self, group: str = "*") -> list[Record]:
         """All records, or those of one group, sorted by key; a damaged one is left out and named in the log."""
@@ -126,10 +129,16 @@ class Store:
         damaged: dict[Path, StoreError] = {}
         for path in self.files(group):
             try:
-                records[path] = _read(path)
+                records[path] = self._read(path)
             except StoreError as error:
                 damaged[path] = error
         return records, damaged
+
+    @staticmethod
+    def _read(path: Path) -> Record:
+        from .validate import read_record  # it needs Experiment, and that needs this module
+
+        return read_record(path)
 
     def files(self, group: str = "*") -> list[Path]:
         """The files of all records, or of those of one group, sorted by key."""
@@ -199,8 +208,8 @@ class Store:
 def known_records() -> list[Record]:
     """The records of the default store and those of the book, which come with the library, sorted by key."""
     roots = {Store().root, resources()}  # one and the same in a checkout, unless $RDD_STORE is set
-    found = {record.key: record for root in roots for record in Store(root).records()}
-    return [found[key] for key in sorted(found)]
+    by_key = {record.key: record for root in roots for record in Store(root).records()}
+    return [by_key[key] for key in sorted(by_key)]
 
 
 def plain_name(group: str) -> str:

@@ -9,23 +9,40 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import re
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+import pydantic
 
 from .. import files
-from ..base import SettingError
 from ..distillation.settings import LOOPED
 from .experiment import Experiment
 from .records import Record, StoreError
 
 LARGEST = {".json": 16 * 2**20, ".npz": files.LARGEST}  # bytes of a file, and of what a set holds when unpacked
-PLAIN = re.compile(r"[\w +,.:;/\\()=@#%-]{0,200}")  # no markup of HTML or Markdown, no control characters
-KINDS: dict[str, Any] = {"str": str, "int": int, "float": (int, float), "dict": dict, "list": list}
 NAMED = ("dataset", "method", "risk", "ipc", "factor", "seed", "scale", "eval_network")  # what any list of runs shows
-FAULTS = (ValueError, TypeError, KeyError, OverflowError, RecursionError, SettingError)
+FAULTS = (ValueError, TypeError, KeyError, OverflowError, RecursionError)
+
+# What each field of a record may hold, all numbers finite. Texts have no markup of HTML or Markdown and no control
+# characters; a metric is a number or a text (a hash), or has one or a list of them a training; an empty group has None.
+Text = Annotated[str, pydantic.StringConstraints(pattern=r"^[\w +,.:;/\\()=@#%-]{0,200}$")]
+Cost = Annotated[float, pydantic.Field(ge=0)]
+Value = float | Text | None
+Metric = float | Text | list[Value | list[Value]]
+HOLDS: dict[str, Any] = {
+    "experiment": dict[Text, float | bool | Text | None],
+    "metrics": dict[Text, Metric],
+    "history": list[dict[Text, float]],
+    "seconds": dict[Text, Cost],
+    "cpu_seconds": dict[Text, Cost],
+    "peak_memory_mb": Cost,
+    "versions": dict[Text, Text],
+    "results": int,
+    "threads": int,
+}
+_FIELDS: dict[str, Any] = {field.name: (HOLDS.get(field.name, Text), ...) for field in dataclasses.fields(Record)}
+_Form = pydantic.create_model("_Form", __config__={"strict": True, "allow_inf_nan": False}, **_FIELDS)
 
 
 def read_plain(path: Path) -> bytes:
@@ -47,8 +64,7 @@ def check_record(raw: bytes, path: Path) -> Record:
     """The record in the bytes of a file, named by its key. Raises StoreError unless everything in it is in order."""
     try:
         record = Record(**files.from_json(raw))
-        _check_types(record)
-        _check_numbers(record)
+        _check_form(record)
         absent = [name for name in NAMED if name not in record.experiment]
         if absent:
             raise ValueError(f"its settings do not say {absent[0]}")
@@ -64,60 +80,19 @@ def check_record(raw: bytes, path: Path) -> Record:
     return record
 
 
-def _check_types(record: Record) -> None:
-    for field in dataclasses.fields(Record):
-        value = getattr(record, field.name)
-        if not isinstance(value, KINDS[str(field.type).split("[")[0]]) or isinstance(value, bool):
-            raise ValueError(f"{field.name} is of type {type(value).__name__}, not {field.type}")
-        _check_texts(value, field.name)
-
-
-def _check_texts(value: object, name: str) -> None:
-    """Raise ValueError where a text anywhere inside is long, or holds more than plain characters."""
-    if isinstance(value, str) and not PLAIN.fullmatch(value):
-        raise ValueError(f"{name} holds a text that is not plain or longer than 200 characters")
-    if isinstance(value, dict):
-        for key, inside in value.items():
-            _check_texts(key, name)
-            _check_texts(inside, name)
-    if isinstance(value, list):
-        for inside in value:
-            _check_texts(inside, name)
-
-
-def _check_numbers(record: Record) -> None:
-    accuracies = record.metrics.get("accuracy")
-    if not isinstance(accuracies, list) or not accuracies or not all(_number(a, 0, 100) for a in accuracies):
-        raise ValueError("metrics has no list of accuracies in per cent")
-    for name, value in record.metrics.items():
-        if not _all_finite(value):
-            raise ValueError(f"metrics has a number that is not finite: {name}")
-    for entry in record.history:
-        if not isinstance(entry, dict) or not all(_number(value) for value in entry.values()):
-            raise ValueError("history is not a list of entries of finite numbers")
-    for costs in (record.seconds, record.cpu_seconds, {"peak_memory_mb": record.peak_memory_mb}):
-        if not all(_number(value, 0) for value in costs.values()):
-            raise ValueError(f"what it cost is not told in numbers: {costs}")
-    if not all(isinstance(version, str) for version in record.versions.values()):
-        raise ValueError("versions are not texts")
-
-
-def _number(value: object, low: float = -math.inf, high: float = math.inf) -> bool:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    return math.isfinite(value) and low <= value <= high
-
-
-def _all_finite(value: object) -> bool:
-    """Whether a metric consists of finite numbers, texts (hashes) and lists of them; an empty group has None."""
-    if isinstance(value, list):
-        return all(item is None or _all_finite(item) for item in value)
-    return isinstance(value, str) or _number(value)
-
-
-def set_name(record: Record) -> str:
-    """The key under which a record's distilled set lies; the oldest sets bear the key of their record."""
-    return record.set_key or record.key
+def _check_form(record: Record) -> None:
+    """ValueError, naming the place, where a field does not hold what it may, or accuracies are not per cent."""
+    try:
+        _Form.model_validate(vars(record))
+    except pydantic.ValidationError as error:
+        fault = error.errors()[0]
+        place = ".".join(map(str, fault["loc"][:2]))
+        raise ValueError(f"{place} holds {str(fault['input'])!r:.60}: {fault['msg']}") from error
+    accuracy = record.metrics.get("accuracy")
+    if not isinstance(accuracy, list) or not accuracy or not all(isinstance(a, float | int) for a in accuracy):
+        raise ValueError("metrics has no list of accuracies")
+    if not 0 <= min(accuracy) <= max(accuracy) <= 100:
+        raise ValueError("accuracies are not in per cent")
 
 
 def check_set(raw: bytes, path: Path, record: Record) -> dict[str, Any]:
@@ -133,7 +108,7 @@ def check_set(raw: bytes, path: Path, record: Record) -> dict[str, Any]:
             raise ValueError("it was made with another generator than its record says")
         if "seconds" in arrays:
             costs = json.loads(str(arrays["seconds"]))
-            if not all(_number(costs[kind], 0) for kind in ("wall", "cpu")):
+            if not all(0 <= costs[kind] < math.inf for kind in ("wall", "cpu")):
                 raise ValueError("what it cost is not told in numbers")
     except Exception as error:  # a damaged zip raises many kinds, zlib's own among them
         raise StoreError(f"{path}: is not the distilled set of record {record.key} ({error})") from error

@@ -75,9 +75,6 @@ class Outcome:
         return 3 if self.left else 1 if self.failed else 0
 
 
-# --- one run, in a process of its own ---------------------------------------------------------------------
-
-
 def work(settings: dict[str, Any], root: str, where: Where, threads: int | None = None) -> None:
     """Make one record in this process, which then ends: status 0, 1 with the error noted, or INTERRUPTED.
 
@@ -136,9 +133,6 @@ def _one_thread_each(threads: int | None) -> Iterator[None]:
     finally:
         if threads is not None:
             del os.environ["OMP_NUM_THREADS"]  # it was not set, or `threads` would be None
-
-
-# --- all runs ---------------------------------------------------------------------------------------------
 
 
 class Scheduler:
