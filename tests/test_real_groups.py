@@ -88,7 +88,7 @@ def test_looks_stand_in_the_order_of_the_rule_with_means_over_seeds() -> None:
 
 
 def test_a_curve_has_the_arm_that_it_moves_around_and_no_other_run() -> None:
-    """Base arms at 5 images a class are a point of each curve of theirs; other numbers of images and other arms are not."""
+    """Base arms at 5 images a class are a point of each curve of theirs; other numbers of images and arms are not."""
     rare, wanted = {}, [("control", 0.1, 5), ("control_by_share", 0.05, 5), ("control", 0.1, 10), ("start", 0.1, 5)]
     records, names = [], {}
     for place, (arm, share, ipc) in enumerate(wanted):

@@ -131,9 +131,9 @@ def _measured(frame: pd.DataFrame, *settings: str) -> pd.DataFrame:
 def curve(records: Iterable[Record], names: Mapping[str, str], by: str) -> pd.DataFrame:
     """How measures depend on one setting: index (arm, value, seed), one column a measure, per cent.
 
-    records, names: of the grids `real_groups` and `real_groups_curves` together. `by`: a name of `CURVES`; the arms are those
-    that the second grid has for it. Where the arm of the first has the same settings but for that one, it is a point of
-    the curve.
+    records, names: of the grids `real_groups` and `real_groups_curves` together. `by`: a name of `CURVES`; the arms are
+    those that the second grid has for it. Where the arm of the first has the same settings but for that one, it is a
+    point of the curve.
     """
     ending = f"_by_{by}"
     frame = named(records, names)

@@ -90,8 +90,8 @@ def outer_step(
 ) -> State:
     """`inner_steps` of images and network with one new network; pixels are then clamped. `state` is left as it is.
 
-    `make_loop`: makes another `Loop`, which goes the same way (`batched`). Raises DivergenceError, with the step, where a
-    distance, a loss or an image is not a finite number.
+    `make_loop`: makes another `Loop`, which goes the same way (`batched`). Raises DivergenceError, with the step, where
+    a distance, a loss or an image is not a finite number.
     """
     loop = (make_loop or Loop)(data, settings, state, prior)
     loop.start_network()
