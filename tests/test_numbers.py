@@ -27,7 +27,7 @@ from rddlib.distillation.kip import inducing_points
 from rddlib.distillation.loop import stored_set
 from rddlib.evaluation import evaluate, groups
 from rddlib.evaluation.metrics import TestBench
-from rddlib.experiments import provenance, sets
+from rddlib.experiments import provenance, small_sets
 from rddlib.experiments.experiment import Experiment
 from rddlib.models import training
 
@@ -112,7 +112,7 @@ def drawn() -> list[float]:
     images = digits(tiny())
     found = []
     for method, factor in (("random", 1), ("first_n", 1), ("mix", 2), ("full", 1)):
-        small = sets.drawn(images, tiny(method=method, factor=factor))
+        small = small_sets.drawn(images, tiny(method=method, factor=factor))
         found += three_numbers(images.normalise(small.images) * (1 + small.labels.view(-1, 1, 1, 1)))
     start = synthetic.start(images, 2, 3, generator(1, "start"))
     return found + three_numbers(synthetic.decode(start.images, 3))
@@ -133,7 +133,7 @@ def judged() -> list[float]:
     """All metrics of an evaluation, groups of every kind and the audit included; one number a metric."""
     e = tiny(eval_honest_groups=True, eval_audit=2, eval_steps=12, eval_seeds=1, method="random", ipc=12)
     images = digits(e)
-    small = sets.drawn(images, e)
+    small = small_sets.drawn(images, e)
     metrics = evaluate.evaluate(small.images, small.labels, images, e, e.seed, [ROOT / "data" / "groups"])
     names = sorted(name for name in metrics if not name.endswith("sha256"))
     return [three_numbers(torch.tensor(metrics[name], dtype=torch.float64))[2] for name in names]

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rddlib import cli
+from rddlib import cli, commands
 from rddlib.experiments import grid
 from rddlib.experiments.presets import SCALES
 from rddlib.experiments.records import Store
@@ -44,7 +44,8 @@ def test_the_commands_of_the_graph_are_those_of_the_library() -> None:
     filled = re.sub(r"\{([\w.]+)\}", lambda match: names[match[1]], command[1] + command[2])
     _, given, _ = cli.application().parse_args(shlex.split(filled))
     assert given.args == ("table1",)
-    assert given.kwargs == {"scale": "laptop", "only": "0123", "store": "data", "device": "cuda", "budget_minutes": 50}
+    place = commands.Place(device="cuda", store="data")
+    assert given.kwargs == {"scale": "laptop", "only": "0123", "at": place, "budget_minutes": 50}
     scales = re.search(r"^SCALES = (\(.*\))$", text, re.M)
     assert scales is not None and tuple(re.findall(r'"(\w+)"', scales[1])) == SCALES
     assert "--executed" in text and '"--executed"' in (ROOT / "book" / "build.py").read_text()
