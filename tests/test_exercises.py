@@ -59,6 +59,12 @@ def exercises(notebook: dict) -> list[Exercise]:
     return found
 
 
+@pytest.fixture(autouse=True)
+def _no_other_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """IPython warns where an environment other than the one of this Python is active; a page's cells may start it."""
+    monkeypatch.delenv("VIRTUAL_ENV", raising=False)
+
+
 def names_of(source: str) -> tuple[set[str], set[str]]:
     """The names that a cell binds at its top level, and those that it takes from cells before it."""
     top = symtable.symtable(source, "cell", "exec")
