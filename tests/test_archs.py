@@ -289,3 +289,21 @@ def test_a_transformer_drops_by_its_build_seed() -> None:
     )
     one.eval(), two.eval()
     assert torch.equal(one(x), two(x)) and torch.equal(one(x), one(x))
+
+
+@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("size", [8, 32, 128])
+def test_gradients_reach_every_parameter(name: str, size: int) -> None:
+    net = make(name, size).double()
+    F.cross_entropy(net(pictures(4, 3, size, torch.float64)), torch.arange(4)).backward()
+    for path, parameter in net.named_parameters():
+        assert parameter.grad is not None, path
+        cancelled = name == "vgg11" and path.startswith("features") and parameter.ndim == 1 and "bias" in path
+        before_norm = cancelled and isinstance(net.get_submodule(path.rpartition(".")[0]), nn.Conv2d)
+        assert before_norm or parameter.grad.abs().max() > 1e-12, path  # a norm takes the bias before it away
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_an_image_does_not_see_its_batch(name: str) -> None:
+    net, x = make(name).double().eval(), pictures(4, 3, 32, torch.float64)
+    assert torch.allclose(net(x)[:2], net(x[:2]), atol=1e-10)

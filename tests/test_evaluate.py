@@ -115,3 +115,22 @@ def test_what_the_data_cannot_serve_is_refused_before_training(
         evaluate.evaluate(x, y, few, dataclasses.replace(SMALL, eval_honest_groups=True), 0)
     (conflict,) = evaluate.conflicts(digits, dataclasses.replace(SMALL, eval_audit=2), whole=True)
     assert conflict.name == "eval_audit"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("eval_steps", 0),
+        ("eval_lr", 0.0),
+        ("eval_part", "train"),
+        ("eval_groups", 1),
+        ("eval_shifts", "yes"),
+        ("eval_cutmix", 1.5),
+        ("eval_recipe", "dsa"),
+        ("eval_audit", 13),
+        ("eval_audit", -1),
+    ],
+)
+def test_settings_out_of_range(name: str, value: object) -> None:
+    with pytest.raises(SettingError, match=f"{name} = "):
+        dataclasses.replace(SMALL, **{name: value})

@@ -258,3 +258,15 @@ def test_pairs_of_pixels_of_large_images_are_refused() -> None:
     assert raised.value.name == "kip_pooling"
     diagonal = kip(kernel="conv", kip_steps=1, kip_batch=10, zca=False)
     assert len(inducing_points.distill(large, diagonal)[1]) == 1
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"kernel": "rbf"}, {"kip_depth": 0}, {"kip_steps": 0}, {"kip_batch": 2.5}, {"kip_lr": 0.0}, {"kip_ridge": 0.0},
+     {"kip_ridge": float("nan")}, {"kip_pooling": "max"}, {"learn_labels": 1}, {"zca": "yes"}, {"kip_clamp": None}],
+    ids=str,
+)  # fmt: skip
+def test_values_out_of_range_are_refused(wrong: dict) -> None:
+    with pytest.raises(SettingError) as raised:
+        kip(**wrong)
+    assert raised.value.name == next(iter(wrong))

@@ -9,6 +9,7 @@ import dataclasses
 from typing import Any
 
 import pytest
+import test_reference
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -22,21 +23,7 @@ from rddlib.distillation.loop import ClassDraws, Loop
 from rddlib.distillation.settings import DistillSettings, conflicts
 from rddlib.models import networks
 
-TINY = DistillSettings(
-    depth=2,
-    width=4,
-    ipc=2,
-    factor=1,
-    outer_steps=2,
-    inner_steps=2,
-    batch_real=8,
-    net_steps=2,
-    net_batch=16,
-    lr_image=0.05,
-    match_augment="color_crop_cutout_flip_scale_rotate",
-    net_augment="color_crop_cutout_flip_scale_rotate",
-    cutmix=0.0,
-)
+TINY = dataclasses.replace(test_reference.TINY, net_batch=16, **test_reference.SIAMESE)
 NET = networks.build("convnet", (1, 8, 8), 10, depth=2, width=4, generator=generator(0, "net")).double()
 
 

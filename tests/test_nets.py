@@ -147,3 +147,20 @@ def test_every_network_has_a_width_of_the_paper() -> None:
     assert set(networks.PAPER_WIDTH) == set(networks.NETWORKS)
     for name, width in networks.PAPER_WIDTH.items():
         assert not list(networks.conflicts(name, (3, 128, 128), 5, width))
+
+
+def test_weights_come_from_the_generator_alone() -> None:
+    before = torch.random.get_rng_state()
+    one = make(0, width=8)
+    assert torch.equal(torch.random.get_rng_state(), before)  # the global stream is left alone
+    torch.manual_seed(99)
+    two, other = make(0, width=8), make(1, width=8)
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+    assert not torch.equal(next(one.parameters()), next(other.parameters()))
+
+
+def test_norm_is_per_image_and_channel() -> None:
+    """Instance norm: an image's features do not depend on the rest of the batch, nor on a channel's scale."""
+    net = make(width=8).double()
+    x = torch.randn(4, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(net(x)[:2], net(x[:2]))

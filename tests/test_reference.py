@@ -364,3 +364,21 @@ def test_dc_may_start_from_noise(digits: DataSet) -> None:
     begun = distill.begin(digits, s, prior.load("none", digits, 1)).codes["pixels"]
     normalised = digits.normalise(begun)
     assert abs(float(normalised.mean())) < 0.02 and abs(float(normalised.std()) - 1) < 0.02
+
+
+def test_equal_groups_are_the_distances_to_all_groups_together(grouped: DataSet) -> None:
+    """For squares, the gradient at the images of sum_g |t_g - s|^2 is G times that of |mean_g t_g - s|^2 (FairDD)."""
+    s = settings(**KNOWN, match_groups="equal")
+    fast, plain = loop_of(grouped, s), loop_of(grouped, s)
+    drawn = fast.draws([3])[0]
+    _, moved = fast.matching_gradient(3, None, drawn)
+    own = plain.codes["pixels"][3].clone().requires_grad_()
+    given = plain._statistic(plain.seen(own, drawn), 3)
+    total = torch.zeros((), dtype=torch.float64)
+    for g in (0, 1):
+        x = grouped.normalise(grouped.train_images[drawn.real[grouped.train_groups[drawn.real] == g]])
+        loss = torch.nn.functional.cross_entropy(plain.net(x), torch.full((len(x),), 3))
+        for a, b in zip(torch.autograd.grad(loss, plain.matched), given, strict=True):
+            total = total + ((a - b) ** 2).sum()
+    (expected,) = torch.autograd.grad(total / 2, own)
+    torch.testing.assert_close(moved["pixels"], expected)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import functools
 import json
 import multiprocessing
@@ -355,3 +356,15 @@ def test_an_engine_gets_the_runs_as_a_list_and_makes_one_by_its_key(
     (made,) = (tmp_path / "store").glob("runs/*/*.json")
     assert made == tmp_path / "store" / "runs" / runs[-1]["group"] / f"{runs[-1]['key']}.json"
     assert cli.main(["grid", str(toy), "--only", "zz", *common]) == 2 and "only = 'zz'" in capsys.readouterr().err
+
+
+def test_a_failure_that_cannot_be_noted_on_a_full_disk_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(file: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    store = Store(tmp_path)
+    monkeypatch.setattr(os, "fsync", full)
+    workers.note_failure(store, job(seed=8).experiment, "why")
+    assert not [path for path in tmp_path.rglob("failed.json*") if path.is_file()]

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import files
-from ..base import resources, write_atomic
+from ..base import SettingError, resources, write_atomic
 from ..data.dataset import DataSet
 from ..distillation import distill
 from ..distillation.glad import prior
@@ -45,7 +45,11 @@ COLUMNS = {"gradient_ratio": 0, "gradient_cosine": 1}  # of what the loop notes 
 
 
 def term_weights(losses: Tensor, groups: Tensor, n_groups: int, term: RiskTerm) -> Tensor:
-    """The weight (n,) of each loss in the risk term, which is the term's derivative: average + worst in all."""
+    """The weight (n,) of each loss in the risk term of Eq. 2, which is the term's derivative.
+
+    losses (n,), groups (n,) in [0, n_groups). The weights sum to average + worst. Not for the released value, which has
+    no gradient. Cost: one sort of the losses.
+    """
     losses = losses.detach().requires_grad_()
     return torch.autograd.grad(group_risk(losses, groups, n_groups, term), losses)[0]
 
@@ -83,11 +87,13 @@ class WatchedLoop(Loop):
     def every_image(self) -> pd.DataFrame:
         """Each training image as the loop's network sees it now, not augmented, a row an image.
 
-        Columns: group, label, loss, distance (to the nearest decoded image of its group's centre), weight (in the term,
-        over that in a mean: 1 on average). Only where there is a risk term and its groups are the nearest images.
+        Columns: group, label, loss, distance (to the nearest decoded centre of all), weight (in the term, over that in
+        a mean: 1 on average). Raises SettingError where there is no term in the network, or its groups are not the
+        nearest images. Cost: one pass over the training images.
         """
-        centres = self._centre_points()
-        assert centres is not None
+        centres = self._centre_points() if self.in_network else None
+        if centres is None:
+            raise SettingError("groups_from", self.s.groups_from, "'nearest', with a risk term in the network")
         chunks = torch.arange(len(self.data.train_labels)).split(CHUNK)
         rows = [self._seen_now(index, centres) for index in chunks]
         group, loss, distance = (torch.cat(parts) for parts in zip(*rows, strict=True))

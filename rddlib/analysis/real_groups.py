@@ -137,8 +137,9 @@ def curve(records: Iterable[Record], names: Mapping[str, str], by: str) -> pd.Da
     """
     ending = f"_by_{by}"
     frame = named(records, names)
+    recipes = [recipe(name) for name in frame["dataset"]]
     frame = frame.assign(
-        share=[asked.share if (asked := recipe(name)) else nan for name in frame["dataset"]],
+        share=[nan if asked is None else asked.share for asked in recipes],
         centres_in_all=frame["centres_in_all"].fillna(frame["ipc"] * CLASSES),
     )
     moved = frame[frame["arm"].str.endswith(ending)]

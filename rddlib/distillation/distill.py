@@ -57,7 +57,7 @@ def distill(
         data = clusters.with_found_groups(data, settings.found_groups)
     source = prior.load(settings.parts().prior, data, settings.prior_layer, settings.prior_start)
     state = begin(data, settings, source, begun)
-    of = origin(data, settings, source.sha256)
+    of = "" if checkpoint is None else origin(data, settings, source.sha256)  # hashing data takes time
     if checkpoint is not None:
         state = load_state(checkpoint, state, of) or state
     loop_class = graph.loop_class(settings, data)

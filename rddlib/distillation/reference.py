@@ -18,7 +18,7 @@ from .. import risk
 from ..base import generator
 from ..data import augment
 from ..data.dataset import DataSet
-from . import matching, synthetic
+from . import synthetic
 from .loop import STREAMS
 from .settings import DistillSettings
 from .synthetic import SyntheticSet
@@ -108,8 +108,7 @@ class Step:
         target = self.statistic(augment.apply(x, omega), y, c)
         seen = augment.apply(data.normalise(tiles), omega)
         given = self.statistic(seen, torch.full((len(seen),), k))
-        gap = matching.distance(target, given, self.parts.metric)
-        (gradient,) = torch.autograd.grad(gap, S_k)
+        (gradient,) = torch.autograd.grad(self.distance(target, given), S_k)
         if s.image_rule == "normalised":
             gradient = gradient / gradient.square().mean().sqrt()
         return gradient
@@ -127,8 +126,26 @@ class Step:
         loss = F_.mean()
         if c is not None:
             loss = self.robust(F_, c) / (1 + self.s.average + self.s.worst)
-        matched = matching.matched_parameters(self.theta, self.parts.metric)
+        axes = 2 if self.parts.metric == "dc" else 4  # matrices; convolutions
+        matched = [p for p in self.theta.parameters() if p.ndim >= axes]
         return list(torch.autograd.grad(loss, matched, create_graph=True))
+
+    def distance(self, target: list[Tensor], given: list[Tensor]) -> Tensor:
+        """Squared or absolute differences, or 1 - cosine of every row (DC)."""
+        total = torch.zeros((), dtype=given[0].dtype)
+        for a, b in zip(target, given, strict=True):
+            a = a.detach()
+            if self.parts.metric == "idc":
+                total = total + ((a - b) ** 2).sum()
+            elif self.parts.metric == "l1":
+                total = total + (a - b).abs().sum()
+            elif self.parts.metric == "l1_mean":
+                total = total + (a - b).abs().mean()
+            else:
+                a, b = a.flatten(1), b.flatten(1)
+                norms = a.norm(dim=1) * b.norm(dim=1) + 1e-6
+                total = total + (1 - (a * b).sum(1) / norms).sum()
+        return total
 
     # --- the network: where the paper's term stands ------------------------
 

@@ -186,7 +186,7 @@ def optimise(
     raise_all(conflicts(data, settings))
     space = space or Space.of(data, settings.zca)
     state = _begin(data, settings, space)
-    of = origin(data, settings)
+    of = "" if checkpoint is None else origin(data, settings)  # hashing data takes time
     if checkpoint is not None:
         state = load_state(checkpoint, state, of) or state
     seen = torch.cat([space.apply(part, torch.float32) for part in data.train_images.split(5000)])
