@@ -30,6 +30,8 @@ SHORT: dict[str, dict[str, Any]] = {
     "cpu": {"outer_steps": 6, "inner_steps": 100, "net_steps": 8, "lr_image": 0.02,
             "eval_steps": 1000, "eval_seeds": 3},
 }  # fmt: skip
+# The rates of the arms whose network is trained with the term, chosen as that of control was (grid rates).
+TERM_RATES = {"upper": 0.15, "lower": 0.15}
 # What other methods have instead. The image rates of DSA, DM and GLaD at laptop scale were chosen on held-out training
 # images (the methods' page); DC takes DSA's, and those of smoke scale have not been chosen by any such comparison.
 METHOD_NUMBERS: dict[str, dict[str, dict[str, Any]]] = {
@@ -103,6 +105,8 @@ def _siamese(known: dict[str, Any]) -> dict[str, Any]:
 def _short(scale: str, known: dict[str, Any]) -> dict[str, Any]:
     """Numbers of the scales smoke, laptop and cpu."""
     result = {"width": 32, "eval_width": 32} | SHORT[scale]
+    if scale == "cpu" and known.get("where", "network") == "network":
+        result["lr_image"] = TERM_RATES.get(known.get("risk", "control"), result["lr_image"])
     if scale != "smoke":
         result["lr_image"] = result["lr_image"] * known.get("ipc", 10) / 10
     method = known.get("method", "idc")
