@@ -57,7 +57,8 @@ def test_every_grid_of_the_book_can_be_made_of_experiments(name: str) -> None:
 
 
 OF_THE_RISK = ("risk", "where", "alpha", "average", "worst", "scope", "space", "centres_in_all", "groups_from")
-# Grids in which one procedure chose each arm's image rate: an arm and its control have each its own.
+# Grids in which one procedure chose each arm's image rate, so that an arm and its control have each its own; all grids
+# do at the scale cpu.
 GROUPS = ("real_groups", "real_groups_rates", "real_groups_curves", "real_groups_cifar10", "real_groups_cifar10_rates")
 OWN_RATES = (*GROUPS, "rates")
 AROUND = {"real_groups_curves": "real_groups"}  # a grid whose arms move one setting of another's
@@ -67,9 +68,9 @@ AROUND = {"real_groups_curves": "real_groups"}  # a grid whose arms move one set
 def test_every_risk_arm_of_the_book_has_its_control(name: str) -> None:
     """A run with a risk term says nothing without the one that differs from it in the risk term alone."""
 
-    apart = {*OF_THE_RISK, *(["lr_image"] if name in OWN_RATES else [])}
-
     def rest(job: Job) -> tuple[object, ...]:
+        own_rate = name in OWN_RATES or job.experiment.scale == "cpu"
+        apart = {*OF_THE_RISK, *(["lr_image"] if own_rate else [])}
         return tuple(v for k, v in vars(job.experiment).items() if k not in apart)
 
     for scale in SCALES:
