@@ -65,12 +65,13 @@ class ImageList:
 def augmented(x: Tensor, draw: Draw) -> Tensor:
     """Apply a draw with one row of parameters for every sample; a shared one is repeated first."""
     n, draw = len(x), draw.to(x.device)
+    crop = None if draw.crop is None else draw.crop.to(x.device)  # a shared one is left on the host
     if draw.flip is not None:
         x = torch.where(repeated(draw.flip, n).view(-1, 1, 1, 1), x.flip(3), x)
     if draw.color is not None:
         x = colored(x, repeated(draw.color, n))
-    if draw.crop is not None:
-        x = cropped(x, repeated(draw.crop, n))
+    if crop is not None:
+        x = cropped(x, repeated(crop, n))
     if draw.affine is not None:
         theta = torch.tensor([rows.tolist() for rows in repeated(draw.affine, n)], dtype=torch.float, device=x.device)
         x = F.grid_sample(x, F.affine_grid(theta, x.shape, align_corners=True), align_corners=True)

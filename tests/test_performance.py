@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import script
+from pretend_gpu import DEVICE, pretended
 from scipy import stats
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -22,6 +23,8 @@ BENCHMARKS = ROOT / "benchmarks"
 
 page = script("performance")
 sys.path.insert(0, str(BENCHMARKS))  # its scripts import each other by their plain names
+import card  # noqa: E402
+import checks  # noqa: E402
 import measure  # noqa: E402
 import run_all  # noqa: E402
 
@@ -278,6 +281,24 @@ def test_a_wrong_fast_form_is_seen_by_the_checks(monkeypatch: pytest.MonkeyPatch
     )
     found = next(checks.pairs("planted", ("reference", "cpu"), ("library", "cpu")))
     assert not found.passed
+
+
+@pytest.mark.parametrize("kind", measure.KINDS)
+def test_both_ways_of_the_checks_run_on_a_card(kind: str) -> None:
+    """A card found the plain loop mixing tensors of both devices; the pretended one would have."""
+    start, end = checks.inner_steps((kind, "cpu"))
+    with pretended():
+        start_there, end_there = checks.inner_steps((kind, DEVICE))
+        checks.training((kind, DEVICE))
+    way = (end - start).abs().max()
+    assert float((end_there.cpu() - end).abs().max()) <= checks.ROUNDING * float(way)
+    assert torch.allclose(start_there.cpu(), start, atol=1e-5)
+
+
+def test_inner_steps_of_a_card_are_timed_from_one_start() -> None:
+    found = card.compare("upper", "cpu", 1, width=4, batch_real=8, net_batch=16)
+    assert found["one_by_one_ms"] > 0
+    assert found["two_runs_apart"] == 0  # a processor makes the same sums again
 
 
 def test_a_stopped_session_keeps_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
