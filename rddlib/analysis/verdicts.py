@@ -26,6 +26,8 @@ PRIMARY = (
     "t2-cifar10-cluster_min-idc-lower",
 )
 GATES = {"cpu": ("gate/control", "gate/untrained")}
+# What a run shares with those of the gate, or the gate says nothing about it: its data and the length of its loop.
+OF_THE_GATE = ("dataset", "size", "network", "width", "outer_steps", "inner_steps", "net_steps")
 LARGE = ("gpu", "paper")  # scales that need data or a machine that a laptop lacks
 
 
@@ -169,7 +171,7 @@ def _mechanism(scale: str, evidence: Evidence, keys: pd.DataFrame) -> Mechanism 
     histories = [_history(record) for record in control or every]
     if not any(histories):
         return None
-    return rules.mechanism(histories, _classes(every[0]), _gate(scale, evidence))
+    return rules.mechanism(histories, _classes(every[0]), _gate(scale, evidence, (control or every)[0]))
 
 
 def _history(record: Record) -> list[dict[str, Any]]:
@@ -183,12 +185,20 @@ def _history(record: Record) -> list[dict[str, Any]]:
     return old
 
 
-def _gate(scale: str, evidence: Evidence) -> pd.Series | None:
-    """Accuracy of control less that of control with an untrained network, one value a seed; None: not run."""
+def _gate(scale: str, evidence: Evidence, judged: Record) -> pd.Series | None:
+    """Accuracy of control less that of control with an untrained network, one value a seed; None: not run.
+
+    None too where `judged` has other data or another loop than the runs of the gate.
+    """
     if scale not in GATES:
         return None
-    accuracy = evidence.values(evidence.keys(GATES[scale], scale), "accuracy")
-    return accuracy[0] - accuracy[1] if len(accuracy) >= LEAST_SEEDS else None
+    keys = evidence.keys(GATES[scale], scale)
+    accuracy = evidence.values(keys, "accuracy")
+    if len(accuracy) < LEAST_SEEDS:
+        return None
+    trained = evidence.records[keys.loc[accuracy.index[0], 0]]
+    alike = all(judged.experiment.get(name) == trained.experiment.get(name) for name in OF_THE_GATE)
+    return accuracy[0] - accuracy[1] if alike else None
 
 
 def _rise(comparison: Comparison, evidence: Evidence, keys: pd.DataFrame) -> np.ndarray | None:
