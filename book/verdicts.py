@@ -267,9 +267,17 @@ def summary(found: Sequence[Verdict]) -> str:
 
 
 def effects(found: Sequence[Verdict], records: dict[str, Record]) -> list[Finding]:
-    """Comparisons of the term with control that its mechanism allows to be judged, in the order of the ledger."""
+    """Comparisons of the term with control that its mechanism allows to be judged, in the order of the ledger.
+
+    Each pair of arms once a test: other tables ask for the same runs. Drops are left to the page of verdicts.
+    """
     judged = (*DECIDED, rules.UNDECIDED)
-    return [f for f in of_the_term(found, records) if f.verdict in judged and not f.why.startswith("gate not run")]
+    able = [f for f in of_the_term(found, records) if f.verdict in judged and not f.why.startswith("gate not run")]
+    chosen: dict[tuple[Any, ...], Finding] = {}
+    for f in able:
+        if "-" not in f.comparison.metric:
+            chosen.setdefault((f.comparison.metric, f.keys), f)
+    return list(chosen.values())
 
 
 def short_loop(found: Sequence[Verdict], records: dict[str, Record]) -> list[Finding]:
