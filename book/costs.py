@@ -70,11 +70,16 @@ def named(page: Path, noted: Iterable[str] = ()) -> list[str]:
 
 
 def of_grid(page: Path) -> list[str]:
-    """Keys of the grid that a page is about, at the scale of its parameters: such a page sums records up, unnamed."""
+    """Keys of the grids that a page is about, at scales of its parameters: such a page sums records up, unnamed.
+
+    A scale that is no parameter of the page (the variable of a loop) counts as the parameter `scale`.
+    """
     cells = json.loads(page.read_text(encoding="utf-8"))["cells"]
     code = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")
-    name, scale = re.search(r'Page\.of\("(\w+)"', code), re.search(r'^scale = "(\w+)"', code, re.MULTILINE)
-    return [job.key for job in grid.jobs([name[1]], scale[1])] if name and scale else []
+    scales = dict(re.findall(r'^(\w+) = "(\w+)"', code, re.MULTILINE))
+    asked = re.findall(r'Page\.of\(\s*"(\w+)",\s*(\w+)', code)
+    chosen = [(name, scales.get(variable, scales.get("scale"))) for name, variable in asked]
+    return list(dict.fromkeys(job.key for name, scale in chosen if scale for job in grid.jobs([name], scale)))
 
 
 def in_load_mode(page: Path) -> bool:

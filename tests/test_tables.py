@@ -52,6 +52,11 @@ def test_levels_stand_beside_the_papers(page: Page) -> None:
     assert table["standard", "seeds"].tolist() == ["3 of 3", "3 of 3", "3 of 3", "0 of 3"]
 
 
+def test_lines_that_have_been_run_are_chosen(page: Page) -> None:
+    names = [line.name for line in tables.run_lines(page, tables.LINES, COLUMNS)]
+    assert names == ["random images", "IDC", "IDC, upper tail"]
+
+
 def test_a_line_that_only_the_paper_has_is_said_not_to_be_planned(page: Page) -> None:
     table = tables.levels(page, tables.LINES, [Column("standard", {}, "accuracy", {"glad": 46.7, "glad_r": 50.2})])
     assert table.loc["GLaD", ("standard", "ours")] == "not planned"
@@ -97,6 +102,8 @@ def test_what_differs_from_the_paper_is_listed() -> None:
     assert table.loc["dataset", "idc, ipc 10"] == "imagenette128 (imagenet10)"
     assert table.loc["size", "idc, ipc 10"] == "64 (128)" and "seed" not in table.index
     assert tables.differs(Page.of("table5", "paper"), "table5", "imagenet_a").empty
+    rates = tables.differs(Page.of("table2", "cpu"), "table2", "cifar10").loc["lr_image"]
+    assert rates["idc, ipc 10"] == "0.02, 0.15 (0.005)"  # control's, and that of the arms with the term
 
 
 def test_the_forest_draws_what_the_gaps_hold() -> None:

@@ -13,6 +13,7 @@ import pytest
 from conftest import script, unmade
 
 from rddlib.analysis import claims, rules, verdicts
+from rddlib.experiments import grid
 from rddlib.experiments.experiment import Experiment
 from rddlib.experiments.grid import Ledger
 from rddlib.experiments.records import Record, Store
@@ -94,6 +95,17 @@ def test_a_page_of_a_grid_knows_its_records_without_naming_them(book: tuple[Path
     store.add(record(Experiment.preset("laptop", dataset="cifar10", seed=3)), "group")
     said = " ".join(costs.stale_pages(root, Ledger(store))["31_sums.ipynb"])
     assert "1 of 4 records changed since" in said and "1 of 4 records are new since" in said
+
+
+def test_a_page_of_two_scales_knows_the_records_of_both(tmp_path: Path) -> None:
+    cells = json.loads(notebook([]))
+    cells["cells"][1]["source"] = ['scale = "laptop"\n', 'judged = "cpu"\n']
+    cells["cells"][2]["source"] = ['Page.of("table2", scale, dataset)\n', 'Page.of(\n    "table2", judged, dataset\n)']
+    page = tmp_path / "31_both.ipynb"
+    page.write_text(json.dumps(cells))
+    of_scale = {scale: {job.key for job in grid.jobs(["table2"], scale)} for scale in ("laptop", "cpu")}
+    assert set(costs.of_grid(page)) == of_scale["laptop"] | of_scale["cpu"]
+    assert not of_scale["laptop"] & of_scale["cpu"]
 
 
 def test_another_results_version_and_a_missing_record_make_a_page_stale(book: tuple[Path, Store, list[Record]]) -> None:

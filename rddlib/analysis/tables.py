@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 
 from ..base import resources
 from ..experiments import grid
+from ..experiments.experiment import Experiment
 from ..stats import Interval
 from .report import COLOURS, NOT_PLANNED, NOT_RUN, Arm, Page, cell, side
 from .results import paired, table
@@ -87,6 +88,11 @@ def shown(page: Page, lines: Sequence[Line], columns: Sequence[Column]) -> list[
             chosen.append(line)
             names.add(line.paper)
     return chosen
+
+
+def run_lines(page: Page, lines: Sequence[Line], columns: Sequence[Column]) -> list[Line]:
+    """The lines that have a record in any column: a table of these has no gaps for what has not been run."""
+    return [line for line in lines if any(arm(page, line, column).records for column in columns)]
 
 
 def levels(page: Page, lines: Sequence[Line], columns: Sequence[Column]) -> pd.DataFrame:
@@ -223,20 +229,28 @@ def differs(page: Page, name: str, dataset: str) -> pd.DataFrame:
     full = {}
     for job in grid.jobs([name], "paper"):
         full[job.arms[0], job.experiment.method, job.experiment.ipc] = job.experiment
-    lines: dict[str, dict[str, str]] = {}
+    pairs: dict[str, list[tuple[Experiment, Experiment]]] = {}
     for job in page.jobs:
         ours = job.experiment
         places = [(own, ours.method, ours.ipc) for own in job.arms]
         theirs = next((full[place] for place in places if place in full), None)
         if theirs is None or ours.dataset != dataset or ours.method not in ("idc", "glad"):
             continue
-        words = {}
-        for setting in PRICED:
-            own, other = getattr(ours, setting), getattr(theirs, setting)
-            if own != other:
-                words[setting] = f"{'-' if own is None else own} ({other or '-'})"
-        lines.setdefault(f"{ours.method}, ipc {ours.ipc}", words)
+        pairs.setdefault(f"{ours.method}, ipc {ours.ipc}", []).append((ours, theirs))
+    lines = {line: _differing(own) for line, own in pairs.items()}
     return pd.DataFrame(lines).fillna("as the paper")
+
+
+def _differing(pairs: Sequence[tuple[Experiment, Experiment]]) -> dict[str, str]:
+    """Setting -> 'ours (paper)' over runs and their counterparts; arms may have a value each: '0.02, 0.15 (0.005)'."""
+    words = {}
+    for setting in PRICED:
+        ours = dict.fromkeys(getattr(own, setting) for own, _ in pairs)
+        theirs = getattr(pairs[0][1], setting)
+        if set(ours) != {theirs}:
+            values = ", ".join("-" if value is None else str(value) for value in ours)
+            words[setting] = f"{values} ({theirs or '-'})"
+    return words
 
 
 def forest_figure(comparisons: Iterable[Gap], label: str) -> None:
