@@ -71,6 +71,14 @@ def test_seeds_needed_reach_the_power_in_simulation(gain: float, own: float, wit
         assert (share >= 0.8 - 0.012) == enough or abs(share - 0.8) < 0.012
 
 
+@pytest.mark.parametrize("level", [0.045, 0.01])
+def test_power_at_another_level_is_that_of_a_simulation(level: float) -> None:
+    """The looks of the fair test have one-sided levels, half of the two-sided one that `power` takes."""
+    values = 1.1 * numpy_generator(4, "power", 10).standard_normal((20000, 10)) + 1
+    p = scipy_stats.ttest_1samp(values, 0, axis=1, alternative="greater").pvalue
+    assert float((p <= level / 2).mean()) == pytest.approx(power.power(1, 1.1, 10, level), abs=0.012)
+
+
 def test_the_pilots_interval_of_seeds_covers_the_number_needed() -> None:
     needed = power.seeds_needed(1.0, true_paired(0.5, 0.8, 3))
     rng, hits = numpy_generator(4, "coverage"), 0

@@ -83,14 +83,15 @@ def pilot(tables: Sequence[ArrayLike]) -> Pilot:
     return Pilot(math.sqrt(between), math.sqrt(within), unshared, paired, df, e, a, d)
 
 
-def power(gain: float, sd: float, seeds: int) -> float:
-    """Probability that the two-sided paired t test at 5 % finds a true `gain`, in that direction.
+def power(gain: float, sd: float, seeds: int, level: float = 0.05) -> float:
+    """Probability that the two-sided paired t test at `level` finds a true `gain`, in that direction.
 
-    sd: of the paired differences, in the units of the gain. Noncentral t with seeds - 1 degrees of freedom.
+    sd: of the paired differences, in the units of the gain. A one-sided test has half its two-sided level. Noncentral
+    t with seeds - 1 degrees of freedom.
     """
     if not sd > 0 or not math.isfinite(gain):
         raise SettingError("sd", sd, "a spread above 0, and a finite gain")
-    threshold = stats.t.ppf(0.975, seeds - 1)
+    threshold = stats.t.ppf(1 - level / 2, seeds - 1)
     return float(stats.nct.sf(threshold, seeds - 1, abs(gain) * math.sqrt(seeds) / sd))
 
 
