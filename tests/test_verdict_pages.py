@@ -221,18 +221,21 @@ def test_the_figure_names_what_the_term_changes_and_leaves_out_what_cannot_be_ju
     chosen = [by_id["t1-cifar10-10-idc-upper"], by_id["t1-cifar10-10-idc-lower"], by_id["t1-cifar10-1-idc-upper"]]
     names = (rules.SUPPORTED, rules.MECHANISM_OFF, rules.UNDECIDED)
     arms = {"control": {}, "upper": {"risk": "upper"}, "lower": {"risk": "lower"}, "dsa": {"method": "dsa"}}
+    arms |= {"control 1": {"ipc": 1}, "upper 1": {"risk": "upper", "ipc": 1}}
     runs = {name: record(Experiment.preset("laptop", **settings)) for name, settings in arms.items()}
     records = {run.key: run for run in runs.values()}
     found = []
-    for claim, name in zip(chosen, names, strict=True):
+    for claim, name, ipc in zip(chosen, names, ("", "", " 1"), strict=True):
         (test,) = claims.comparisons(claim, by_id)
-        values, keys = (1.0, 1.2, 0.9), ((runs[claim.reading].key,), (runs["control"].key,))
+        values, keys = (1.0, 1.2, 0.9), ((runs[claim.reading + ipc].key,), (runs["control" + ipc].key,))
         finding = verdicts.Finding(test, name, "because", "cpu", rules.t_interval(values), values, (), keys)
         found.append(verdicts.Verdict(claim, name, "because", (finding,)))
     above = by_id["t1-cifar10-10-above-upper"]
     other = dataclasses.replace(finding, comparison=claims.comparisons(above, by_id)[1], verdict=rules.SUPPORTED)
     other = dataclasses.replace(other, keys=((runs["upper"].key,), (runs["dsa"].key,)))  # not an effect of the term
     found.append(verdicts.Verdict(above, rules.SUPPORTED, "because", (other,)))
+    same = dataclasses.replace(found[0].findings[0], comparison=claims.comparisons(by_id["t3-idc-conv"], by_id)[0])
+    found.append(verdicts.Verdict(by_id["t3-idc-conv"], rules.SUPPORTED, "because", (same,)))  # shown once
     shown = pages.effects(found, records)
     assert [f.comparison.claim.id for f in shown] == ["t1-cifar10-10-idc-upper", "t1-cifar10-1-idc-upper"]
     text = pages.picture(shown)
