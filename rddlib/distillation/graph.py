@@ -6,9 +6,9 @@ after it, played; the graph reads its draws from one row of bytes. The first ste
 and the last one, where the term is looked at, are taken without it. The images are those of `ClassLoop`, so this is no
 setting: ``RDD_CUDA_GRAPH=1`` switches it on.
 
-On an H100 an inner step at the scale `cpu` takes 16 ms so, and 57 ms without (control; benchmarks/card.py). The runs
-of IDC at that scale were made with it; nothing else has been captured on a card. Tests play a recording of the same
-operations in the graph's place.
+On an H100 an inner step of control at the scale `cpu` took 16 ms so, and 42 to 57 ms without (the book's page on
+performance). The runs of IDC that were made on a card at that scale used it; nothing else has been captured on one.
+Tests play a recording of the same operations in the graph's place.
 """
 
 from __future__ import annotations
