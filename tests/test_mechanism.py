@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+import torch
 from conftest import unmade
 
 from rddlib.analysis import mechanism
@@ -63,3 +65,15 @@ def test_a_history_is_a_table_of_arms_steps_and_quantities() -> None:
     assert set(history["outer"]) == {1, 2, 3}
     last = history[history["quantity"] == "probe_last"].groupby("arm")["value"].mean()
     assert last.to_dict() == {"control": 0.5, "upper, 10 groups": 0.29}  # an untrained network has no probes
+
+
+@pytest.mark.parametrize(("cycles", "share"), [(0.125, 0.0), (0.375, 1.0)])
+def test_detail_is_the_share_above_a_quarter_of_a_cycle_a_pixel(cycles: float, share: float) -> None:
+    wave = torch.cos(2 * torch.pi * cycles * torch.arange(32.0)).expand(32, 32)
+    images = torch.stack([wave, wave.T, 5 * wave + 2]).reshape(1, 3, 32, 32)
+    assert mechanism.detail(images) == pytest.approx(share, abs=1e-5)
+
+
+def test_white_noise_has_the_detail_of_the_plane_outside_a_circle() -> None:
+    noise = torch.rand(50, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert mechanism.detail(noise) == pytest.approx(1 - torch.pi / 16, abs=0.02)

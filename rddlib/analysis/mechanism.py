@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
+from torch import Tensor
 
 from .results import by_seed
 
@@ -65,3 +67,17 @@ def chosen_rates(trials: pd.DataFrame) -> pd.DataFrame:
             "inside": bool(inside),
         }
     return pd.DataFrame.from_dict(rows, orient="index", columns=["lr_image", "value", "trials", "inside"])
+
+
+def detail(images: Tensor) -> float:
+    """Share of the variance of images that lies above a quarter of a cycle a pixel, averaged over images and channels.
+
+    images: float (N, C, H, W), none of one single colour. A blur takes these frequencies away first. White noise has
+    about .8, the photographs of CIFAR-10 .08.
+    """
+    centred = images - images.mean(dim=(-2, -1), keepdim=True)
+    power = torch.fft.fft2(centred).abs().square()
+    vertical = torch.fft.fftfreq(images.shape[-2], device=images.device)
+    horizontal = torch.fft.fftfreq(images.shape[-1], device=images.device)
+    high = torch.hypot(vertical[:, None], horizontal) > 0.25
+    return float((power[..., high].sum(-1) / power.sum((-2, -1))).mean())
