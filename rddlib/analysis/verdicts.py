@@ -27,7 +27,7 @@ PRIMARY = (
 )
 GATES = {"cpu": ("gate/control", "gate/untrained")}
 # What a run shares with those of the gate, or the gate says nothing about it: its data and the length of its loop.
-OF_THE_GATE = ("dataset", "size", "network", "width", "outer_steps", "inner_steps", "net_steps")
+OF_THE_GATE = ("dataset", "size", "ipc", "network", "width", "outer_steps", "inner_steps", "net_steps")
 LARGE = ("gpu", "paper")  # scales that need data or a machine that a laptop lacks
 
 
