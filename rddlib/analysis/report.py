@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -53,6 +54,20 @@ KEPT = ("method", "ipc", "risk", "where", "alpha", "average", "worst", "eval_net
 # Okabe & Ito's eight colours, told apart with every common colour vision; black stays for references.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000"]
 DARK = [c for c in COLOURS[:-1] if c != "#F0E442"]  # a yellow dot is lost on white, and black is for what is not an arm
+# One colour for each arm in the whole book: that of the first of these words that its name holds. Floors are grey.
+ARM_COLOURS = {
+    "untrained": COLOURS[3],
+    "10 groups a class": COLOURS[4],
+    "upper": COLOURS[1],
+    "lower": COLOURS[2],
+    "control": COLOURS[0],
+    "random": "#767676",
+    "start": "#767676",
+    "not distilled": "#767676",
+    "all data": COLOURS[-1],
+    "idc": COLOURS[0],  # without a risk term: control
+    "ERM": COLOURS[0],  # the mean loss: control in two dimensions
+}
 TESTS = ("accuracy", "cluster_min", "class_min", "noise", "blur", "invert")
 # What the slider does when it is moved: shows another part of the strip, and says which.
 MOVED = (
@@ -414,13 +429,26 @@ def show_sheet(axes: Axes, images: Tensor, columns: int, title: str) -> None:
     axes.set_axis_off()
 
 
+def arm_colours(arms: Iterable[str]) -> dict[str, str]:
+    """A colour for each arm: that of `ARM_COLOURS`, or one for each other method, the name's part before a comma."""
+    free = itertools.cycle(COLOURS[3:6])
+    methods: dict[str, str] = {}
+    colours = {}
+    for name in arms:
+        named = [colour for word, colour in ARM_COLOURS.items() if word in name]
+        method = name.split(",")[0]
+        if not named and method not in methods:
+            methods[method] = next(free)
+        colours[name] = named[0] if named else methods[method]
+    return colours
+
+
 def dots(axes: Axes, rows: pd.DataFrame, arms: Sequence[str], test: str) -> None:
     """Each distillation seed as a dot (mean over its evaluations), each arm's mean with its 95 % interval."""
-    for y, name in enumerate(arms):
+    for y, (name, colour) in enumerate(arm_colours(arms).items()):
         own = values(rows, name, test)
         found = mean_interval(own)
         span = [[found.mean - found.low], [found.high - found.mean]] if found.n > 1 else None
-        colour = DARK[y % len(DARK)]
         axes.plot(own.mean(axis=1), np.full(len(own), y + 0.2), "o", ms=4, color=colour, alpha=0.6)
         axes.errorbar(found.mean, y, xerr=span, fmt="D", ms=6, color=colour, capsize=4)
     axes.set_yticks(range(len(arms)), arms)
