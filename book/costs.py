@@ -189,7 +189,7 @@ def pages_table(root: Path, ledger: Ledger, stale: Container[str]) -> str:
     """Each page: what executing it takes, and what the runs that it shows took."""
     lines = [
         "| Page | Executing it | Peak memory | Its runs | Peak memory of a run | Device |",
-        "|---|---|---|---|---|---|",
+        "|---|--:|--:|--:|--:|---|",
     ]
     noted = notes(root)
     for page in notebooks(root):
@@ -216,7 +216,7 @@ def pages_table(root: Path, ledger: Ledger, stale: Container[str]) -> str:
 
 def runs_table(ledger: Ledger) -> str:
     """Each group of records: how many, how long in all and each, memory, devices."""
-    lines = ["| Runs | Number | In all | A run | Peak memory | Device |", "|---|---|---|---|---|---|"]
+    lines = ["| Runs | Number | In all | A run | Peak memory | Device |", "|---|--:|--:|--:|--:|---|"]
     for folder in sorted({p.parent for p in ledger.store.root.glob("runs/*/*.json")}):
         own = [ledger.records[p.stem] for p in folder.glob("*.json") if p.stem in ledger.records]
         if own:
@@ -267,10 +267,10 @@ def _budget(title: str, options: str, chosen: Sequence[Job], spent: float, of: i
     said = (
         f"{len(chosen)} of {of} runs, {duration(spent)} by earlier records"
         if chosen
-        else f"no run of the {of} has a known price yet"
+        else f"{of} runs, none with a known price"
     )
-    said += f"; {unknown} runs have no record like them, so their price is unknown" if unknown else ""
-    which = "; ".join(f"`{arm}` {n}" for arm, n in arms.items())
+    said += f"; {unknown} have no record like them" if unknown and chosen else ""
+    which = ", ".join(f"{n} of `{arm}`" for arm, n in arms.items()) if len(arms) < 10 else ""
     return f"""### {title}
 
 ```bash
@@ -278,7 +278,7 @@ python -m rddlib grid {" ".join(GRIDS)} \\
     {options} --store again
 ```
 
-{said}.{f" These are: {which}." if which else ""}
+{said}{f": {which}" if which else ""}.
 """
 
 

@@ -14,7 +14,7 @@ import html
 import json
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -274,22 +274,27 @@ def summary(found: Sequence[Verdict]) -> str:
 
 
 def effects(found: Sequence[Verdict], records: dict[str, Record]) -> list[Finding]:
-    """Comparisons of the term with control that its mechanism allows to be judged, in the order of the ledger.
-
-    Each pair of arms once a test: other tables ask for the same runs. Drops are left to the page of verdicts.
-    """
+    """Comparisons of the term with control that its mechanism allows to be judged, in the order of the ledger."""
     judged = (*DECIDED, rules.UNDECIDED)
     able = [f for f in of_the_term(found, records) if f.verdict in judged and not f.why.startswith("gate not run")]
-    chosen: dict[tuple[Any, ...], Finding] = {}
-    for f in able:
-        if "-" not in f.comparison.metric:
-            chosen.setdefault((f.comparison.metric, f.keys), f)
-    return list(chosen.values())
+    return each_once(able)
 
 
 def short_loop(found: Sequence[Verdict], records: dict[str, Record]) -> list[Finding]:
     """Comparisons of the term with control in which it could not act."""
-    return [f for f in of_the_term(found, records) if f.verdict == rules.MECHANISM_OFF]
+    return each_once(f for f in of_the_term(found, records) if f.verdict == rules.MECHANISM_OFF)
+
+
+def each_once(findings: Iterable[Finding]) -> list[Finding]:
+    """Each pair of arms once a test, since several tables ask for the same runs.
+
+    Drops are left to the page of verdicts, and coverage, which is not in points, to its own.
+    """
+    chosen: dict[tuple[Any, ...], Finding] = {}
+    for f in findings:
+        if "-" not in f.comparison.metric and f.comparison.metric != "coverage":
+            chosen.setdefault((f.comparison.metric, f.keys), f)
+    return list(chosen.values())
 
 
 def of_the_term(found: Sequence[Verdict], records: dict[str, Record]) -> list[Finding]:
@@ -334,8 +339,8 @@ def short_picture(findings: Sequence[Finding]) -> str:
 :figclass: drawn
 :alt: {len(findings)} differences of the short loop with 95 % intervals: {described(findings)}.
 
-The {len(findings)} comparisons of the short loop, in which the term could not act: difference to control with its 95 %
-interval.
+The short loop, in which the term could not act: difference to control with its 95 % interval. [The page of
+verdicts](verdicts.md) has its drops and its coverage too.
 ```
 """
 
@@ -358,6 +363,8 @@ def bench(finding: Finding, records: dict[str, Record]) -> str:
     said = [data, f"{own['ipc']} image{'s' if own['ipc'] > 1 else ''} a class", METHODS[own["method"]]]
     if own["eval_network"] != DEFAULTS["eval_network"]:
         said.append(f"judged by {own['eval_network']}")
+    elif own["eval_depth"] != own["depth"]:
+        said.append(f"judged at depth {own['eval_depth']}")
     return ", ".join(said)
 
 
@@ -377,7 +384,7 @@ def forest(findings: Sequence[Finding], records: dict[str, Record], path: Path, 
     benches = {on for _, on in groups}
     height = 0.24 * len(findings) + 0.16 * len(groups) + 0.95
     figure, axes = plt.subplots(figsize=(5.6, height), dpi=180)
-    y, ticks, marks = 0.0, [], {}
+    y, ticks, marks, paper = 0.0, [], {}, None
     for (test, on), own in groups.items():
         ticks.append((y + (len(own) - 1) / 2, test if len(benches) == 1 else f"{test}\n{on}"))
         for f in own:
@@ -387,7 +394,7 @@ def forest(findings: Sequence[Finding], records: dict[str, Record], path: Path, 
             axes.plot([f.difference.low, f.difference.high], [y, y], color=colour)
             (marks[READINGS[claim.reading]],) = axes.plot(f.difference.mean, y, mark, color=colour, ms=6)
             if claim.gain is not None and len(claim.test.split(" ; ")) == 1:
-                (marks["the paper's"],) = axes.plot(claim.gain, y, "D", mfc="none", mec="black", mew=0.9, ms=5)
+                (paper,) = axes.plot(claim.gain, y, "D", mfc="none", mec="black", mew=0.9, ms=5)
             if verdict:
                 place = axes.get_yaxis_transform()
                 axes.text(1.02, y, f.verdict, transform=place, va="center", fontsize=8.5, color="#555555")
@@ -401,6 +408,8 @@ def forest(findings: Sequence[Finding], records: dict[str, Record], path: Path, 
     axes.set_xlabel("difference to control (points)")
     if len(benches) == 1:
         axes.set_title(benches.pop(), loc="left", fontsize=9.5)
+    if paper is not None:
+        marks["the paper"] = paper
     figure.legend(marks.values(), marks, loc="outside upper right", ncols=3, fontsize=9, handletextpad=0.2)
     figure.savefig(path, metadata={"Software": None})
     plt.close(figure)
