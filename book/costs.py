@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import html
 import json
@@ -19,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,13 @@ def of_grid(page: Path) -> list[str]:
     scales = dict(re.findall(r'^(\w+) = "(\w+)"', code, re.MULTILINE))
     asked = re.findall(r'Page\.of\(\s*"(\w+)",\s*(\w+)', code)
     chosen = [(name, scales.get(variable, scales.get("scale"))) for name, variable in asked]
-    return list(dict.fromkeys(job.key for name, scale in chosen if scale for job in grid.jobs([name], scale)))
+    return list(dict.fromkeys(key for name, scale in chosen if scale for key in keys_of(name, scale)))
+
+
+@functools.cache
+def keys_of(name: str, scale: str) -> tuple[str, ...]:
+    """Keys of the runs of a grid at a scale; several pages ask for the same ones."""
+    return tuple(job.key for job in grid.jobs([name], scale))
 
 
 def in_load_mode(page: Path) -> bool:
@@ -156,10 +163,10 @@ def _keep(root: Path, noted: dict[str, dict[str, Any]]) -> None:
 # --- fragments of the pages -------------------------------------------------------------------------------
 
 
-def fragments(root: Path, ledger: Ledger) -> dict[str, str]:
-    """The generated parts of the pages on cost and on records."""
+def fragments(root: Path, ledger: Ledger, stale: Container[str]) -> dict[str, str]:
+    """The generated parts of the pages on cost and on records; `stale` has the names of stale pages."""
     return {
-        "cost_pages": pages_table(root, ledger),
+        "cost_pages": pages_table(root, ledger, stale),
         "cost_runs": runs_table(ledger),
         "cost_budgets": budgets(ledger),
         "records": records_table(ledger),
@@ -178,13 +185,13 @@ def title(page: Path) -> str:
     return "".join(head["source"]).splitlines()[0][2:].strip() if head else page.stem
 
 
-def pages_table(root: Path, ledger: Ledger) -> str:
+def pages_table(root: Path, ledger: Ledger, stale: Container[str]) -> str:
     """Each page: what executing it takes, and what the runs that it shows took."""
     lines = [
         "| Page | Executing it | Peak memory | Its runs | Peak memory of a run | Device |",
-        "|---|---|---|---|---|---|",
+        "|---|--:|--:|--:|--:|---|",
     ]
-    noted, stale = notes(root), stale_pages(root, ledger)
+    noted = notes(root)
     for page in notebooks(root):
         own = noted.get(page.name, {})
         found = [ledger.records[k] for k in named(page, own.get("records", ())) if k in ledger.records]
@@ -209,7 +216,7 @@ def pages_table(root: Path, ledger: Ledger) -> str:
 
 def runs_table(ledger: Ledger) -> str:
     """Each group of records: how many, how long in all and each, memory, devices."""
-    lines = ["| Runs | Number | In all | A run | Peak memory | Device |", "|---|---|---|---|---|---|"]
+    lines = ["| Runs | Number | In all | A run | Peak memory | Device |", "|---|--:|--:|--:|--:|---|"]
     for folder in sorted({p.parent for p in ledger.store.root.glob("runs/*/*.json")}):
         own = [ledger.records[p.stem] for p in folder.glob("*.json") if p.stem in ledger.records]
         if own:
@@ -239,9 +246,9 @@ def plan(scale: str, ledger: Ledger, minutes: float) -> tuple[list[Job], float, 
 def budgets(ledger: Ledger) -> str:
     """What can be reproduced in a given time, with the commands."""
     with tempfile.TemporaryDirectory() as empty:
-        fresh = {device: Ledger(ledger.store, device) for device in ("cpu", "cuda")}
+        fresh = {device: Ledger(Store(empty), device) for device in ("cpu", "cuda")}
         for each in fresh.values():
-            each.store = Store(empty)  # prices come from the records here, but nothing is there yet
+            each.records = ledger.records  # prices come from the records here, but no set is there yet
         lines = []
         for title, minutes in BUDGETS:
             chosen, spent, of, unknown = plan("laptop", fresh["cpu"], minutes)
@@ -260,10 +267,10 @@ def _budget(title: str, options: str, chosen: Sequence[Job], spent: float, of: i
     said = (
         f"{len(chosen)} of {of} runs, {duration(spent)} by earlier records"
         if chosen
-        else f"no run of the {of} has a known price yet"
+        else f"{of} runs, none with a known price"
     )
-    said += f"; {unknown} runs have no record like them, so their price is unknown" if unknown else ""
-    which = "; ".join(f"`{arm}` {n}" for arm, n in arms.items())
+    said += f"; {unknown} have no record like them" if unknown and chosen else ""
+    which = ", ".join(f"{n} of `{arm}`" for arm, n in arms.items()) if len(arms) < 10 else ""
     return f"""### {title}
 
 ```bash
@@ -271,7 +278,7 @@ python -m rddlib grid {" ".join(GRIDS)} \\
     {options} --store again
 ```
 
-{said}.{f" These are: {which}." if which else ""}
+{said}{f": {which}" if which else ""}.
 """
 
 

@@ -100,9 +100,12 @@ def interval(spread: Found, unit: str = "") -> str:
 
 
 def table(columns: list[str], rows: list[list[str]]) -> list[str]:
-    """A table in Markdown; without rows, one that says so."""
+    """A table in Markdown, numbers to the right; without rows, one that says so."""
+    if rows and all(row[-1] == NONE for row in rows):
+        columns, rows = columns[:-1], [row[:-1] for row in rows]  # a column in which nothing has been measured
     rows = rows or [[NONE] * len(columns)]
-    return [f"| {' | '.join(cells)} |" for cells in (columns, ["---"] * len(columns), *rows)]
+    marks = ["---", *["--:"] * (len(columns) - 1)]
+    return [f"| {' | '.join(cells)} |" for cells in (columns, marks, *rows)]
 
 
 def cost(root: Path) -> list[str]:
@@ -139,8 +142,8 @@ def card(root: Path) -> list[str]:
     rows = []
     for each in operations(root)["operations"].values():
         goal = "none set" if each["goal"] is None else f"{each['goal']:,}"
-        rows.append([each["work"], f"{each['before']:,}", f"{each['now']:,}", goal, NONE])
-    return table(["work", "operations before", "now", "goal", "milliseconds on a card"], rows)
+        rows.append([each["work"], f"{each['before']:,}", f"{each['now']:,}", goal])
+    return table(["work", "operations before", "now", "goal"], rows)
 
 
 def waits(root: Path) -> list[str]:

@@ -14,7 +14,7 @@ import html
 import json
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +79,7 @@ SAME_BENCH = (
     "eval_part",
 )
 NAMES = {"cluster_min": "worst group", "invert": "inversion", "coverage": "coverage (relative)"}
-# Groups of verdicts as the summary has them, and the mark of each verdict in the figures.
+# Groups of verdicts as the summary has them.
 COLUMNS = {
     "supported": (rules.SUPPORTED,),
     "equal": (rules.NO_DIFFERENCE,),
@@ -88,14 +88,21 @@ COLUMNS = {
     "not judged": (rules.MECHANISM_OFF, rules.NO_ROOM),
     "no runs": (rules.NO_RUNS, rules.NEEDS),
 }
-MARKS = {
-    rules.SUPPORTED: ("#0072B2", "o"),
-    rules.NO_DIFFERENCE: ("#009E73", "s"),
-    rules.CONTRADICTED: ("#D55E00", "X"),
-    rules.UNDECIDED: ("#666666", "|"),
-    rules.MECHANISM_OFF: ("#999999", "|"),
-    rules.NO_ROOM: ("#999999", "|"),
+# Families of claims in words, as the tables have them.
+FAMILIES = {
+    "accuracy": "accuracy",
+    "worst group": "accuracy in the worst group",
+    "shifts": "accuracy under noise, blur, inversion",
+    "drops": "drop from the standard to a harder test",
+    "networks": "other networks",
+    "ablation": "parts of the term",
+    "alpha": "tail mass",
+    "figures": "Figures 2 and 3",
+    "theory and code": "theory and code",
 }
+METHODS = {"idc": "IDC", "glad": "GLaD", "dc": "DC", "dsa": "DSA", "dm": "DM", "kip": "KIP"}
+# Colour and mark of each tail: those of the whole book.
+TAILS = {"upper": (report.COLOURS[1], "^"), "lower": (report.COLOURS[2], "v"), "-": (report.COLOURS[0], "o")}
 DECIDED = (rules.SUPPORTED, rules.NO_DIFFERENCE, rules.CONTRADICTED)
 
 
@@ -134,13 +141,13 @@ def floor_and_ceiling(finding: Finding, records: dict[str, Record]) -> str:
     if "-" in metric or metric == "coverage":
         return ""
     found = []
-    for name, method in (("floor", "random"), ("ceiling", "full")):
+    for name, method, shared in (("floor", "random", (*SAME_BENCH, "ipc")), ("ceiling", "full", SAME_BENCH)):
         by_seed = {}
         for r in records.values():
-            e = DEFAULTS | r.experiment
-            alike = all(e[n] == sample[n] for n in SAME_BENCH) and (method == "full" or e["ipc"] == sample["ipc"])
-            if e["method"] == method and alike and metric in r.metrics:
-                by_seed[e["seed"]] = float(np.mean(r.metrics[metric]))
+            if r.experiment.get("method") == method and metric in r.metrics:
+                e = DEFAULTS | r.experiment
+                if all(e[n] == sample[n] for n in shared):
+                    by_seed[e["seed"]] = float(np.mean(r.metrics[metric]))
         found.append(f"{name} {np.mean(list(by_seed.values())):.1f}" if by_seed else f"{name} not run yet")
     return ", ".join(found)
 
@@ -229,7 +236,7 @@ def table(found: Sequence[Verdict], ledger: Ledger, root: Path) -> str:
     """The filters, which the script shows, and the table; without the script the table is whole."""
     filters = [
         costs.options("table", "Part of the paper", TABLES.items()),
-        costs.options("family", "Family", ((f, f) for f in claims.FAMILIES)),
+        costs.options("family", "Claims on", FAMILIES.items()),
         costs.options("verdict", "Verdict", ((v, v) for v in rules.VERDICTS)),
         costs.options("reading", "Risk term", READINGS.items()),
     ]
@@ -262,27 +269,32 @@ def summary(found: Sequence[Verdict]) -> str:
     lines = ["| claims on | " + " | ".join(COLUMNS) + " |", "|---" + "|--:" * len(COLUMNS) + "|"]
     for family, own in sorted(counts.items(), key=lambda item: claims.FAMILIES.index(item[0])):
         cells = [sum(own[name] for name in names) for names in COLUMNS.values()]
-        lines.append(f"| {family} | " + " | ".join(str(c) if c else "" for c in cells) + " |")
+        lines.append(f"| {FAMILIES[family]} | " + " | ".join(str(c) if c else "" for c in cells) + " |")
     return "\n".join(lines) + "\n"
 
 
 def effects(found: Sequence[Verdict], records: dict[str, Record]) -> list[Finding]:
-    """Comparisons of the term with control that its mechanism allows to be judged, in the order of the ledger.
-
-    Each pair of arms once a test: other tables ask for the same runs. Drops are left to the page of verdicts.
-    """
+    """Comparisons of the term with control that its mechanism allows to be judged, in the order of the ledger."""
     judged = (*DECIDED, rules.UNDECIDED)
     able = [f for f in of_the_term(found, records) if f.verdict in judged and not f.why.startswith("gate not run")]
-    chosen: dict[tuple[Any, ...], Finding] = {}
-    for f in able:
-        if "-" not in f.comparison.metric:
-            chosen.setdefault((f.comparison.metric, f.keys), f)
-    return list(chosen.values())
+    return each_once(able)
 
 
 def short_loop(found: Sequence[Verdict], records: dict[str, Record]) -> list[Finding]:
     """Comparisons of the term with control in which it could not act."""
-    return [f for f in of_the_term(found, records) if f.verdict == rules.MECHANISM_OFF]
+    return each_once(f for f in of_the_term(found, records) if f.verdict == rules.MECHANISM_OFF)
+
+
+def each_once(findings: Iterable[Finding]) -> list[Finding]:
+    """Each pair of arms once a test, since several tables ask for the same runs.
+
+    Drops are left to the page of verdicts, and coverage, which is not in points, to its own.
+    """
+    chosen: dict[tuple[Any, ...], Finding] = {}
+    for f in findings:
+        if "-" not in f.comparison.metric and f.comparison.metric != "coverage":
+            chosen.setdefault((f.comparison.metric, f.keys), f)
+    return list(chosen.values())
 
 
 def of_the_term(found: Sequence[Verdict], records: dict[str, Record]) -> list[Finding]:
@@ -304,15 +316,15 @@ def picture(findings: Sequence[Finding]) -> str:
     """The figure of the term's effects with its caption; a sentence where there is nothing to show."""
     if not findings:
         return "No comparison of the term with control has been run yet in which the term can act.\n"
-    alt = "; ".join(f"{label(f)} {shown(f.difference)}" for f in findings if f.difference is not None)
     return f"""```{{figure}} effects.png
 :name: effects
-:alt: What the risk term changes, in percentage points with 95 % intervals: {alt}.
+:width: 100%
+:figclass: drawn
+:alt: What the risk term changes, in percentage points with 95 % intervals: {described(findings)}.
 
-What the risk term changes: each row is one comparison with control, paired by distillation seed, with its 95 %
-interval.
-Blue disc: supported. Green square: no difference. Orange cross: contradicted. Grey bar: undecided. Open diamond: what
-the paper prints. Runs in which the term could not act are not shown; they have [a page of their own](short_loop.md).
+What the risk term changes: difference to control, the same method without the term, with its 95 % interval over
+distillation seeds. Each line ends with its verdict. Runs in which the term could not act have [a page of their
+own](short_loop.md).
 ```
 """
 
@@ -321,23 +333,21 @@ def short_picture(findings: Sequence[Finding]) -> str:
     """The figure of the short loop: every comparison in which the mechanism was off."""
     if not findings:
         return ""
-    above, below = (sum(side(f) == s for f in findings) for s in (1, -1))
     return f"""```{{figure}} short_loop.png
 :name: short-loop
-:alt: {len(findings)} differences with 95 % intervals by family of claims; {above} lie above zero, {below} below.
+:width: 100%
+:figclass: drawn
+:alt: {len(findings)} differences of the short loop with 95 % intervals: {described(findings)}.
 
-The {len(findings)} comparisons of the short loop, by family of claims: difference to control with its 95 % interval.
-Open diamonds are the paper's differences. {above} intervals lie above zero and {below} below. None of them is evidence
-on the term. The axis is linear between −2 and 2.
+The short loop, in which the term could not act: difference to control with its 95 % interval. [The page of
+verdicts](verdicts.md) has its drops and its coverage too.
 ```
 """
 
 
-def side(finding: Finding) -> int:
-    """1 where the interval lies above zero, -1 where it lies below, 0 where it holds zero or there is none."""
-    if finding.difference is None:
-        return 0
-    return int(finding.difference.low > 0) - int(finding.difference.high < 0)
+def described(findings: Sequence[Finding]) -> str:
+    """Every difference of a figure in words, for those who cannot see it."""
+    return "; ".join(f"{label(f)} {shown(f.difference)}" for f in findings if f.difference is not None)
 
 
 def label(finding: Finding) -> str:
@@ -346,45 +356,61 @@ def label(finding: Finding) -> str:
     return f"{claim.place}: {words(finding.comparison.metric)}, {READINGS[claim.reading]}"
 
 
-def forest(groups: dict[str, list[Finding]], path: Path, named: bool) -> None:
-    """Differences with their intervals, one line a comparison, in groups; `named`: a label for each, else for each
-    group."""
+def bench(finding: Finding, records: dict[str, Record]) -> str:
+    """What a comparison was made on: 'CIFAR-10, 10 images a class, IDC'; another judge than usual is named."""
+    own = DEFAULTS | records[finding.keys[0][0]].experiment
+    data = report.STAND_INS[own["dataset"]][1].format(size=own["size"])
+    said = [data, f"{own['ipc']} image{'s' if own['ipc'] > 1 else ''} a class", METHODS[own["method"]]]
+    if own["eval_network"] != DEFAULTS["eval_network"]:
+        said.append(f"judged by {own['eval_network']}")
+    elif own["eval_depth"] != own["depth"]:
+        said.append(f"judged at depth {own['eval_depth']}")
+    return ", ".join(said)
+
+
+def forest(findings: Sequence[Finding], records: dict[str, Record], path: Path, verdict: bool = True) -> None:
+    """Differences with their intervals, one line each: those of one test on one bench stand together.
+
+    Colour and mark are the tail's, a diamond is the paper's difference; `verdict`: say at the end of a line what was
+    decided.
+    """
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
     report.use_style()
-    number_of_rows = sum(len(own) for own in groups.values())
-    step = 0.3 if named else 0.075
-    figure, axes = plt.subplots(figsize=(6.4, 1.1 + step * number_of_rows + 0.12 * len(groups)), dpi=110)
-    y, ticks = 0.0, []
-    for name, own in groups.items():
-        if not named:
-            ticks.append((y + (len(own) - 1) / 2, f"{name} ({len(own)})"))
+    groups: dict[tuple[str, str], list[Finding]] = {}
+    for f in findings:
+        groups.setdefault((words(f.comparison.metric), bench(f, records)), []).append(f)
+    benches = {on for _, on in groups}
+    height = 0.24 * len(findings) + 0.16 * len(groups) + 0.95
+    figure, axes = plt.subplots(figsize=(5.6, height), dpi=180)
+    y, ticks, marks, paper = 0.0, [], {}, None
+    for (test, on), own in groups.items():
+        ticks.append((y + (len(own) - 1) / 2, test if len(benches) == 1 else f"{test}\n{on}"))
         for f in own:
             assert f.difference is not None
-            colour, mark = MARKS[f.verdict]
-            axes.plot([f.difference.low, f.difference.high], [y, y], color=colour, lw=1.6 if named else 0.9)
-            axes.plot(f.difference.mean, y, mark, color=colour, ms=7 if named else 4)
-            if f.comparison.claim.gain is not None and len(f.comparison.claim.test.split(" ; ")) == 1:
-                size = 6 if named else 2.8
-                axes.plot(f.comparison.claim.gain, y, "D", mfc="none", mec="black", mew=0.8, ms=size)
-            if named:
-                place = f.comparison.claim.place.split(", ", 1)[-1]
-                ticks.append((y, f"{place}\n{words(f.comparison.metric)}, {READINGS[f.comparison.claim.reading]}"))
+            claim = f.comparison.claim
+            colour, mark = TAILS[claim.reading]
+            axes.plot([f.difference.low, f.difference.high], [y, y], color=colour)
+            (marks[READINGS[claim.reading]],) = axes.plot(f.difference.mean, y, mark, color=colour, ms=6)
+            if claim.gain is not None and len(claim.test.split(" ; ")) == 1:
+                (paper,) = axes.plot(claim.gain, y, "D", mfc="none", mec="black", mew=0.9, ms=5)
+            if verdict:
+                place = axes.get_yaxis_transform()
+                axes.text(1.02, y, f.verdict, transform=place, va="center", fontsize=8.5, color="#555555")
             y += 1
-        axes.axhline(y - 0.5 if named else y, color="#bbbbbb", lw=0.6)
-        y += 0 if named else 2
+        y += 0.7
     axes.axvline(0, color="black", lw=0.8)
-    if not named:
-        axes.set_xscale("symlog", linthresh=2, linscale=1)
-        marks = [-20, -10, -5, -2, -1, 0, 1, 2, 5, 10, 20]
-        axes.set_xticks(marks, [str(m).replace("-", "−") for m in marks])
-        axes.minorticks_off()
-        axes.set_xlim(-40, 40)
-    axes.set_yticks([t for t, _ in ticks], [n for _, n in ticks])
-    axes.set_ylim(y - 0.5, -0.7)
+    axes.set_yticks([place for place, _ in ticks], [name for _, name in ticks])
+    axes.set_ylim(y - 1.1, -0.6)
     axes.grid(axis="y", visible=False)
-    axes.set_xlabel("difference to control (percentage points)")
+    axes.tick_params(axis="y", length=0)
+    axes.set_xlabel("difference to control (points)")
+    if len(benches) == 1:
+        axes.set_title(benches.pop(), loc="left", fontsize=9.5)
+    if paper is not None:
+        marks["the paper"] = paper
+    figure.legend(marks.values(), marks, loc="outside upper right", ncols=3, fontsize=9, handletextpad=0.2)
     figure.savefig(path, metadata={"Software": None})
     plt.close(figure)
 
@@ -403,23 +429,22 @@ def make(root: Path, into: Path, store: Store) -> dict[str, Any]:
         claims.measures(root / "data" / "coverage"),
     )
     judged, off = effects(found, ledger.records), short_loop(found, ledger.records)
+    stale = costs.stale_pages(root, ledger)
     fragments = {
         "summary": summary(found),
         "effects": picture(judged),
         "short_loop": short_picture(off),
         "verdicts": table(found, ledger, root),
-        **costs.fragments(root, ledger),
+        **costs.fragments(root, ledger, stale),
         "explorer": explorer.fragment(list(ledger.records.values()), store, into),
     }
     for name, text in fragments.items():
         write_atomic(into / f"{name}.md", text)
     if judged:
-        forest({"": judged}, into / "effects.png", named=True)
+        forest(judged, ledger.records, into / "effects.png")
     if off:
-        by_family = {name: [f for f in off if f.comparison.claim.family == name] for name in claims.FAMILIES}
-        ordered = {n: sorted(own, key=lambda f: f.difference.mean) for n, own in by_family.items() if own}  # type: ignore[union-attr]
-        forest(ordered, into / "short_loop.png", named=False)
-    write_atomic(into / "stale.json", json.dumps(costs.stale_pages(root, ledger), indent=1))
+        forest(off, ledger.records, into / "short_loop.png", verdict=False)
+    write_atomic(into / "stale.json", json.dumps(stale, indent=1))
     counts = sum(verdicts.tally(found).values(), Counter())
     return {name: counts[name] for name in rules.VERDICTS}
 

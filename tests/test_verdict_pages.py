@@ -173,7 +173,7 @@ def test_a_shared_set_is_paid_once_and_processor_time_counts_where_it_is_less() 
 
 def test_cost_tables_name_runs_memory_and_commands(book: tuple[Path, Store, list[Record]]) -> None:
     root, store, made = book
-    found = costs.fragments(root, Ledger(store))
+    found = costs.fragments(root, Ledger(store), stale=())
     assert "| `group` | 3 | 4 min | 80 s to 80 s | 900 MB | cpu, 1 threads |" in found["cost_runs"]
     assert (
         "| 30 [Title](../notebooks/30_page.ipynb) | not measured | - | 3 runs, 4 min | 900 MB |" in found["cost_pages"]
@@ -241,9 +241,12 @@ def test_the_figure_names_what_the_term_changes_and_leaves_out_what_cannot_be_ju
     text = pages.picture(shown)
     assert "IPC 10, IDC: accuracy, upper tail +1.0 [" in text and "lower tail" not in text
     assert [f.comparison.claim.id for f in pages.short_loop(found, records)] == ["t1-cifar10-10-idc-lower"]
-    assert "1 lie above zero, 0 below" in pages.short_picture(pages.short_loop(found, records))
-    for named, groups in ((True, {"": shown}), (False, {"accuracy": pages.short_loop(found, records)})):
-        pages.forest(groups, tmp_path / "forest.png", named)
+    off = pages.short_loop(found, records)
+    assert "accuracy, lower tail +1.0 [" in pages.short_picture(off) and "upper tail" not in pages.short_picture(off)
+    assert pages.bench(shown[0], records) == "CIFAR-10, 10 images a class, IDC"
+    assert pages.bench(shown[1], records) == "CIFAR-10, 1 image a class, IDC"
+    for verdict, drawn in ((True, shown), (False, off)):
+        pages.forest(drawn, records, tmp_path / "forest.png", verdict)
         assert 1000 < (tmp_path / "forest.png").stat().st_size <= 150_000
     assert "No comparison" in pages.picture([]) and pages.short_picture([]) == ""
 
@@ -270,7 +273,8 @@ def test_the_summary_counts_every_claim_once() -> None:
     found = verdicts.judge(claims.read(), {}, claims.Plan(pages.GRIDS))
     rows = [line.split("|") for line in pages.summary(found).splitlines()[2:]]
     assert sum(int(cell) for row in rows for cell in row[2:-1] if cell.strip()) == len(found)
-    assert [row[1].strip() for row in rows] == list(claims.FAMILIES)
+    assert [row[1].strip() for row in rows] == list(pages.FAMILIES.values())
+    assert list(pages.FAMILIES) == list(claims.FAMILIES)
     assert set(rules.VERDICTS) == {name for names in pages.COLUMNS.values() for name in names}
 
 

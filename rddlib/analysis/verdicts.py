@@ -85,6 +85,10 @@ class Evidence:
     records: Mapping[str, Record]
     plan: Plan
     extra: Measures = field(default_factory=dict)
+    _metrics: dict[str, dict[str, float]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _gates: dict[str, tuple[pd.DataFrame, pd.DataFrame]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @cached_property
     def runs(self) -> pd.DataFrame:
@@ -93,13 +97,28 @@ class Evidence:
 
     def keys(self, selectors: Iterable[str], scale: str) -> pd.DataFrame:
         """The keys of several arms, seeds x arms, over the seeds that are planned for all."""
-        return pd.DataFrame([self.plan.select(selector, scale) for selector in selectors]).T.dropna().sort_index()
+        arms = [self.plan.select(selector, scale) for selector in selectors]
+        seeds = sorted(set.intersection(*map(set, arms)))
+        return pd.DataFrame({place: [arm[seed] for seed in seeds] for place, arm in enumerate(arms)}, index=seeds)
 
     def values(self, keys: pd.DataFrame, metric: str) -> pd.DataFrame:
         """A metric of these runs, seeds x arms, over the seeds for which every run has it."""
-        by_key = metric_of(self.runs, metric)
-        found: pd.DataFrame = keys.apply(lambda own: own.map(by_key)).astype(float)
-        return found.dropna()
+        by_key = self.metric(metric)
+        found = {place: [by_key.get(key, np.nan) for key in keys[place]] for place in keys}
+        return pd.DataFrame(found, index=keys.index, dtype=float).dropna()
+
+    def gate(self, scale: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """Keys and accuracies of the arms of the gate of a scale; many comparisons ask for them."""
+        if scale not in self._gates:
+            keys = self.keys(GATES[scale], scale)
+            self._gates[scale] = keys, self.values(keys, "accuracy")
+        return self._gates[scale]
+
+    def metric(self, name: str) -> dict[str, float]:
+        """The metric of each run that has it, by key; worked out once."""
+        if name not in self._metrics:
+            self._metrics[name] = metric_of(self.runs, name).to_dict()
+        return self._metrics[name]
 
 
 def judge(
@@ -192,8 +211,7 @@ def _gate(scale: str, evidence: Evidence, judged: Record) -> pd.Series | None:
     """
     if scale not in GATES:
         return None
-    keys = evidence.keys(GATES[scale], scale)
-    accuracy = evidence.values(keys, "accuracy")
+    keys, accuracy = evidence.gate(scale)
     if len(accuracy) < LEAST_SEEDS:
         return None
     trained = evidence.records[keys.loc[accuracy.index[0], 0]]

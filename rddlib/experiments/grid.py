@@ -93,9 +93,10 @@ def jobs(grids: Iterable[str | Path], scale: str) -> list[Job]:
     merged: dict[str, Job] = {}
     for planned in itertools.chain.from_iterable(read(locate(g), scale) for g in grids):
         job = dataclasses.replace(planned, experiment=identified(planned.experiment))
-        first = merged.get(job.key, job)
-        arms = tuple(dict.fromkeys(first.arms + job.arms))
-        merged[job.key] = dataclasses.replace(first, value=max(first.value, job.value), arms=arms)
+        first = merged.setdefault(job.key, job)
+        if first is not job:
+            arms = tuple(dict.fromkeys(first.arms + job.arms))
+            merged[job.key] = dataclasses.replace(first, value=max(first.value, job.value), arms=arms)
     return sorted(merged.values(), key=lambda job: (-job.value, job.experiment.seed))
 
 
