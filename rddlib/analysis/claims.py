@@ -43,7 +43,7 @@ Measures = Mapping[str, Mapping[str, float]]  # set key -> measure -> value
 
 # What a cell may hold: nothing for a number that there is none of, names separated by spaces, a text of some form.
 Filled = Annotated[str, pydantic.StringConstraints(min_length=1)]
-Optional = pydantic.BeforeValidator(lambda cell: None if cell == "" else cell)
+NoneIfEmpty = pydantic.BeforeValidator(lambda cell: None if cell == "" else cell)
 Words = pydantic.BeforeValidator(lambda cell: tuple(cell.split()) if isinstance(cell, str) else cell)
 
 
@@ -58,11 +58,11 @@ class Claim:
     claim: Filled
     reading: Literal["upper", "lower", "-"]  # the tail that is tested; "-": the claim is not about the term
     paper: str
-    gain: Annotated[float | None, Optional]
+    gain: Annotated[float | None, NoneIfEmpty]
     supports: Literal["yes", "no", "-"]  # whether the paper's own numbers say what the sentence says; "-": it has none
     rule: Literal["more", "proof", "none"]
     test: str
-    margin: Annotated[Annotated[float, pydantic.Field(gt=0)] | None, Optional]
+    margin: Annotated[Annotated[float, pydantic.Field(gt=0)] | None, NoneIfEmpty]
     scales: Annotated[tuple[Scale, ...], Words]
     stand_in: str
     seen: Annotated[int, pydantic.Field(ge=0)]
