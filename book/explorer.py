@@ -68,7 +68,7 @@ def term(settings: dict[str, Any]) -> str:
 
 def core_minutes(record: Record) -> float:
     """Processor minutes of a run, the clock's where they are fewer."""
-    return sum(min(wall, record.cpu_seconds.get(part, wall)) for part, wall in record.seconds.items()) / 60
+    return sum(record.price.values()) / 60
 
 
 def values(record: Record) -> dict[str, float | None]:

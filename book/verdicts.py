@@ -32,7 +32,7 @@ from rddlib.base import repository_root, write_atomic  # noqa: E402
 from rddlib.experiments.experiment import Experiment  # noqa: E402
 from rddlib.experiments.grid import Ledger, duration  # noqa: E402
 from rddlib.experiments.records import Record, Store  # noqa: E402
-from rddlib.stats import Interval, minimum_null  # noqa: E402
+from rddlib.stats import Interval  # noqa: E402
 
 GRIDS = (*(f"table{n}" for n in range(1, 6)), "figure4", "gate", "real_groups", "real_groups_cifar10")
 TABLES = {
@@ -158,7 +158,8 @@ def null(finding: Finding, records: dict[str, Record]) -> str:
         return ""
     own = [records[k] for k in finding.keys[0]]
     sizes = own[0].metrics["group_sizes"]
-    found = minimum_null(float(np.mean([np.mean(r.metrics["accuracy"]) for r in own])), sizes)
+    found = results.cluster_null(own)
+    assert found is not None  # a comparison of the worst cluster has records with groups
     return (f"if all clusters were equally hard, the worst would be at {found.mean:.1f} "
             f"[{found.low:.1f}, {found.high:.1f}]; {len(sizes)} clusters of {min(sizes)} to {max(sizes)}")  # fmt: skip
 

@@ -6,12 +6,13 @@ experiment of them from `Experiment.checked`, which knows types and ranges.
 
 from __future__ import annotations
 
+import contextlib
 import csv as tables
 import dataclasses
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,7 +20,7 @@ from cyclopts import Group, Parameter
 from tqdm import tqdm
 
 from . import cli
-from .base import SettingError, Settings, allowed_values, check_device
+from .base import SettingError, Settings, allowed_values, check_choice, check_device
 from .data import dataset as datasets
 from .data import looks, summary
 from .data.sources import label, own_path
@@ -34,6 +35,7 @@ from .experiments.grid import Job, Ledger, Tally
 from .experiments.merge import merge as merge_folder
 from .experiments.presets import SCALES
 from .experiments.records import Record, Store
+from .experiments.small_sets import Progress
 from .experiments.workers import Scheduler, Where
 
 # Settings that everybody needs come first in a help; those that commands and runs fill in are no options.
@@ -161,7 +163,7 @@ def run(
         return
     known = {path.stem for path in store.files()}
     for experiment in asked:
-        with Bars() as bars:
+        with progress_bars() as progress:
             record = runs.run(
                 experiment,
                 store,
@@ -169,7 +171,7 @@ def run(
                 data_root=at.data_root,
                 download=at.download,
                 group=group,
-                progress=bars.show,
+                progress=progress,
                 begun=begun,
             )
         print(summary_line(record))
@@ -408,10 +410,8 @@ def prior(
     chosen = {"flip": not figures} | GeneratorSettings.checked(settings, texts=True)
     judge = {"steps": score_steps, "width": score_width}
     images = datasets.load(dataset, at.data_root, at.device, size, download=at.download)
-    with Bars() as bars:
-        made = priors.make(
-            images, GeneratorSettings(**chosen), Store(at.store), out, judge, replace, progress=bars.show
-        )
+    with progress_bars() as progress:
+        made = priors.make(images, GeneratorSettings(**chosen), Store(at.store), out, judge, replace, progress)
     print(priors.summary(made))
 
 
@@ -458,27 +458,39 @@ def evaluate(
         no_floor: do not judge random images beside it
     """
     check_device(at.device)
-    if range not in (None, *foreign.RANGES):
-        raise SettingError("range", range, f"one of {', '.join(foreign.RANGES)}")
+    if range is not None:
+        check_choice("range", range, foreign.RANGES)
     chosen = Experiment.checked(settings, texts=True)
     asked = Experiment.preset(**chosen)  # refuses what cannot be before data is read
     data = runs.load_data(asked, root=at.data_root, download=at.download)
     foreign_set = foreign.read(file, data, range, factor, labels, number)
     print(foreign_set.words)
     store = Store(at.store)
-    experiment = foreign.experiment_of(foreign_set, **{"scale": "smoke"} | chosen)
-    records = {"this set": foreign.judge(foreign_set, experiment, store, at.device, at.data_root)}
+    experiment = foreign.experiment_of(foreign_set, **chosen)
+    judge = functools.partial(runs.run, store=store, device=at.device, data_root=at.data_root)
+    record = judge(experiment, given=foreign_set.small)
+    columns = {"this set": record}
     if not no_floor:
-        floor = dataclasses.replace(experiment, method="random", set_sha256=None)
         try:
-            records["random images"] = runs.run(floor, store, device=at.device, data_root=at.data_root)
+            columns["random images"] = judge(dataclasses.replace(experiment, method="random", set_sha256=None))
         except SettingError as error:
             print(f"no floor beside it: {error}")
-    for row in foreign.rows(records):
-        print(f"{row[0]:<24} " + " ".join(f"{cell:>14}" for cell in row[1:]))
-    for name, interval in nulls(records["this set"].metrics).items():
+    _print_means(columns)
+    for name, interval in nulls(record.metrics).items():
         print(f"{name} from chance alone, with groups of these sizes: {interval}")
-    print(f"record {records['this set'].key}")
+    print(f"record {record.key}")
+
+
+def _print_means(columns: dict[str, Record]) -> None:
+    """Print one line a test that all records have, accuracy first: means over trainings, in per cent."""
+    from .analysis.results import by_test, tidy  # pandas takes half a second to import
+
+    keys = [record.key for record in columns.values()]
+    means = by_test(tidy(columns.values())).T[keys].dropna()  # tests x records
+    means = means.loc[["accuracy", *means.index.drop("accuracy")]]
+    print(f"{'':<24} " + " ".join(f"{head:>14}" for head in columns))
+    for test, values in means.iterrows():
+        print(f"{test!s:<24} " + " ".join(f"{value:>14.2f}" for value in values))
 
 
 def export(
@@ -526,23 +538,18 @@ def summary_line(record: Record) -> str:
     return f"{record.key}  {what}  accuracy {accuracy} %{of_groups} ({trainings} trainings)  {seconds} s"
 
 
-class Bars:
-    """A progress bar for each part of a run, with the time left and the last figures."""
+@contextlib.contextmanager
+def progress_bars() -> Iterator[Progress]:
+    """A progress bar for each part of a run, with the time left and the last figures: what a run calls to move them."""
+    bars: dict[str, tqdm[Any]] = {}
+    with contextlib.ExitStack() as closing:
 
-    def __init__(self) -> None:
-        self.bars: dict[str, tqdm[Any]] = {}
+        def show(part: str, done: int, of: int, figures: dict[str, float]) -> None:
+            if part not in bars:
+                # None: a pipe or a file gets no bar
+                bar = tqdm(total=of, desc=part, unit="step", initial=done - 1, disable=None)
+                bars[part] = closing.enter_context(bar)
+            bars[part].update(done - bars[part].n)
+            bars[part].set_postfix({name: f"{figure:.3g}" for name, figure in figures.items()})
 
-    def __enter__(self) -> Bars:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for bar in self.bars.values():
-            bar.close()
-
-    def show(self, part: str, done: int, of: int, figures: dict[str, float]) -> None:
-        """Move the bar of `part` to `done` of `of`."""
-        if part not in self.bars:
-            # None: a pipe or a file gets no bar
-            self.bars[part] = tqdm(total=of, desc=part, unit="step", initial=done - 1, disable=None)
-        self.bars[part].update(done - self.bars[part].n)
-        self.bars[part].set_postfix({k: f"{v:.3g}" for k, v in figures.items()})
+        yield show

@@ -274,7 +274,7 @@ def test_our_own_set_judged_as_foreign_has_the_numbers_of_its_record(tmp_path: P
     chosen = {"dataset": "digits"} | QUICK
     for file, factor in ((store.distilled(record.set_key), None), (tmp_path / "png", 2), (tmp_path / "decoded.pt", 1)):
         found = foreign.read(file, digits, factor=factor)
-        again = foreign.judge(found, foreign.experiment_of(found, "smoke", **chosen), store)
+        again = run(foreign.experiment_of(found, **chosen), store, given=found.small)
         for name in ("accuracy", "noise", "cluster_accuracy", "class_min", "group_sizes"):
             assert again.metrics[name] == record.metrics[name], name
         assert again.experiment["method"] == "foreign" and again.set_key == "" and again.key != record.key

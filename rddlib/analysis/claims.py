@@ -11,19 +11,21 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Annotated, Literal, get_args
 
 import numpy as np
 import pandas as pd
+import pydantic
 from numpy.typing import NDArray
 
 from ..base import SettingError, resources
 from ..experiments import grid
-from ..experiments.presets import SCALES
+from ..experiments.presets import Scale
 from ..experiments.records import Record
-from .results import tidy
+from .results import by_test, tidy
 
-TABLES = ("1", "2", "3", "4", "5", "figures", "text")
-FAMILIES = (
+Table = Literal["1", "2", "3", "4", "5", "figures", "text"]
+Family = Literal[
     "accuracy",
     "worst group",
     "shifts",
@@ -33,37 +35,39 @@ FAMILIES = (
     "alpha",
     "figures",
     "theory and code",
-)
-READINGS = ("upper", "lower", "-")  # the tail of the risk term that is tested; "-": the claim is not about it
-SUPPORTS = ("yes", "no", "-")  # whether the paper's own numbers say what the sentence says; "-": it prints none
-RULES = ("more", "proof", "none")
-SHAPES = {"id": r"[a-z0-9_-]+", "place": ".+", "claim": ".+", "seen": r"\d+", "fixed_in": "[0-9a-f]{7,40}|pending"}
+]
+FAMILIES = get_args(Family)
 PROOF = re.compile(r"(supported|contradicted|undecided) (tests/\w+\.py::\w+)")
 TERM = re.compile(r"([+-])([\d.]*)\[([^\][]+)\]")
 Measures = Mapping[str, Mapping[str, float]]  # set key -> measure -> value
 
+# What a cell may hold: nothing for a number that there is none of, names separated by spaces, a text of some form.
+Filled = Annotated[str, pydantic.StringConstraints(min_length=1)]
+NoneIfEmpty = pydantic.BeforeValidator(lambda cell: None if cell == "" else cell)
+Words = pydantic.BeforeValidator(lambda cell: tuple(cell.split()) if isinstance(cell, str) else cell)
 
-@dataclass(frozen=True)
+
+@pydantic.dataclasses.dataclass(frozen=True, config=pydantic.ConfigDict(allow_inf_nan=False))
 class Claim:
     """One row of claims.csv. `gain` is the paper's difference in points, `margin` ours: see the rules."""
 
-    id: str
-    table: str
-    family: str
-    place: str
-    claim: str
-    reading: str
+    id: Annotated[str, pydantic.StringConstraints(pattern=r"^[a-z0-9_-]+$")]
+    table: Table
+    family: Family
+    place: Filled
+    claim: Filled
+    reading: Literal["upper", "lower", "-"]  # the tail that is tested; "-": the claim is not about the term
     paper: str
-    gain: float | None
-    supports: str
-    rule: str
+    gain: Annotated[float | None, NoneIfEmpty]
+    supports: Literal["yes", "no", "-"]  # whether the paper's own numbers say what the sentence says; "-": it has none
+    rule: Literal["more", "proof", "none"]
     test: str
-    margin: float | None
-    scales: tuple[str, ...]
+    margin: Annotated[Annotated[float, pydantic.Field(gt=0)] | None, NoneIfEmpty]
+    scales: Annotated[tuple[Scale, ...], Words]
     stand_in: str
-    seen: int
+    seen: Annotated[int, pydantic.Field(ge=0)]
     why: str
-    fixed_in: str
+    fixed_in: Annotated[str, pydantic.StringConstraints(pattern="^([0-9a-f]{7,40}|pending)$")]
 
 
 COLUMNS = tuple(field.name for field in fields(Claim))
@@ -108,35 +112,21 @@ def read(path: Path | None = None) -> list[Claim]:
 
 
 def _claim(row: Mapping[str, str], where: str) -> Claim:
-    def refuse(column: str, allowed: str) -> SettingError:
-        return SettingError(f"{where}: {column}", row[column], allowed)
-
-    def number(column: str, low: float) -> float | None:
-        try:
-            value = float(row[column]) if row[column] else None
-        except ValueError as error:
-            raise refuse(column, "a number, or nothing") from error
-        if value is not None and not low < value < float("inf"):
-            raise refuse(column, f"a number above {low:g}")
-        return value
-
-    choices = {"table": TABLES, "family": FAMILIES, "reading": READINGS, "supports": SUPPORTS, "rule": RULES}
-    for column, allowed in choices.items():
-        if row[column] not in allowed:
-            raise refuse(column, f"one of {', '.join(allowed)}")
-    for column, shape in SHAPES.items():
-        if not re.fullmatch(shape, row[column]):
-            raise refuse(column, f"text of the form {shape}")
-    scales = tuple(row["scales"].split())
-    if not set(scales) <= set(SCALES):
-        raise refuse("scales", f"some of {', '.join(SCALES)}, the one to be preferred first")
-    measured = row["rule"] == "more"
-    if bool(row["test"]) == (row["rule"] == "none") or bool(row["margin"]) != measured or not (measured or row["why"]):
-        raise refuse("rule", "more with a test and a margin, proof with a test and a reason, or none with a reason")
-    if row["rule"] == "proof" and not PROOF.fullmatch(row["test"]):
-        raise refuse("test", f"a verdict and the test that shows it: {PROOF.pattern}")
-    values = {"gain": number("gain", -1e3), "margin": number("margin", 0), "scales": scales, "seen": int(row["seen"])}
-    return Claim(**{**row, **values})  # type: ignore[arg-type]
+    try:
+        claim = Claim(**row)  # type: ignore[arg-type]
+    except pydantic.ValidationError as error:
+        fault = error.errors()[0]
+        column = str(fault["loc"][0])
+        raise SettingError(f"{where}: {column}", row[column], f"another value ({fault['msg']})") from error
+    decided_by_runs = claim.rule == "more"
+    has_test, has_margin = bool(claim.test), claim.margin is not None
+    if has_test == (claim.rule == "none") or has_margin != decided_by_runs or not (decided_by_runs or claim.why):
+        allowed = "more with a test and a margin, proof with a test and a reason, or none with a reason"
+        raise SettingError(f"{where}: rule", claim.rule, allowed)
+    if claim.rule == "proof" and not PROOF.fullmatch(claim.test):
+        allowed = f"a verdict and the test that shows it: {PROOF.pattern}"
+        raise SettingError(f"{where}: test", claim.test, allowed)
+    return claim
 
 
 def comparisons(claim: Claim, claims: Mapping[str, Claim]) -> list[Comparison]:
@@ -225,7 +215,7 @@ def measured(records: Iterable[Record], extra: Measures | None = None) -> pd.Dat
     it: a mean of minima would be lower, the more so the more a single training scatters.
     """
     frame = tidy(records)
-    runs = frame[frame["group"].isna()].groupby(["key", "test"])["value"].mean().unstack()
+    runs = by_test(frame)
     groups = frame[frame["test"] == "cluster_accuracy"].groupby(["key", "group"])["value"].mean()
     if len(groups):
         runs["cluster_min"] = groups.groupby("key").min().reindex(runs.index).fillna(runs["cluster_min"])

@@ -62,8 +62,7 @@ def contrast(high: Sequence[str], low: Sequence[str]) -> Weights:
 class Fit:
     """Least squares of cells + seeds, with the spread of the rest; `df` 0 where nothing is left to estimate it."""
 
-    cells: tuple[str, ...]
-    seeds: tuple[int, ...]
+    table: pd.DataFrame  # cells x seeds, nan where there is no run
     design: NDArray[np.float64]  # (n, cells + seeds) of zeros and ones
     solved: NDArray[np.float64]  # its pseudoinverse
     values: NDArray[np.float64]  # (n,)
@@ -72,17 +71,17 @@ class Fit:
 
     def effect(self, weights: Mapping[str, float]) -> Effect | None:
         """A contrast with its 95 % interval; None where the runs that there are do not determine it."""
-        if not set(weights) <= set(self.cells):
+        cells = list(weights)
+        if not set(cells) <= set(self.table.index):
             return None
         wanted = np.zeros(self.design.shape[1])
-        for cell, weight in weights.items():
-            wanted[self.cells.index(cell)] = weight
+        wanted[self.table.index.get_indexer(pd.Index(cells))] = list(weights.values())
         estimator = wanted @ self.solved  # (n,): the effect is this combination of the values
         if not np.allclose(estimator @ self.design, wanted, atol=1e-8):
             return None
         mean = float(estimator @ self.values)
         error = self.sd * float(np.linalg.norm(estimator))
-        seeds = self._shared(weights)
+        seeds = int(self.table.loc[cells].notna().all().sum())  # that every cell of the contrast has
         if self.df < 1 or not np.isfinite(error):
             return Effect(mean, np.nan, np.nan, np.nan, seeds, self.df)
         half = float(stats.t.ppf(0.975, self.df)) * error
@@ -93,29 +92,19 @@ class Fit:
         """Several contrasts by their names."""
         return {name: self.effect(own) for name, own in weights.items()}
 
-    def _shared(self, weights: Mapping[str, float]) -> int:
-        """Seeds that every cell of a contrast has."""
-        columns = [self.cells.index(c) for c in weights]
-        by_seed = [self.design[self.design[:, len(self.cells) + s] > 0][:, columns] for s in range(len(self.seeds))]
-        return sum(bool((rows.sum(0) > 0).all()) for rows in by_seed)
-
 
 def fit(values: pd.DataFrame) -> Fit:
     """Fit a table of cells x seeds, holes and all. Raises SettingError for an empty one."""
-    found = values.to_numpy(dtype=np.float64)
-    where = np.argwhere(np.isfinite(found)) if found.ndim == 2 else np.empty((0, 2), dtype=np.int64)  # (n, 2)
-    if not len(where):
+    cells, seeds = np.nonzero(values.notna().to_numpy())  # (n,) each: where there is a value
+    if not len(cells):
         raise SettingError("values", "an empty table", "at least one value")
-    cells, seeds = tuple(map(str, values.index)), tuple(int(s) for s in values.columns)
-    design = np.zeros((len(where), len(cells) + len(seeds)))
-    design[np.arange(len(where)), where[:, 0]] = 1
-    design[np.arange(len(where)), where[:, 1] + len(cells)] = 1
-    y = found[where[:, 0], where[:, 1]]
+    design = np.hstack([np.eye(len(values.index))[cells], np.eye(len(values.columns))[seeds]])
+    y = values.to_numpy(dtype=np.float64)[cells, seeds]
     solved: NDArray[np.float64] = np.linalg.pinv(design).astype(np.float64)
     rest = y - design @ (solved @ y)
     df = len(y) - round(float(np.trace(solved @ design)))  # the trace of a projection is its rank
     sd = float(np.sqrt(rest @ rest / df)) if df > 0 else float("nan")
-    return Fit(cells, seeds, design, solved, y, sd, max(df, 0))
+    return Fit(values, design, solved, y, sd, max(df, 0))
 
 
 def holm(effects: Mapping[str, Effect | None]) -> dict[str, bool]:

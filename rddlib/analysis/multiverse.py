@@ -16,13 +16,9 @@ import pandas as pd
 from scipy import stats
 
 from ..base import SettingError
-from ..experiments.experiment import Experiment
+from ..experiments.experiment import OF_THE_TERM, Experiment
 from .results import by_run
 
-OF_THE_TERM = (
-    *("risk", "where", "alpha", "average", "worst", "scope", "space", "max_centres", "centre_choice"),
-    *("centres_in_all", "risk_images", "worst_step", "divide_loss"),
-)
 CHOICES = ("tail", "alpha", "scope", "space", "images a class", "network", "width")
 CLEAR = 2.0  # a gain this many standard deviations between distillations from zero is called clear of them
 
@@ -49,7 +45,7 @@ def specifications(frame: pd.DataFrame, tests: Sequence[str] = ("accuracy", "clu
     of the same network.
     """
     runs = by_run(frame, tests)
-    shared = [name for name in Experiment.declared() if name not in OF_THE_TERM]
+    shared = [name for name in Experiment.declared() if name not in {"risk", *OF_THE_TERM}]
     runs["context"] = runs.groupby(shared, dropna=False).ngroup()  # all that a run shares with its control
     widest = runs.groupby("network")["width"].transform("max")
     runs["width"] = np.where(runs["width"] == widest, "whole", "half")

@@ -89,11 +89,9 @@ def looks(records: Iterable[Record]) -> pd.DataFrame:
         everything = tuple(means[name, "full"])
         few = tuple(means[name, "random"])
         rows.append([asked.share, asked.look, *everything, *few, qualifies(everything, few)])
+    rows.sort(key=lambda row: (-row[0], LOOKS.index(row[1])))
     columns = ["share", "look", "all_common", "all_rare", "random_common", "random_rare", "qualifies"]
-    table = pd.DataFrame(rows, columns=columns)
-    in_order = [LOOKS.index(look) for look in table["look"]]
-    table = table.assign(order=in_order).sort_values(["share", "order"], ascending=[False, True], ignore_index=True)
-    return table.drop(columns="order")
+    return pd.DataFrame(rows, columns=columns)
 
 
 # --- arms -------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from ..base import DataError, SettingError
+from ..base import DataError, SettingError, check_choice
 from ..data import sources
 from ..data.dataset import data_root
 from ..data.looks import base_name
@@ -32,7 +32,7 @@ from ..experiments import grid
 from ..experiments.experiment import MODES, Experiment, gather, identified, run
 from ..experiments.grid import Job, Ledger, Tally
 from ..experiments.records import Record, Store, StoreError
-from ..stats import Interval, mean_interval, minimum_null
+from ..stats import Interval, mean_interval
 from . import results
 from .results import tidy
 
@@ -114,8 +114,7 @@ class Arm:
 
     def null(self) -> Interval | None:
         """The published cluster-min that sampling alone gives at this arm's accuracy, with its group sizes."""
-        found = self.level()
-        return minimum_null(found.mean, self.sizes()) if found and self.sizes() else None
+        return results.cluster_null(self.records)
 
     def sizes(self) -> list[int]:
         """Test images in each published group."""
@@ -183,8 +182,7 @@ class Page:
         "live" makes the most valuable ones at smoke scale, on digits unless `dataset` names others, in a folder that
         vanishes. `dataset`: "all", one of the grid's, or another, to which runs of the grid's first are carried over.
         """
-        if mode not in MODES:
-            raise SettingError("mode", mode, f"one of {', '.join(MODES)}")
+        check_choice("mode", mode, MODES)
         scale = "smoke" if mode == "live" else scale
         jobs = _chosen(name, scale, dataset)
         if mode == "live":
@@ -248,28 +246,15 @@ class Page:
 
     def provenance(self) -> pd.DataFrame:
         """Where the numbers come from, a line an arm of a data set: seeds, price, commits, the first digits of keys."""
-        rows = [
-            {
-                "data": r.experiment["dataset"],
-                "ipc": r.experiment["ipc"],
-                "arm": results.arm(r.experiment),
-                "network": r.experiment["eval_network"],
-                "seed": r.experiment["seed"],
-                "cpu s": sum(r.cpu_seconds.values()),
-                "MB": r.peak_memory_mb,
-                "commits": r.commit[:8],
-                "keys": r.key[:8],
-            }
-            for r in self.records.values()
-        ]
-        if not rows:
+        runs = results.runs(self.records.values())
+        if runs.empty:
             return pd.DataFrame()
-        each = pd.DataFrame(rows).sort_values("seed").groupby(["data", "ipc", "arm", "network"])
-        found = each[["cpu s", "MB"]].median().round().astype(int)
-        found.insert(0, "seeds", each.size())
-        for name in ("commits", "keys"):
-            found[name] = each[name].agg(lambda values: " ".join(dict.fromkeys(values)))
-        return found
+        each = runs.sort_values("seed").groupby(["dataset", "ipc", "arm", "eval_network"])
+        table = each[["cpu s", "MB"]].median().round().astype(int)
+        table.insert(0, "seeds", each.size())
+        for name in ("commit", "key"):
+            table[f"{name}s"] = each[name].agg(lambda values: " ".join(dict.fromkeys(values.str[:8])))
+        return table.rename_axis(["data", "ipc", "arm", "network"])
 
     def missing(self) -> str:
         """How many runs are there of those planned, and why some could not be made."""
@@ -344,30 +329,16 @@ def differences(rows: pd.DataFrame, control: str, arms: Sequence[str], tests: Se
     return pd.DataFrame(cells, index=index, columns=present)
 
 
-def nulls(records: Sequence[Record], name: str) -> Interval:
-    """The cluster-min that sampling alone gives at the mean accuracy of an arm, with its group sizes."""
-    own = [r for r in records if results.arm(r.experiment) == name]
-    return minimum_null(float(np.mean([r.metrics["accuracy"] for r in own])), own[0].metrics["group_sizes"])
+def nulls(records: Sequence[Record], name: str) -> Interval | None:
+    """The cluster-min that sampling alone gives at the mean accuracy of an arm (`results.cluster_null`)."""
+    return results.cluster_null([record for record in records if results.arm(record.experiment) == name])
 
 
 def provenance(records: Sequence[Record]) -> pd.DataFrame:
     """One row a record: key, arm, seed, price, device, versions, commit, and whether today's code gives the same."""
-    rows = [
-        {
-            "key": r.key,
-            "arm": results.arm(r.experiment),
-            "seed": r.experiment["seed"],
-            "seconds": round(sum(r.seconds.values())),
-            "cpu s": round(sum(r.cpu_seconds.values())),
-            "MB": round(r.peak_memory_mb),
-            "device": r.device,
-            "torch": r.versions["torch"],
-            "commit": r.commit,
-            "code": "current" if r.current else "stale",
-        }
-        for r in records
-    ]
-    return pd.DataFrame(rows)
+    runs = results.runs(records)
+    whole = runs[["seconds", "cpu s", "MB"]].astype(float).round().astype(int)
+    return runs.assign(**whole)[["key", "arm", "seed", *results.ORIGIN]]
 
 
 def within(name: str, value: float, expected: float, tolerance: float) -> str:

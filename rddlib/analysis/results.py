@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
+from statistics import fmean
 from typing import Any
 
 import pandas as pd
@@ -16,10 +17,11 @@ from ..base import SettingError
 from ..experiments import grid as grids
 from ..experiments.experiment import Experiment
 from ..experiments.records import Record, Store, known_records
-from ..stats import Interval, mean_interval, paired_difference
+from ..stats import Interval, mean_interval, minimum_null, paired_difference
 
 FACTS = ("_sizes", "_names", "_steps")  # of the test set or of the recipe, not of a training
 ABOUT = ("key", "set_key", "arm")  # beside the settings of a run
+ORIGIN = ("seconds", "cpu s", "MB", "device", "torch", "commit", "code")
 NUMBERS = ("training", "test", "group", "value")
 ARM_NAMES = {
     "random": "random images",
@@ -75,16 +77,31 @@ def results(
 
 def tidy(records: Iterable[Record]) -> pd.DataFrame:
     """The table of `results` for records in hand, which keep their order."""
-    defaults = asdict(Experiment())
-    about, numbers = [], []
+    records = list(records)
+    numbers = []
     for place, record in enumerate(records):
-        settings = defaults | record.experiment
-        about.append(settings | {"key": record.key, "set_key": record.set_key, "arm": arm(settings)})
         for test, values in sorted(record.metrics.items()):
             numbers += [(place, *row) for row in _numbers(test, values)]
-    runs = pd.DataFrame(about, columns=[*defaults, *ABOUT])
+    about = runs(records)[[*Experiment.declared(), *ABOUT]]
     rows = pd.DataFrame(numbers, columns=["place", *NUMBERS])
-    return runs.loc[rows.pop("place")].reset_index(drop=True).join(rows)
+    return about.loc[rows.pop("place")].reset_index(drop=True).join(rows)
+
+
+def runs(records: Iterable[Record]) -> pd.DataFrame:
+    """One row a record: all settings, `key`, `set_key`, `arm`; what it cost, and where and by which code it was made.
+
+    `seconds` of the clock and `cpu s` of the processor are those of all parts of the run, `MB` is its peak memory.
+    """
+    defaults = asdict(Experiment())
+    rows = []
+    for record in records:
+        settings = defaults | record.experiment
+        about = {"key": record.key, "set_key": record.set_key, "arm": arm(settings)}
+        cost = {"seconds": sum(record.seconds.values()), "cpu s": sum(record.cpu_seconds.values())}
+        made = {"MB": record.peak_memory_mb, "device": record.device, "torch": record.versions.get("torch", "")}
+        code = {"commit": record.commit, "code": "current" if record.current else "stale"}
+        rows.append(settings | about | cost | made | code)
+    return pd.DataFrame(rows, columns=[*defaults, *ABOUT, *ORIGIN])
 
 
 def histories(records: Iterable[Record]) -> pd.DataFrame:
@@ -120,9 +137,13 @@ def by_seed(frame: pd.DataFrame, *settings: str) -> pd.DataFrame:
 def by_run(frame: pd.DataFrame, tests: Sequence[str]) -> pd.DataFrame:
     """One row a run: its settings and, for each of `tests`, the mean over its trainings, nan where it has none."""
     settings = [name for name in frame.columns if name not in NUMBERS]
-    runs = frame.drop_duplicates("key")[settings].reset_index(drop=True)
-    means = frame[frame["group"].isna()].groupby(["key", "test"])["value"].mean().unstack()
-    return runs.join(means.reindex(columns=list(tests)), on="key")
+    own = frame.drop_duplicates("key")[settings].reset_index(drop=True)
+    return own.join(by_test(frame).reindex(columns=list(tests)), on="key")
+
+
+def by_test(frame: pd.DataFrame) -> pd.DataFrame:
+    """Runs x tests, indexed by key: means over the trainings of each run, of the tests that are of all test images."""
+    return frame[frame["group"].isna()].groupby(["key", "test"])["value"].mean().unstack()
 
 
 def table(frame: pd.DataFrame, test: str = "accuracy") -> pd.DataFrame:
@@ -143,6 +164,16 @@ def level(frame: pd.DataFrame, test: str = "accuracy") -> Interval | None:
     """The mean of an arm with its interval over seeds; None where nothing has been run."""
     values = table(frame, test)
     return mean_interval(values) if len(values) else None
+
+
+def cluster_null(records: Sequence[Record]) -> Interval | None:
+    """The published cluster-min that sampling alone gives at the mean accuracy of runs, with their group sizes.
+
+    None where there is no run, or its groups have no sizes.
+    """
+    sizes = records[0].metrics.get("group_sizes") if records else None
+    accuracies = [value for record in records for value in record.metrics["accuracy"]]
+    return minimum_null(fmean(accuracies), sizes) if sizes else None
 
 
 def paired(left: pd.DataFrame, right: pd.DataFrame) -> Interval | None:

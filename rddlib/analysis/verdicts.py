@@ -117,7 +117,7 @@ class Evidence:
     def metric(self, name: str) -> dict[str, float]:
         """The metric of each run that has it, by key; worked out once."""
         if name not in self._metrics:
-            self._metrics[name] = metric_of(self.runs, name).to_dict()
+            self._metrics[name] = {str(key): value for key, value in metric_of(self.runs, name).items()}
         return self._metrics[name]
 
 

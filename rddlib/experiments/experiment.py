@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 from tqdm import tqdm
 
 from .. import files
-from ..base import SettingError, check_device, digest, raise_all, resources, setting, write_atomic
+from ..base import SettingError, check_choice, check_device, digest, raise_all, resources, setting, write_atomic
 from ..data import dataset as datasets
 from ..data import sources
 from ..data.dataset import DataSet
@@ -42,6 +42,11 @@ from .records import Record, Store, StoreError, plain_name
 from .small_sets import Progress, SmallSet
 
 MODES = ("load", "run", "live")
+# What shapes the risk term and is idle where there is none; `risk` itself says whether there is one.
+OF_THE_TERM = frozenset(
+    {"where", "alpha", "average", "worst", "scope", "space", "max_centres", "centre_choice", "centres_in_all"}
+    | {"risk_images", "worst_step", "divide_loss"}
+)
 log = logging.getLogger(__name__)
 
 
@@ -116,8 +121,7 @@ class Experiment(DistillSettings, EvaluateSettings):
     def _idle_in_loop(self) -> set[str]:
         idle = {name for name in settings.OVERRIDES if not self.differs(name)}
         if self.risk == "control":
-            idle |= {"where", "alpha", "average", "worst", "scope", "space", "max_centres", "centre_choice"}
-            idle |= {"centres_in_all", "risk_images", "worst_step", "divide_loss"}
+            idle |= OF_THE_TERM
         if self.where == "matching":
             idle |= {"risk_images", "worst_step", "divide_loss"}
         if self.centres_in_all is not None:
@@ -168,8 +172,8 @@ def run(
 
     A run that was killed goes on from its checkpoint. A second process that asks for the same key waits and gets the
     same record. `group` names the folder under runs/ (default <dataset>_<scale>). `given` is the set that is judged
-    where the method is foreign (`foreign.judge`), `begun` the one that the images begin from where `start_sha256` names
-    one. Everything that can be refused is refused before any work: SettingError, DataError, StoreError.
+    where the method is foreign (`foreign.experiment_of`), `begun` the one that the images begin from where
+    `start_sha256` names one. All that can be refused is refused before any work: SettingError, DataError, StoreError.
     """
     check_device(device)
     data: DataSet | None = None
@@ -211,8 +215,7 @@ def gather(
     data set that cannot be. "run": what is missing is made now and kept. "live": all is made now, in a folder that
     vanishes with the process.
     """
-    if mode not in MODES:
-        raise SettingError("mode", mode, f"one of {', '.join(MODES)}")
+    check_choice("mode", mode, MODES)
     store = store or Store(files.vanishing_folder() if mode == "live" else None)
     if mode != "load":
         return [run(e, store) for e in tqdm(experiments, desc="runs", disable=not progress)], store

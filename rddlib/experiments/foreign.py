@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 import sys
 import zipfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,8 +27,7 @@ from ..data import folders
 from ..data.dataset import DataSet
 from ..distillation import synthetic
 from ..evaluation.evaluate import check_images
-from .experiment import Experiment, run
-from .records import Record, Store
+from .experiment import Experiment
 from .small_sets import SmallSet
 
 RANGES = ("unit", "byte", "normalised")
@@ -56,6 +54,11 @@ class ForeignSet:
     def sha256(self) -> str:
         """64 hex digits: the content, whatever the file is called and however it is packed."""
         return digest(self.images, self.labels)
+
+    @property
+    def small(self) -> SmallSet:
+        """The set as a run takes it."""
+        return SmallSet(self.images, self.labels)
 
 
 def read(
@@ -278,33 +281,10 @@ def _range(low: float, high: float, data: DataSet) -> str | None:
 # --- judged -----------------------------------------------------------------------------------------------
 
 
-def experiment_of(judged: ForeignSet, scale: str, **chosen: Any) -> Experiment:
-    """The experiment that judges a set: known by the content of the set, with the evaluation of a scale."""
-    about = {
-        "method": "foreign",
-        "ipc": judged.ipc,
-        "factor": judged.factor,
-        "set_sha256": judged.sha256,
-    }
-    return Experiment.preset(scale, **(chosen | about))
+def experiment_of(judged: ForeignSet, **chosen: Any) -> Experiment:
+    """The experiment that judges a set, which is known by its content; `chosen`: data, seed and evaluation.
 
-
-def judge(
-    judged: ForeignSet,
-    experiment: Experiment,
-    store: Store,
-    device: str = "cpu",
-    data_root: str | Path | None = None,
-) -> Record:
-    """The record of a foreign set, from the store or made now, as `experiment.run` makes it."""
-    return run(experiment, store, device=device, data_root=data_root, given=SmallSet(judged.images, judged.labels))
-
-
-def rows(records: dict[str, Record]) -> Iterator[list[str]]:
-    """A table of several records, a line a test that all have: mean over trainings, in per cent."""
-    first, *others = [record.metrics for record in records.values()]
-    tests = [name for name, values in first.items() if isinstance(values, list) and isinstance(values[0], float)]
-    tests = [name for name in tests if len(first[name]) == len(first["accuracy"]) and all(name in m for m in others)]
-    yield ["", *records]
-    for name in sorted(tests, key=lambda name: (name != "accuracy", name)):
-        yield [name, *(f"{np.mean(record.metrics[name]):.2f}" for record in records.values())]
+    ``run(experiment_of(judged, ...), store, given=judged.small)`` makes its record.
+    """
+    about = {"method": "foreign", "ipc": judged.ipc, "factor": judged.factor, "set_sha256": judged.sha256}
+    return Experiment.preset(**chosen | about)

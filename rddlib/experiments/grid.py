@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import files
-from ..base import SettingError, resources, suggestion
+from ..base import SettingError, check_choice, resources, suggestion
 from .experiment import Experiment, identified
 from .presets import SCALES
 from .records import Store
@@ -88,8 +88,7 @@ def jobs(grids: Iterable[str | Path], scale: str) -> list[Job]:
     The most valuable come first; among equals all arms get seed 0 before any gets seed 1, so that pairs complete
     early. Raises SettingError, with file and arm, for anything that no Experiment could be made of.
     """
-    if scale not in SCALES:
-        raise SettingError("scale", scale, f"one of {', '.join(SCALES)}")
+    check_choice("scale", scale, SCALES)
     merged: dict[str, Job] = {}
     for planned in itertools.chain.from_iterable(read(locate(g), scale) for g in grids):
         job = dataclasses.replace(planned, experiment=identified(planned.experiment))

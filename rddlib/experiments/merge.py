@@ -10,6 +10,7 @@ import contextlib
 import itertools
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -38,8 +39,8 @@ class _Incoming:
 
     record: Record
     raw: bytes
-    group: str
-    set_raw: bytes | None
+    set_raw: bytes | None = None
+    set_arrays: dict[str, Any] = field(default_factory=dict)
 
 
 def merge(folder: str | Path, store: Store) -> Merged:
@@ -59,7 +60,7 @@ def merge(folder: str | Path, store: Store) -> Merged:
     for path in paths:
         incoming = _read(source, path)  # once more, checks included: not all sets of a folder fit into memory at once
         try:
-            _take(incoming, store, merged)
+            _take(incoming, path.parent.name, store, merged)
         except OSError as error:
             raise StoreError(f"{store.root}: {path.stem} cannot be written there ({error})") from error
     return merged
@@ -72,9 +73,15 @@ def _record_files(source: Path) -> list[Path]:
     paths = sorted(source.glob("runs/*/*.json"), key=lambda path: path.stem)
     if not paths:
         raise StoreError(f"{source}: holds no records (runs/GROUP/KEY.json)")
-    for folder in (source / "runs", source / "distilled", *(path.parent for path in paths)):
+    groups = {path.parent for path in paths}
+    for folder in (source / "runs", source / "distilled", *groups):
         if folder.is_symlink():
             raise StoreError(f"{folder}: is a link; copy what it points to")
+    for folder in groups:
+        try:
+            plain_name(folder.name)
+        except SettingError as error:
+            raise StoreError(f"{folder}: {error}") from error
     for one, other in itertools.pairwise(paths):
         if one.stem == other.stem:
             raise StoreError(f"{other}: the key occurs in two groups")
@@ -82,21 +89,16 @@ def _record_files(source: Path) -> list[Path]:
 
 
 def _read(source: Path, path: Path) -> _Incoming:
-    try:
-        group = plain_name(path.parent.name)
-    except SettingError as error:
-        raise StoreError(f"{path}: {error}") from error
     raw = read_plain(path)
     record = check_record(raw, path)
     set_file = source / "distilled" / f"{record.set_name}.npz"
     if not set_file.exists() and not set_file.is_symlink():
-        return _Incoming(record, raw, group, None)
+        return _Incoming(record, raw)
     set_raw = read_plain(set_file)
-    check_set(set_raw, set_file, record)
-    return _Incoming(record, raw, group, set_raw)
+    return _Incoming(record, raw, set_raw, check_set(set_raw, set_file, record))
 
 
-def _take(incoming: _Incoming, store: Store, merged: Merged) -> None:
+def _take(incoming: _Incoming, group: str, store: Store, merged: Merged) -> None:
     """Write one record and its set, the set first: wherever this stops, a record that is here has its set."""
     record = incoming.record
     with contextlib.ExitStack() as stack:
@@ -106,19 +108,19 @@ def _take(incoming: _Incoming, store: Store, merged: Merged) -> None:
                 return
         here = store.file(record.key)
         set_file = store.distilled(record.set_name)
-        new_set = incoming.set_raw is not None and not set_file.is_file()
-        if not new_set and set_file.is_file() and _differs(incoming, set_file):
+        has_set = set_file.is_file()
+        if has_set and _differs(incoming, set_file):
             merged.kept_out[record.key] = f"another {set_file.relative_to(store.root)} is here"
-        elif here is not None and read_record(here) != record:
+            return
+        if here is not None and read_record(here) != record:
             merged.kept_out[record.key] = f"another record is here, {here.relative_to(store.root)}"
-        elif here is not None and not new_set:
-            merged.same.append(record.key)
-        else:
-            if new_set and incoming.set_raw is not None:
-                write_atomic(set_file, incoming.set_raw)
-            if here is None:
-                write_atomic(store.root / "runs" / incoming.group / f"{record.key}.json", incoming.raw)
-            merged.added.append(record.key)
+            return
+        new_set = None if has_set else incoming.set_raw
+        if new_set is not None:
+            write_atomic(set_file, new_set)
+        if here is None:
+            write_atomic(store.root / "runs" / group / f"{record.key}.json", incoming.raw)
+        (merged.same if here is not None and new_set is None else merged.added).append(record.key)
 
 
 def _differs(incoming: _Incoming, set_file: Path) -> bool:
@@ -129,6 +131,5 @@ def _differs(incoming: _Incoming, set_file: Path) -> bool:
         return True
     if incoming.set_raw is None:
         return False
-    theirs = check_set(incoming.set_raw, set_file, incoming.record)
     names = ("images", "labels", "targets")
-    return any(not np.array_equal(ours.get(name, ()), theirs.get(name, ())) for name in names)
+    return any(not np.array_equal(ours.get(name, ()), incoming.set_arrays.get(name, ())) for name in names)

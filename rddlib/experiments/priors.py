@@ -46,15 +46,15 @@ def make(
     folder = Path(folder or store.root / "priors").expanduser()
     judge = JUDGE | (judge or {})
     _check_fit(data, settings, judge)
-    kept = _kept(folder, data, settings, replace)
-    if kept is not None and kept["score_settings"] == judge:
+    kept = _kept(folder, data, settings, judge, replace)
+    if kept is not None:
         return kept
     store.check_writable()
     _check_writable(folder)
     key = f"prior-{digest(json.dumps(asdict(settings), sort_keys=True), data.sha256)[:16]}"
     with store.lock(key):
-        kept = _kept(folder, data, settings, replace)  # another process may have made it since
-        if kept is None or kept["score_settings"] != judge:
+        kept = _kept(folder, data, settings, judge, replace)  # another process may have made it since
+        if kept is None:
             kept = _make(data, settings, store.work(key), folder, judge, progress or (lambda *_: None))
         store.finish(key)
     return kept
@@ -102,8 +102,13 @@ def _check_fit(data: DataSet, settings: GeneratorSettings, judge: dict[str, int]
         raise SettingError("training images", 0, "at least one of each class")
 
 
-def _kept(folder: Path, data: DataSet, settings: GeneratorSettings, replace: bool) -> dict[str, Any] | None:
-    """The record of the generator that is kept under this name; None if there is none, or it may go."""
+def _kept(
+    folder: Path, data: DataSet, settings: GeneratorSettings, judge: dict[str, int], replace: bool
+) -> dict[str, Any] | None:
+    """The record of the generator that is kept under this name, scored by `judge`; None if there is none, or it may go.
+
+    Raises StoreError where it is damaged, or of other images or settings.
+    """
     file = folder / f"{data.name}.json"
     if replace or not file.is_file():
         return None
@@ -118,7 +123,7 @@ def _kept(folder: Path, data: DataSet, settings: GeneratorSettings, replace: boo
             f"{file}: a generator of {other} is kept there. Take another folder with --out, or --replace it"
         )
     whole = "scores" in record and (folder / f"{data.name}.safetensors").is_file()
-    return record if whole else None
+    return record if whole and record["score_settings"] == judge else None
 
 
 def _difference(record: dict[str, Any], data: DataSet, settings: GeneratorSettings) -> str:
