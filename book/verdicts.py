@@ -319,7 +319,6 @@ def picture(findings: Sequence[Finding]) -> str:
     return f"""```{{figure}} effects.png
 :name: effects
 :width: 100%
-:figclass: drawn
 :alt: What the risk term changes, in percentage points with 95 % intervals: {described(findings)}.
 
 What the risk term changes: difference to control, the same method without the term, with its 95 % interval over
@@ -336,7 +335,6 @@ def short_picture(findings: Sequence[Finding]) -> str:
     return f"""```{{figure}} short_loop.png
 :name: short-loop
 :width: 100%
-:figclass: drawn
 :alt: {len(findings)} differences of the short loop with 95 % intervals: {described(findings)}.
 
 The short loop, in which the term could not act: difference to control with its 95 % interval. [The page of
