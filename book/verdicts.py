@@ -102,7 +102,11 @@ FAMILIES = {
 }
 METHODS = {"idc": "IDC", "glad": "GLaD", "dc": "DC", "dsa": "DSA", "dm": "DM", "kip": "KIP"}
 # Colour and mark of each tail: those of the whole book.
-TAILS = {"upper": (report.COLOURS[1], "^"), "lower": (report.COLOURS[2], "v"), "-": (report.COLOURS[0], "o")}
+TAILS = {
+    "upper": (report.ARM_COLOURS["upper"], "^"),
+    "lower": (report.ARM_COLOURS["lower"], "v"),
+    "-": ("#555555", "o"),
+}
 DECIDED = (rules.SUPPORTED, rules.NO_DIFFERENCE, rules.CONTRADICTED)
 
 
@@ -287,7 +291,7 @@ def short_loop(found: Sequence[Verdict], records: dict[str, Record]) -> list[Fin
 
 
 def each_once(findings: Iterable[Finding]) -> list[Finding]:
-    """Each pair of arms once a test, since several tables ask for the same runs.
+    """Each pair of arms once a test, with all its seeds: several tables ask for the same runs, or for some of them.
 
     Drops are left to the page of verdicts, and coverage, which is not in points, to its own.
     """
@@ -295,7 +299,14 @@ def each_once(findings: Iterable[Finding]) -> list[Finding]:
     for f in findings:
         if "-" not in f.comparison.metric and f.comparison.metric != "coverage":
             chosen.setdefault((f.comparison.metric, f.keys), f)
-    return list(chosen.values())
+    return [f for f in chosen.values() if not any(part_of(f, other) for other in chosen.values())]
+
+
+def part_of(one: Finding, other: Finding) -> bool:
+    """Whether a comparison is another one with fewer seeds."""
+    if one is other or one.comparison.metric != other.comparison.metric or len(one.keys) != len(other.keys):
+        return False
+    return all(set(own) < set(more) for own, more in zip(one.keys, other.keys, strict=True))
 
 
 def of_the_term(found: Sequence[Verdict], records: dict[str, Record]) -> list[Finding]:
@@ -320,7 +331,6 @@ def picture(findings: Sequence[Finding]) -> str:
     return f"""```{{figure}} effects.png
 :name: effects
 :width: 100%
-:figclass: drawn
 :alt: What the risk term changes, in percentage points with 95 % intervals: {described(findings)}.
 
 What the risk term changes: difference to control, the same method without the term, with its 95 % interval over
@@ -337,7 +347,6 @@ def short_picture(findings: Sequence[Finding]) -> str:
     return f"""```{{figure}} short_loop.png
 :name: short-loop
 :width: 100%
-:figclass: drawn
 :alt: {len(findings)} differences of the short loop with 95 % intervals: {described(findings)}.
 
 The short loop, in which the term could not act: difference to control with its 95 % interval. [The page of
@@ -364,8 +373,6 @@ def bench(finding: Finding, records: dict[str, Record]) -> str:
     said = [data, f"{own['ipc']} image{'s' if own['ipc'] > 1 else ''} a class", METHODS[own["method"]]]
     if own["eval_network"] != DEFAULTS["eval_network"]:
         said.append(f"judged by {own['eval_network']}")
-    elif own["eval_depth"] != own["depth"]:
-        said.append(f"judged at depth {own['eval_depth']}")
     return ", ".join(said)
 
 

@@ -6,8 +6,10 @@ import importlib.util
 import re
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 PATH = Path(__file__).resolve().parent.parent / "book" / "_ext" / "book_tidy.py"
 spec = importlib.util.spec_from_file_location("book_tidy", PATH)
@@ -76,3 +78,21 @@ def test_a_page_says_how_it_is_run_and_what_there_is_to_download(tmp_path: Path)
     assert '../_static/book.pdf" download>The whole book as one PDF</a> (2 MB)' in book_tidy.offer(
         tmp_path, "book/index", ""
     )
+
+
+def test_charts_are_marked_for_dark_pages_and_photographs_are_not(tmp_path: Path) -> None:
+    white = np.full((40, 40, 3), 255, np.uint8)
+    chart, photograph = white.copy(), white.copy()
+    chart[20] = 0
+    photograph[:20] = np.random.default_rng(0).integers(0, 255, (20, 40, 3))
+    for name, pixels in (("chart", chart), ("photograph", photograph)):
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+    (tmp_path / "lines.svg").write_text("<svg/>")
+    files = {path.name: path for path in tmp_path.iterdir()}
+    body = "".join(f'<img alt="a" src="../_images/{name}" />' for name in ("chart.png", "photograph.png", "lines.svg"))
+    assert book_tidy.charts(body, files) == (
+        '<img class="chart" alt="a" src="../_images/chart.png" /><img alt="a" src="../_images/photograph.png" />'
+        '<img class="chart" alt="a" src="../_images/lines.svg" />'
+    )
+    unknown = '<img src="../_images/elsewhere.png" />'
+    assert book_tidy.charts(unknown, files) == unknown

@@ -241,6 +241,8 @@ def test_the_figure_names_what_the_term_changes_and_leaves_out_what_cannot_be_ju
     text = pages.picture(shown)
     assert "IPC 10, IDC: accuracy, upper tail +1.0 [" in text and "lower tail" not in text
     assert [f.comparison.claim.id for f in pages.short_loop(found, records)] == ["t1-cifar10-10-idc-lower"]
+    larger = dataclasses.replace(shown[0], keys=tuple((*keys, "another seed") for keys in shown[0].keys))
+    assert pages.each_once([shown[0], larger]) == [larger]  # one comparison has one number, that of all its seeds
     off = pages.short_loop(found, records)
     assert "accuracy, lower tail +1.0 [" in pages.short_picture(off) and "upper tail" not in pages.short_picture(off)
     assert pages.bench(shown[0], records) == "CIFAR-10, 10 images a class, IDC"

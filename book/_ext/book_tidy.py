@@ -5,6 +5,7 @@
 * bibliographies carry the role "list" around items that are none for a screen reader;
 * intervals and counts in the cells of tables break in the middle where a column is narrow, and long names nowhere;
 * a page does not say how it is run, or that there is a PDF;
+* a chart on white is a grey slab on a dark page: it is marked, and the style sheet turns it dark;
 * a table of pandas has a second header row for the name of its index, a column that only counts rows, and numbers
   that are not aligned.
 """
@@ -14,8 +15,12 @@ from __future__ import annotations
 import html
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from PIL import Image
 
 UNUSED_SCRIPTS = ("thebe", "require.min.js", "@jupyter-widgets")
 ROLES = (' role="list"', ' role="doc-biblioentry"')
@@ -28,6 +33,8 @@ OFFERS = {
     "book/index": ("book.pdf", "The whole book as one PDF"),
     "book/teaching": ("class.zip", "Notebooks and slides for a class"),
 }
+PICTURE = re.compile(r'<img (?![^>]*class=)(?=[^>]*src="\.\./_images/([^"]+)")')
+MOSTLY = 0.8  # white share of the charts of this book; pictures with photographs have less
 COLUMN = 688  # pixels that a page 1280 pixels wide has for its text
 LONG_NAME = re.compile(r"(?<=[\w)])([_/.])(?=\w)")
 CODE_IN_CELL = re.compile(r'(?<=<span class="pre">)[^<\s]{16,}(?=</span>)')
@@ -113,6 +120,27 @@ def breakable(body: str) -> str:
     return re.sub(r"<td[^>]*>.*?</td>", cell, body, flags=re.DOTALL)
 
 
+def charts(body: str, files: Mapping[str, Path]) -> str:
+    """Mark pictures that are lines on white, for the style sheet; photographs keep their colours.
+
+    files: name of a picture on the site -> its file.
+    """
+
+    def marked(found: re.Match[str]) -> str:
+        return '<img class="chart" ' if found[1] in files and is_chart(files[found[1]]) else found[0]
+
+    return PICTURE.sub(marked, body)
+
+
+def is_chart(path: Path) -> bool:
+    """Whether a picture is drawn in lines (SVG) or nearly all of it is white."""
+    if path.suffix != ".png":
+        return path.suffix == ".svg"
+    with Image.open(path) as picture:
+        darkest = np.asarray(picture.convert("RGB")).min(axis=2)
+    return bool((darkest >= 240).mean() > MOSTLY)
+
+
 def offer(folder: Path, pagename: str, address: str) -> str:
     """A line below a page's title: what can be downloaded there, or how the page is run. '' for most pages.
 
@@ -146,6 +174,9 @@ def tidy(app: Any, pagename: str, templatename: str, context: dict[str, Any], do
     if added := offer(folder, pagename, os.environ.get("REPOSITORY_URL", "").rstrip("/")):
         body = body.replace("</h1>", f"</h1>\n{added}", 1)
         context["body"] = body
+    if "/_images/" in body:
+        files = {name: Path(app.srcdir) / source for source, name in app.builder.images.items()}
+        context["body"] = body = charts(body, files)
     if "<td" in body:
         body = FRAME.sub(frame, body)
         context["body"] = breakable(held_together(body))
