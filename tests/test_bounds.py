@@ -158,7 +158,7 @@ def test_markup_that_gets_to_a_page_stays_text(tmp_path: Path) -> None:
         {"output_type": "stream", "text": bad.key}]}]  # fmt: skip
     (tmp_path / "notebooks").mkdir()
     (tmp_path / "notebooks" / "30_page.ipynb").write_text(json.dumps({"cells": cells}))
-    made = (costs.runs_table(ledger), costs.records_table(ledger), costs.pages_table(tmp_path, ledger))
+    made = (costs.runs_table(ledger), costs.records_table(ledger), costs.pages_table(tmp_path, ledger, ()))
     own = '<script src="../_static/records.js"></script>'
     for page in (text.replace(own, "") for text in made):
         assert "<script" not in page and "<img" not in page and "&lt;script&gt;" in page

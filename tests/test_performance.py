@@ -242,7 +242,7 @@ def test_a_session_checks_measures_runs_and_can_be_merged(tmp_path: Path, monkey
     root = repository(tmp_path, found | {"quick": False, "threads": 2})  # the page takes the very file
     assert page.main([], root) == 0
     assert page.main(["--check"], root) == 0
-    assert f"training: {WIDE}, 5" in rows(root)
+    assert f"training: {WIDE}, 4" in rows(root)
 
     monkeypatch.setattr(gpu_session.checks, "everything", lambda device: iter([]))
     monkeypatch.setattr(gpu_session.run_all, "measured", lambda *_: pytest.fail("measured twice"))
