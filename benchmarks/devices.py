@@ -19,6 +19,8 @@ if str(ROOT) not in sys.path:
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
+from rddlib.base import write_atomic  # noqa: E402
+from rddlib.data.dataset import DataSet  # noqa: E402
 from rddlib.distillation import synthetic  # noqa: E402
 from rddlib.evaluation import evaluate  # noqa: E402
 from rddlib.experiments import provenance  # noqa: E402
@@ -28,14 +30,13 @@ from rddlib.experiments.records import Store  # noqa: E402
 MEASURES = ("accuracy", "cluster_min", "noise", "blur", "invert")
 
 
-def again(seed: int) -> dict[str, object]:
-    """Means over the trainings on control's set of this seed, as recorded and as measured here, in per cent."""
+def again(experiment: Experiment, data: DataSet) -> dict[str, object]:
+    """Means over the trainings on the set of this experiment, as recorded and as measured here, in per cent."""
     store = Store(ROOT / "data")
-    experiment = Experiment.preset("cpu", dataset="cifar10", ipc=10, risk="control", seed=seed)
     record = store.match(experiment.key)
     made = synthetic.read(store.distilled(record.set_name))
-    data = load_data(experiment)
-    here = evaluate.evaluate(*made.decoded(), data, experiment, seed, (ROOT / "data" / "groups",), factor=made.factor)
+    folders = (ROOT / "data" / "groups",)
+    here = evaluate.evaluate(*made.decoded(), data, experiment, experiment.seed, folders, factor=made.factor)
     return {
         "record": record.key,
         "recorded_on": record.device,
@@ -51,10 +52,12 @@ def main() -> None:
     asked = parser.parse_args()
     origin = provenance.of_now(on_gpu=False)
     found = {"about": __doc__.splitlines()[0], "device": origin["device"], "torch": torch.__version__, "seeds": {}}
-    for seed in asked.seeds:
-        found["seeds"][str(seed)] = again(seed)
+    runs = [Experiment.preset("cpu", dataset="cifar10", ipc=10, risk="control", seed=seed) for seed in asked.seeds]
+    data = load_data(runs[0])  # the same for all of them
+    for seed, experiment in zip(asked.seeds, runs, strict=True):
+        found["seeds"][str(seed)] = again(experiment, data)
         text = json.dumps(found, indent=1) + "\n"
-        (ROOT / "benchmarks" / "results" / "devices.json").write_text(text)
+        write_atomic(ROOT / "benchmarks" / "results" / "devices.json", text)
         print(seed, found["seeds"][str(seed)], flush=True)
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from conftest import unmade
@@ -77,3 +80,14 @@ def test_detail_is_the_share_above_a_quarter_of_a_cycle_a_pixel(cycles: float, s
 def test_white_noise_has_the_detail_of_the_plane_outside_a_circle() -> None:
     noise = torch.rand(50, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     assert mechanism.detail(noise) == pytest.approx(1 - torch.pi / 16, abs=0.02)
+
+
+def test_a_processor_and_a_card_judge_the_same_sets_alike() -> None:
+    """What page 26 and the rules of the fair test say of control's sets from the card, judged on a processor."""
+    file = Path(__file__).parent.parent / "benchmarks" / "results" / "devices.json"
+    seeds = json.loads(file.read_text())["seeds"].values()
+    assert len(seeds) == 5
+    for measure, mean in (("accuracy", 0.0), ("blur", 0.1)):
+        moved = [seed["here"][measure] - seed["recorded"][measure] for seed in seeds]
+        assert abs(sum(moved) / 5 - mean) < 0.05
+        assert max(map(abs, moved)) < 0.5

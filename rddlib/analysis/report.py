@@ -53,7 +53,6 @@ STAND_INS = {
 KEPT = ("method", "ipc", "risk", "where", "alpha", "average", "worst", "eval_network", "seed")
 # Okabe & Ito's eight colours, told apart with every common colour vision; black stays for references.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000"]
-DARK = [c for c in COLOURS[:-1] if c != "#F0E442"]  # a yellow dot is lost on white, and black is for what is not an arm
 # One colour for each arm in the whole book: that of the first of these words that its name holds. Floors are grey.
 ARM_COLOURS = {
     "untrained": COLOURS[3],

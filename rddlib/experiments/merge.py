@@ -120,7 +120,10 @@ def _take(incoming: _Incoming, group: str, store: Store, merged: Merged) -> None
             write_atomic(set_file, new_set)
         if here is None:
             write_atomic(store.root / "runs" / group / f"{record.key}.json", incoming.raw)
-        (merged.same if here is not None and new_set is None else merged.added).append(record.key)
+        if here is not None and new_set is None:
+            merged.same.append(record.key)
+        else:
+            merged.added.append(record.key)
 
 
 def _differs(incoming: _Incoming, set_file: Path) -> bool:
