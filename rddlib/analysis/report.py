@@ -335,7 +335,8 @@ def worded(table: pd.DataFrame) -> pd.DataFrame:
         test = name.removesuffix("_min").replace("_", " ")
         return f"worst {test}" if name.endswith("_min") else test
 
-    return table.map(str).rename(index=words, columns=words)
+    found = table.map(str).rename(index=words, columns=words)
+    return found.rename_axis(columns=[None] * found.columns.nlevels)
 
 
 def nulls(records: Sequence[Record], name: str) -> Interval | None:
