@@ -196,3 +196,31 @@ def test_an_interval_in_the_answer_of_a_page_stands_in_one_of_its_outputs(page: 
 def test_pages_have_an_answer_with_an_interval() -> None:
     texts = [ANSWER.search("".join(json.loads(p.read_text())["cells"][0]["source"])) for p in ANSWERED]
     assert sum(bool(intervals(text[1])) for text in texts if text is not None) >= 9
+
+
+PAGES_OF_TEXT = sorted((ROOT / "book").glob("*.md"))
+
+
+def broken_formulas(text: str) -> list[str]:
+    """Lines that begin an item of a list inside a formula of the line above: Markdown then ends the formula."""
+    found, paragraph = [], ""
+    for line in text.split("\n"):
+        item = re.match(r"\s*([-+*]|\d+[.)])\s", line)
+        if item and "$$" not in paragraph and paragraph.count("$") % 2:
+            found.append(line)
+        paragraph = line if item or not line.strip() else f"{paragraph}\n{line}"
+    return found
+
+
+@pytest.mark.parametrize("path", [*NOTEBOOKS, *PAGES_OF_TEXT], ids=lambda p: p.stem)
+def test_no_formula_is_taken_for_a_list(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    cells = json.loads(text)["cells"] if path.suffix == ".ipynb" else [{"cell_type": "markdown", "source": [text]}]
+    prose = ["".join(c["source"]) for c in cells if c["cell_type"] == "markdown"]
+    assert [line for part in prose for line in broken_formulas(part)] == []
+
+
+def test_a_formula_that_is_taken_for_a_list_is_found() -> None:
+    assert broken_formulas("the bound $(N\n+ 1) e^{-Nr}$ is") == ["+ 1) e^{-Nr}$ is"]
+    assert broken_formulas("the bound $N + 1$ is\n\n* one\n* two $x$") == []
+    assert broken_formulas("$$\na\n+ b\n$$") == []

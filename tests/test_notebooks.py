@@ -44,7 +44,7 @@ def test_quickstart_takes_every_parameter(tmp_path: Path) -> None:
     """Other risk, alpha, ipc and seeds, kept in a store; run from a folder that is not the repository."""
     chosen = {"risk": "lower", "alpha": 0.5, "ipc": 2, "seeds": 2, "scale": "smoke", "mode": "run", "dataset": "digits"}
     cells = papermill(QUICK, tmp_path / "out.ipynb", tmp_path, **chosen)
-    assert "idc lower - control, accuracy" in text_of(cells, "cell-11-verdict")
+    assert "idc lower - idc control" in text_of(cells, "cell-11-verdict")
     assert "nothing to compare with" in text_of(cells, "cell-13-check")
     records = Store(tmp_path / "store").records()
     assert len(records) == 8 and {r.experiment["ipc"] for r in records if r.experiment["method"] != "full"} == {2}

@@ -213,3 +213,8 @@ def test_the_advice_stands_on_what_was_measured(measured: pd.DataFrame) -> None:
 def test_the_gate_is_open_and_the_arm_that_the_page_names_has_won(measured: pd.DataFrame) -> None:
     assert all(interval.low > 0 for interval in real_groups.gate(measured).values())
     assert real_groups.best_without_labels(real_groups.primary(measured)) == "representative"
+
+
+def test_every_arm_has_words_of_its_own() -> None:
+    assert list(real_groups.ARM_WORDS) == list(real_groups.ARMS)
+    assert len(set(real_groups.ARM_WORDS.values())) == len(real_groups.ARMS)

@@ -334,3 +334,11 @@ def test_what_does_not_fit_a_slider_is_refused() -> None:
         report.slider([], 2, ["a", "b"], [], "alt")
     with pytest.raises(SettingError, match="frames"):
         report.slider([frame], 3, ["a", "b"], ["0"], "alt")
+
+
+def test_tests_are_named_in_words_on_either_side_of_a_table() -> None:
+    one = Interval(1.0, 0.5, 1.5, 3)
+    plain = pd.DataFrame({"cluster_min": [one], "noise_matched": [one]}, index=["idc upper"])
+    found = report.worded(plain)
+    assert list(found) == ["worst cluster", "noise matched"] and found.loc["idc upper", "worst cluster"] == str(one)
+    pd.testing.assert_frame_equal(report.worded(plain.T), found.T)

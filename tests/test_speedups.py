@@ -140,11 +140,11 @@ def test_the_page_follows_the_numbers(store: Store) -> None:
     fill(store, saturating(3.0))
     said, shown = run_page(PAGE)
     assert "All 21 runs" in said["cell-03-load"] and said["cell-11-conclusion"].startswith("Not checked")
-    assert shown["cell-08-race"].loc["time"].iloc[0].startswith("0.")
+    assert shown["cell-08-race"].loc["arrival"].iloc[0].startswith("0.")
     fill(store, saturating(1.5, price=4.0))
     _, shown = run_page(PAGE)
     race_of_a_loss = shown["cell-08-race"]["representative against random"]
-    assert float(race_of_a_loss["time"].split()[0]) > 1 and race_of_a_loss["price"].startswith("4.00")
+    assert float(race_of_a_loss["arrival"].split()[0]) > 1 and race_of_a_loss["price"].startswith("4.00")
 
 
 def test_without_records_the_page_says_so(store: Store) -> None:

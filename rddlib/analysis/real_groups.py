@@ -39,6 +39,25 @@ WITHOUT_LABELS = (
 )
 WITH_LABELS = ("matching_upper_true", "equal_true", "balanced", "covering")
 ARMS = (*FLOORS, "control", *WITHOUT_LABELS, *WITH_LABELS)
+# What tables and figures call an arm; "matched": the term stands in the gradient that is matched.
+ARM_WORDS = {
+    "start": "random images",
+    "start_representative": "representative images",
+    "start_covering": "covering images",
+    "control": "control",
+    "network_upper": "in the network, upper tail",
+    "network_lower": "in the network, lower tail",
+    "matching_upper_all": "matched, upper tail, any class",
+    "matching_lower_all": "matched, lower tail, any class",
+    "matching_upper_class": "matched, upper tail, own class",
+    "matching_lower_class": "matched, lower tail, own class",
+    "equal_found": "found groups alike",
+    "representative": "from representative images",
+    "matching_upper_true": "matched, upper tail, true groups",
+    "equal_true": "true groups alike",
+    "balanced": "balanced batches",
+    "covering": "from covering images",
+}
 
 LOOKS = ("rotated", "inverted", "tinted")  # in the order of the rule
 BASE_IPC = 5  # images a class around which the curves move one setting

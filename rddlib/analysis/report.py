@@ -328,6 +328,17 @@ def differences(rows: pd.DataFrame, control: str, arms: Sequence[str], tests: Se
     return pd.DataFrame(cells, index=index, columns=present)
 
 
+def worded(table: pd.DataFrame) -> pd.DataFrame:
+    """A table of intervals as text, with its tests in words: "worst cluster" for `cluster_min`."""
+
+    def words(name: str) -> str:
+        test = name.removesuffix("_min").replace("_", " ")
+        return f"worst {test}" if name.endswith("_min") else test
+
+    found = table.map(str).rename(index=words, columns=words)
+    return found.rename_axis(columns=[None] * found.columns.nlevels)
+
+
 def nulls(records: Sequence[Record], name: str) -> Interval | None:
     """The cluster-min that sampling alone gives at the mean accuracy of an arm (`results.cluster_null`)."""
     return results.cluster_null([record for record in records if results.arm(record.experiment) == name])
