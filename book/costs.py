@@ -96,6 +96,12 @@ def in_load_mode(page: Path) -> bool:
     return any(re.search(r'^mode = "load"', text, re.MULTILINE) for text in own)
 
 
+def finds_records(page: Path) -> bool:
+    """Whether the code of a page takes records out of the store by itself, without the parameter `mode`."""
+    cells = json.loads(page.read_text(encoding="utf-8"))["cells"]
+    return any("Store()" in "".join(c["source"]) for c in cells if c["cell_type"] == "code")
+
+
 def contents(store: Store) -> dict[str, str]:
     """Key -> a hash of the record's file."""
     return {p.stem: hashlib.sha256(p.read_bytes()).hexdigest()[:16] for p in store.files() if p.is_file()}
@@ -166,6 +172,7 @@ def _keep(root: Path, noted: dict[str, dict[str, Any]]) -> None:
 def fragments(root: Path, ledger: Ledger, stale: Container[str]) -> dict[str, str]:
     """The generated parts of the pages on cost and on records; `stale` has the names of stale pages."""
     return {
+        "cost_answer": answer(ledger),
         "cost_pages": pages_table(root, ledger, stale),
         "cost_runs": runs_table(ledger),
         "cost_budgets": budgets(ledger),
@@ -187,29 +194,23 @@ def title(page: Path) -> str:
 
 def pages_table(root: Path, ledger: Ledger, stale: Container[str]) -> str:
     """Each page: what executing it takes, and what the runs that it shows took."""
-    lines = [
-        "| Page | Executing it | Peak memory | Its runs | Peak memory of a run | Device |",
-        "|---|--:|--:|--:|--:|---|",
-    ]
+    lines = ["| Page | Executing it | Peak memory | Its runs | Peak memory of a run |", "|---|--:|--:|--:|--:|"]
     noted = notes(root)
     for page in notebooks(root):
         own = noted.get(page.name, {})
         found = [ledger.records[k] for k in named(page, own.get("records", ())) if k in ledger.records]
         found = found if in_load_mode(page) else []
         took = (duration(own["seconds"]), f"{own['peak_memory_mb']} MB") if "seconds" in own else ("not measured", "-")
-        runs = (
-            f"{len(found)} runs, {duration(seconds(found))}"
-            if found
-            else "computed live"
-            if not in_load_mode(page)
-            else "none"
-        )
+        if found:
+            runs = f"{len(found)} runs, {duration(seconds(found))}"
+        elif in_load_mode(page):
+            runs = "none"
+        else:
+            runs = "named on the page" if finds_records(page) else "computed live"
         mark = " (stale)" if page.name in stale else ""
-        devices = {r.device for r in found} | ({own["device"]} if "device" in own else set())
-        where = plain("; ".join(sorted(devices)) or "-")
         lines.append(
             f"| {page.stem[:2]} [{title(page)}](../notebooks/{page.name}){mark} | {took[0]} | {took[1]} | {runs} | "
-            f"{f'{max(r.peak_memory_mb for r in found):.0f} MB' if found else '-'} | {where} |"
+            f"{f'{max(r.peak_memory_mb for r in found):.0f} MB' if found else '-'} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -243,12 +244,30 @@ def plan(scale: str, ledger: Ledger, minutes: float) -> tuple[list[Job], float, 
     return chosen, spent, len(wanted), unknown
 
 
+def _fresh(ledger: Ledger, empty: str, device: str) -> Ledger:
+    """A ledger whose prices come from the records here, but which has no run and no set yet."""
+    fresh = Ledger(Store(empty), device)
+    fresh.records = ledger.records
+    return fresh
+
+
+def answer(ledger: Ledger) -> str:
+    """The head of the page on cost: what all runs took, and what an hour repeats."""
+    with tempfile.TemporaryDirectory() as empty:
+        fresh = _fresh(ledger, empty, "cpu")
+        in_an_hour, _, of, _ = plan("laptop", fresh, 60)
+        whole, spent, _, _ = plan("laptop", fresh, float("inf"))
+    return (
+        f"**Answer.** All {len(ledger.records):,} runs took {duration(seconds(ledger.records.values()))}. One process "
+        f"repeats {len(in_an_hour)} of the {of} runs that the paper's tables and Figure 4 plan at laptop scale in an "
+        f"hour, and {len(whole)} of them in {duration(spent)}.\n"
+    )
+
+
 def budgets(ledger: Ledger) -> str:
     """What can be reproduced in a given time, with the commands."""
     with tempfile.TemporaryDirectory() as empty:
-        fresh = {device: Ledger(Store(empty), device) for device in ("cpu", "cuda")}
-        for each in fresh.values():
-            each.records = ledger.records  # prices come from the records here, but no set is there yet
+        fresh = {device: _fresh(ledger, empty, device) for device in ("cpu", "cuda")}
         lines = []
         for title, minutes in BUDGETS:
             chosen, spent, of, unknown = plan("laptop", fresh["cpu"], minutes)

@@ -28,7 +28,7 @@ from rddlib.experiments.experiment import Experiment  # noqa: E402
 from rddlib.experiments.records import Record, Store  # noqa: E402
 
 PAGE, FIGURES, RESULTS = Path("book/performance.md"), Path("book/_static/performance"), Path("benchmarks/results")
-FORMAT, DRAWING = "rddlib benchmarks 1", 3  # DRAWING: add one where the figures are drawn in another way
+FORMAT, DRAWING = "rddlib benchmarks 1", 4  # DRAWING: add one where the figures are drawn in another way
 BLUE, ORANGE = "#0072B2", "#D55E00"  # of Okabe & Ito's colours, as in every figure of the book
 KINDS = ("reference", "library")
 WORKS = {"training": "training", "evaluation": "evaluation", "inner_step": "IDC inner step", "augmentation": "DSA"}
@@ -155,7 +155,7 @@ def waits(root: Path) -> list[str]:
 def decided(root: Path) -> list[str]:
     """Core minutes for an interval of +- 1 point, now and were the run as slow as the plain loop."""
     arms, cpu = pilot_runs(root), first(read(root), "cpu")
-    columns = ["test", "spread of a paired difference", "seeds for +- 1 point", "core minutes", "by the plain loop"]
+    columns = ["test", "spread of a paired difference", "seeds for ± 1 point", "core minutes", "by the plain loop"]
     if not arms or not cpu:
         return table(columns, [])
     records = [record for each in arms.values() for record in each]
@@ -171,7 +171,7 @@ def decided(root: Path) -> list[str]:
         for seconds in (sum(ours.values()), plain):
             a, b, c = (f"{2 * n * seconds / 60:.0f}" for n in seeds)
             cells.append(f"{a} ({b} to {c})")
-        rows.append([test, *cells])
+        rows.append([test.replace("_", "-"), *cells])
     return table(columns, rows)
 
 
@@ -250,15 +250,22 @@ def draw_roofline(plt: Any, shown: Found) -> Any:
         axes.annotate("", p["library"], p["reference"], arrowprops={"arrowstyle": "->", "color": "#888888"})
         axes.plot(*p["reference"], "o", mfc="white", mec=ORANGE, ms=7, label="plain loop" if i == 1 else None)
         axes.plot(*p["library"], "s", color=BLUE, ms=7, label="library" if i == 1 else None)
-        axes.annotate(str(i), p["library"], xytext=(-13 if (i - 1) // 2 % 2 else 7, 5), textcoords="offset points")
+        aside = 7 if p["name"].startswith("training") else -13  # training and evaluation nearly coincide
+        axes.annotate(str(i), p["library"], xytext=(aside, 5), textcoords="offset points")
         axes.plot([], [], " ", label=f"{i}  {p['name']}")
     axes.set(xscale="log", yscale="log", xlabel="arithmetic intensity (FLOP a byte of operands)", ylabel="GFLOP/s")
-    for axis, ends in ((axes.xaxis, (low, high)), (axes.yaxis, axes.get_ylim())):
-        ticks = [m * 10.0**e for e in range(-6, 9) for m in (1, 2, 5) if ends[0] <= m * 10.0**e <= ends[1]]
-        axis.set_ticks(ticks, [number(tick) for tick in ticks])
-        axis.set_ticks([], minor=True)
+    axes.set_ylim(top=1.25 * best)
+    plain_ticks(axes.xaxis, low, high)
+    plain_ticks(axes.yaxis, *axes.get_ylim())
     made.legend(loc="outside lower left", fontsize=8, handlelength=1)
     return made
+
+
+def plain_ticks(axis: Any, low: float, high: float) -> None:
+    """Ticks of a logarithmic axis at 1, 2 and 5 times the powers of ten within these ends, as plain numbers."""
+    ticks = [m * 10.0**e for e in range(-6, 9) for m in (1, 2, 5) if low <= m * 10.0**e <= high]
+    axis.set_ticks(ticks, [number(tick) for tick in ticks])
+    axis.set_ticks([], minor=True)
 
 
 def draw_growth(plt: Any, shown: Found) -> Any:
@@ -275,6 +282,7 @@ def draw_growth(plt: Any, shown: Found) -> Any:
         axes.set(xscale="log", yscale="log", xlabel=GROWS[name])
         axes.set_xticks(values, [str(v) for v in values])
         axes.minorticks_off()
+    plain_ticks(panels[0][0].yaxis, *panels[0][0].get_ylim())
     panels[0][0].set_ylabel("one inner step (ms)")
     made.legend(loc="outside upper center", ncols=2)
     return made

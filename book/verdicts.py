@@ -140,7 +140,7 @@ DEFAULTS = dataclasses.asdict(Experiment())
 
 
 def floor_and_ceiling(finding: Finding, records: dict[str, Record]) -> str:
-    """'floor 32.1, ceiling 80.0': random images of as many a class, and all data, on the same test."""
+    """'floor 32.1, ceiling 80.0': random images of as many a class, and all data, on the same test, where run."""
     metric, sample = finding.comparison.metric, DEFAULTS | records[finding.keys[0][0]].experiment
     if "-" in metric or metric == "coverage":
         return ""
@@ -152,7 +152,8 @@ def floor_and_ceiling(finding: Finding, records: dict[str, Record]) -> str:
                 e = DEFAULTS | r.experiment
                 if all(e[n] == sample[n] for n in shared):
                     by_seed[e["seed"]] = float(np.mean(r.metrics[metric]))
-        found.append(f"{name} {np.mean(list(by_seed.values())):.1f}" if by_seed else f"{name} not run yet")
+        if by_seed:
+            found.append(f"{name} {np.mean(list(by_seed.values())):.1f}")
     return ", ".join(found)
 
 

@@ -116,7 +116,11 @@ def test_audit_and_multiverse_follow_the_numbers(store: Store) -> None:
     fill(store, ["multiverse"], "smoke", lambda e: 3.0 if e.risk != "control" else 0.0)
     _, shown = run_page("51_selection_audit")
     assert shown["cell-05-readings"]["best - last"].str.startswith("+1.").all()
-    assert shown["cell-08-comparisons"].loc["upper - control, 10 a class", "last, last"].startswith(("+2", "+3"))
+    assert (
+        shown["cell-08-comparisons"]
+        .loc["upper tail - control, 10 images a class", "last, last"]
+        .startswith(("+2", "+3"))
+    )
     _, shown = run_page("52_multiverse")
     assert shown["cell-05-share"].loc[("digits", "accuracy"), "share above 0"] == "100 % of 192 [74, 100]"
 

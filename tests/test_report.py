@@ -107,6 +107,8 @@ def test_what_was_not_run_is_no_number(grid_file: Path, store: Store) -> None:
     assert table.loc[
         "digits of 8 x 8 pixels, a trial run that the paper has no row for", ["runs", "done", "left"]
     ].tolist() == [10, 5, 5]
+    assert page.left().startswith("Left: 5 of 10 runs on digits of 8 x 8 pixels (") and page.left().endswith(".")
+    assert set(page.run_datasets()) == {"digits"} and not Page.of(str(grid_file), "paper", store=store).run_datasets()
     assert page.provenance()["seeds"].tolist() == [3, 2]
 
 
@@ -183,7 +185,7 @@ def test_stand_ins_are_named_where_they_stand() -> None:
 
 def test_a_table_shows_the_rows_and_columns_that_hold_a_result() -> None:
     gap = report.NOT_RUN
-    cells = {"a": ["1.0", gap, gap], "b": [gap, gap, "2.0"], "c": [gap, "", report.NOT_PLANNED], "n": ["3", "0", "1"]}
+    cells = {"a": ["1.0", gap, gap], "b": [gap, gap, "2.0"], "c": [gap, "", ""], "n": ["3", "0", "1"]}
     table = pd.DataFrame(cells, index=["x", "y", "z"])
     assert report.shown(table, ["a", "b", "c"]).to_dict("index") == {  # type: ignore[union-attr]
         "x": {"a": "1.0", "b": "–", "n": "3"},

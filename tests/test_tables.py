@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import unmade
 
-from rddlib.analysis import tables
+from rddlib.analysis import report, tables
 from rddlib.analysis.report import Page
 from rddlib.analysis.tables import Column, Gap
 from rddlib.experiments.experiment import Experiment
@@ -45,11 +45,23 @@ def page(tmp_path: Path) -> Page:
 
 def test_levels_stand_beside_the_papers(page: Page) -> None:
     table = tables.levels(page, tables.LINES, COLUMNS)
-    assert table.index.tolist() == ["random images", "IDC", "IDC, upper tail", "IDC, lower tail"]
-    assert table["standard", "paper"].tolist() == ["37.2", "67.5", "68.6", "68.6"]
+    assert table.index.tolist() == ["random images", "IDC", "IDC, upper tail"]  # the lower tail has not been run
+    assert table["standard", "paper"].tolist() == ["37.2", "67.5", "68.6"]
     assert table.loc["IDC", ("standard", "ours")].startswith("51.5 [")
-    assert table.loc["IDC, lower tail", ("standard", "ours")] == ""  # the seeds beside it say that it is planned
-    assert table["standard", "seeds"].tolist() == ["3 of 3", "3 of 3", "3 of 3", "0 of 3"]
+    assert table["standard", "seeds"].tolist() == ["3 of 3", "3 of 3", "3 of 3"]
+
+
+def test_a_column_without_a_run_is_left_out_and_a_cell_without_one_is_empty(page: Page) -> None:
+    ten = Column("10 images", {"ipc": 10}, "accuracy", {"idc": 67.5})
+    one = Column("1 image", {"ipc": 1}, "accuracy", {"idc": 50.6, "random": 14.4})
+    assert set(tables.levels(page, tables.LINES, [one, ten]).columns.get_level_values(0)) == {"10 images"}
+    single = Experiment.preset("laptop", method="random", ipc=1)
+    more = Page(
+        (*page.jobs, Job(single, 1.0, ("floor",))), page.records | {single.key: record(single, 20.0, 15.0)}, page.store
+    )
+    both = tables.levels(more, tables.LINES, [one, ten])
+    assert both.loc["random images", ("1 image", "seeds")] == "1 of 1"
+    assert both.loc["IDC", "1 image"].tolist() == ["50.6", "", ""]
 
 
 def test_lines_that_have_been_run_are_chosen(page: Page) -> None:
@@ -57,10 +69,11 @@ def test_lines_that_have_been_run_are_chosen(page: Page) -> None:
     assert names == ["random images", "IDC", "IDC, upper tail"]
 
 
-def test_a_line_that_only_the_paper_has_is_said_not_to_be_planned(page: Page) -> None:
-    table = tables.levels(page, tables.LINES, [Column("standard", {}, "accuracy", {"glad": 46.7, "glad_r": 50.2})])
-    assert table.loc["GLaD", ("standard", "ours")] == "not planned"
-    assert "GLaD, lower tail" not in table.index  # the paper has one GLaD with the risk term, not two
+def test_where_nothing_has_been_run_the_papers_numbers_stand_alone(page: Page) -> None:
+    table = tables.levels(Page(page.jobs, {}, page.store), tables.LINES, COLUMNS)
+    assert table.index.tolist() == ["random images", "IDC", "IDC, upper tail", "IDC, lower tail"]
+    assert table["standard", "paper"].tolist() == ["37.2", "67.5", "68.6", "68.6"]
+    assert set(table["standard", "ours"]) == {""}
 
 
 def test_gains_are_paired_and_carry_the_papers(page: Page) -> None:
@@ -98,20 +111,34 @@ def test_the_papers_numbers_are_read_by_table() -> None:
 
 
 def test_what_differs_from_the_paper_is_listed() -> None:
-    table = tables.differs(Page.of("table2", "laptop"), "table2", "imagenette128")
-    assert table.loc["dataset", "idc, ipc 10"] == "imagenette128 (imagenet10)"
-    assert table.loc["size", "idc, ipc 10"] == "64 (128)" and "seed" not in table.index
+    planned = Page.of("table2", "laptop")
+    table = tables.differs(Page(planned.jobs, {}, planned.store), "table2", "imagenette128")["IDC, 10 images a class"]
+    assert table["data set"] == "Imagenette (ImageNet-10)" and table["pixels a side"] == "64 (128)"
+    assert table["network in the loop"] == "ConvNet (ResNet-10)" and "seed" not in table.index
     assert tables.differs(Page.of("table5", "paper"), "table5", "imagenet_a").empty
-    rates = tables.differs(Page.of("table2", "cpu"), "table2", "cifar10").loc["lr_image"]
-    assert rates["idc, ipc 10"] == "0.02, 0.15 (0.005)"  # control's, and that of the arms with the term
+    rates = tables.differs(Page.of("table2", "cpu"), "table2", "cifar10")["IDC, 10 images a class"]
+    assert rates["image rate"] == "0.02, 0.15 (0.005)"  # control's, and that of the arms with the term
+
+
+def test_what_differs_is_that_of_runs_that_have_been_made() -> None:
+    planned = Page.of("table3", "laptop")
+    made = {job.key: record(job.experiment, 50.0, 44.0) for job in planned.jobs
+            if job.experiment.method == "idc" and job.experiment.eval_network == "convnet"}  # fmt: skip
+    table = tables.differs(Page(planned.jobs, made, planned.store), "table3", "cifar10")
+    assert list(table) == ["IDC, 10 images a class"] and "network of the test" not in table.index
 
 
 def test_the_forest_draws_what_the_gaps_hold() -> None:
     found = [Gap("a", "b", "c", Interval(1.0, 0.5, 1.5, 3), 2.0), Gap("d", "b", "c", None, 3.0),
              Gap("e", "b", "c", Interval(-1.0, np.nan, np.nan, 1), None)]  # fmt: skip
+    found.append(Gap("x, upper tail", "x", "c", Interval(1.0, 0.5, 1.5, 3), None))
     figure, axes = plt.subplots(layout="constrained")
     tables.forest(axes, found)
-    assert [t.get_text() for t in axes.get_yticklabels()] == ["a - b (c)", "e - b (c)"]  # none for what was not run
+    assert [t.get_text() for t in axes.get_yticklabels()] == [
+        "a - b (c)", "e - b (c)", "x, upper tail - x (c)"]  # none for what was not run  # fmt: skip
+    colours = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    assert colours["ours, upper tail"].lines[0].get_color() == report.ARM_COLOURS["upper"]
+    assert "ours" in colours and "ours, lower tail" not in colours
     (cross,) = [line for line in axes.lines if line.get_label() == "paper"]
     assert cross.get_xdata().tolist() == [2.0]
     figure.canvas.draw()

@@ -36,7 +36,7 @@ from ..stats import Interval, mean_interval
 from . import results
 from .results import tidy
 
-NOT_RUN, NOT_PLANNED = "not run yet", "not planned"
+NOT_RUN = "not run yet"
 LIVE_RUNS = 12  # runs of a page that is computed live: less than a minute on two quiet cores
 # Our data set -> the paper's, and what a reader must know where its number stands. {size} is that of the runs.
 STAND_INS = {
@@ -146,7 +146,7 @@ def shown(table: pd.DataFrame, columns: Iterable[str] | None = None) -> pd.DataF
     has not been run (`Page.missing`).
     """
     deciding = table if columns is None else table[list(columns)]
-    gaps = (NOT_RUN, NOT_PLANNED, "")
+    gaps = (NOT_RUN, "")
     rows = table[~deciding.isin(gaps).all(axis=1)]
     kept = [name for name in rows if not rows[name].isin(gaps).all()]
     if rows.empty or not kept:
@@ -231,6 +231,11 @@ class Page:
         """The data sets of the page, most valuable first, with their titles."""
         return {e.dataset: title(e) for e in self.experiments}
 
+    def run_datasets(self) -> dict[str, str]:
+        """Those of `datasets` that have a record."""
+        made = {e.dataset for e in self.experiments if e.key in self.records}
+        return {name: words for name, words in self.datasets().items() if name in made}
+
     def progress(self) -> pd.DataFrame:
         """What is done and what is left, a line a data set, with its price from earlier records."""
         ledger = Ledger(self.store)
@@ -258,12 +263,25 @@ class Page:
     def missing(self) -> str:
         """How many runs are there of those planned, and why some could not be made."""
         done, planned = len(self.records), len(self.jobs)
-        refused = "".join(f" Refused: {why}." for why in sorted(set(self.refused.values())))
+        refused = self._refusals()
         if not planned:
             return "No run of this page is planned at this scale."
         if done == planned:
             return f"All {planned} runs of this page are here.{refused}"
         return f"{done} of the {planned} runs of this page are here; the others are not run yet.{refused}"
+
+    def left(self) -> str:
+        """What has not been run, in one line: how many runs of each data set are left, and their price."""
+        table = self.progress()
+        gaps = [
+            f"{row['left']} of {row['runs']} runs on {words.split(',')[0]} ({row['price of those left']})"
+            for words, row in table[table["left"] > 0].iterrows()
+        ]
+        return f"Left: {'; '.join(gaps)}.{self._refusals()}" if gaps else self.missing()
+
+    def _refusals(self) -> str:
+        """Why runs could not be made, each reason once."""
+        return "".join(f" Refused: {why}." for why in sorted(set(self.refused.values())))
 
 
 def _chosen(name: str, scale: str, dataset: str) -> list[Job]:

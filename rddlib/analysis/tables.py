@@ -16,14 +16,31 @@ from ..base import resources
 from ..experiments import grid
 from ..experiments.experiment import Experiment
 from ..stats import Interval
-from .report import COLOURS, NOT_PLANNED, NOT_RUN, Arm, Page, cell, side
+from .report import ARM_COLOURS, COLOURS, NOT_RUN, Arm, Page, cell, side
 from .results import paired, table
 
-# The settings in which a run may differ from the paper's, in the order in which a reader wants them.
-PRICED = (
-    *("dataset", "size", "network", "width", "eval_network", "eval_width", "factor"),
-    *("outer_steps", "inner_steps", "net_steps", "batch_real", "lr_image", "eval_steps", "eval_seeds"),
-)
+# The settings in which a run may differ from the paper's, in words and in the order in which a reader wants them.
+DIFFERING = {
+    "dataset": "data set",
+    "size": "pixels a side",
+    "network": "network in the loop",
+    "width": "channels in the loop",
+    "eval_network": "network of the test",
+    "eval_width": "channels in the test",
+    "factor": "factor of decoding",
+    "outer_steps": "outer steps",
+    "inner_steps": "image steps an outer step",
+    "net_steps": "network updates an image step",
+    "batch_real": "real images a class and image step",
+    "lr_image": "image rate",
+    "eval_steps": "updates of a tested network",
+    "eval_seeds": "networks trained on a set",
+}
+METHODS = {"idc": "IDC", "glad": "GLaD"}
+NAMES = {
+    **{"convnet": "ConvNet", "resnetap10": "ResNet-10", "resnet18": "ResNet-18", "vit": "ViT", "vgg11": "VGG-11"},
+    **{"cifar10": "CIFAR-10", "svhn": "SVHN", "imagenet10": "ImageNet-10", "imagenette128": "Imagenette"},
+}
 
 
 @dataclass(frozen=True)
@@ -77,19 +94,6 @@ def arm(page: Page, line: Line, column: Column) -> Arm:
     return page.arm(**(dict(column.settings) | dict(line.settings)))
 
 
-def shown(page: Page, lines: Sequence[Line], columns: Sequence[Column]) -> list[Line]:
-    """The lines for which the page plans a run in any column, and those that only the paper has, each once."""
-    planned = [line for line in lines if any(arm(page, line, column).planned for column in columns)]
-    names = {line.paper for line in planned}
-    chosen = []
-    for line in lines:
-        only_paper = line.paper not in names and any(line.paper in column.paper for column in columns)
-        if line in planned or only_paper:
-            chosen.append(line)
-            names.add(line.paper)
-    return chosen
-
-
 def run_lines(page: Page, lines: Sequence[Line], columns: Sequence[Column]) -> list[Line]:
     """The lines that have a record in any column: a table of these has no gaps for what has not been run."""
     return [line for line in lines if any(arm(page, line, column).records for column in columns)]
@@ -98,20 +102,19 @@ def run_lines(page: Page, lines: Sequence[Line], columns: Sequence[Column]) -> l
 def levels(page: Page, lines: Sequence[Line], columns: Sequence[Column]) -> pd.DataFrame:
     """Ours beside the paper's: for each column the paper's value, our mean with interval, and seeds done of planned.
 
-    A cell without a run is empty; the seeds beside it say whether one is planned, `Page.missing` how many are left.
+    Lines and columns without a run are left out, unless there is no run at all: then the paper's numbers stand alone.
+    A cell of ours that is left without a run is empty; `Page.left` says what is missing.
     """
+    there = [column for column in columns if run_lines(page, lines, [column])] or columns
+    own_lines = run_lines(page, lines, there) or [x for x in lines if any(arm(page, x, c).planned for c in columns)]
     cells: dict[tuple[str, str], list[str]] = {}
-    lines = shown(page, lines, columns)
-    for column in columns:
-        own = [arm(page, line, column) for line in lines]
-        if any(line.paper in column.paper for line in lines):
-            cells[column.name, "paper"] = [_number(column.paper.get(line.paper)) for line in lines]
-        cells[column.name, "ours"] = [
-            cell(a.level(column.test), planned=False) if a.planned or line.paper not in column.paper else NOT_PLANNED
-            for a, line in zip(own, lines, strict=True)
-        ]
-        cells[column.name, "seeds"] = [a.count() for a in own]
-    return pd.DataFrame(cells, index=pd.Index([line.name for line in lines], name="arm"))
+    for column in there:
+        own = [arm(page, line, column) for line in own_lines]
+        if any(line.paper in column.paper for line in own_lines):
+            cells[column.name, "paper"] = [_number(column.paper.get(line.paper)) for line in own_lines]
+        cells[column.name, "ours"] = [cell(a.level(column.test), planned=False) for a in own]
+        cells[column.name, "seeds"] = [a.count() if a.records else "" for a in own]
+    return pd.DataFrame(cells, index=pd.Index([line.name for line in own_lines], name="arm"))
 
 
 def _number(value: float | None, signed: bool = False) -> str:
@@ -223,34 +226,42 @@ def worst_groups(page: Page, lines: Sequence[Line], columns: Sequence[Column]) -
 
 
 def differs(page: Page, name: str, dataset: str) -> pd.DataFrame:
-    """Settings in which the runs on a data set differ from those of the grid at paper scale, 'ours (paper)'."""
+    """Settings in which the runs on a data set differ from those of the grid at paper scale, 'ours (paper)', in words.
+
+    Of runs that have been made; of those planned, where none has been.
+    """
     if not page.jobs or page.experiments[0].scale == "paper":
         return pd.DataFrame()
     full = {}
     for job in grid.jobs([name], "paper"):
         full[job.arms[0], job.experiment.method, job.experiment.ipc] = job.experiment
     pairs: dict[str, list[tuple[Experiment, Experiment]]] = {}
-    for job in page.jobs:
+    for job in [job for job in page.jobs if job.key in page.records] or page.jobs:
         ours = job.experiment
         places = [(own, ours.method, ours.ipc) for own in job.arms]
         theirs = next((full[place] for place in places if place in full), None)
-        if theirs is None or ours.dataset != dataset or ours.method not in ("idc", "glad"):
+        if theirs is None or ours.dataset != dataset or ours.method not in METHODS:
             continue
-        pairs.setdefault(f"{ours.method}, ipc {ours.ipc}", []).append((ours, theirs))
-    lines = {line: _differing(own) for line, own in pairs.items()}
+        kind = f"{METHODS[ours.method]}, {ours.ipc} image{'s' * (ours.ipc > 1)} a class"
+        pairs.setdefault(kind, []).append((ours, theirs))
+    lines = {kind: _differing(own) for kind, own in pairs.items()}
     return pd.DataFrame(lines).fillna("as the paper")
 
 
 def _differing(pairs: Sequence[tuple[Experiment, Experiment]]) -> dict[str, str]:
     """Setting -> 'ours (paper)' over runs and their counterparts; arms may have a value each: '0.02, 0.15 (0.005)'."""
     words = {}
-    for setting in PRICED:
+    for setting, name in DIFFERING.items():
         ours = dict.fromkeys(getattr(own, setting) for own, _ in pairs)
         theirs = getattr(pairs[0][1], setting)
         if set(ours) != {theirs}:
-            values = ", ".join("-" if value is None else str(value) for value in ours)
-            words[setting] = f"{values} ({theirs or '-'})"
+            words[name] = f"{', '.join(map(_value, ours))} ({_value(theirs)})"
     return words
+
+
+def _value(value: Any) -> str:
+    """A value of a setting in words; a size that is not set is the images' own."""
+    return "their own" if value is None else NAMES.get(value, str(value))
 
 
 def forest_figure(comparisons: Iterable[Gap], label: str) -> None:
@@ -262,22 +273,26 @@ def forest_figure(comparisons: Iterable[Gap], label: str) -> None:
 
 
 def forest(axes: Axes, comparisons: Sequence[Gap], label: str = "difference (points)") -> None:
-    """Each comparison that has been run as a dot with its interval, the paper's as a cross; zero marked."""
+    """Each comparison that has been run as a dot with its interval, in its tail's colour; the paper's as a cross."""
     run = [g for g in comparisons if g.ours is not None]
     axes.axvline(0, color=COLOURS[-1], lw=1)
+    named = set()
     for y, gap in enumerate(run):
         assert gap.ours is not None  # chosen above
+        tail = next((tail for tail in ("upper", "lower") if f"{tail} tail" in gap.line), "")
         span = [[gap.ours.mean - gap.ours.low], [gap.ours.high - gap.ours.mean]]
         interval = span if np.isfinite(gap.ours.low) else None
-        name = "ours, 95 % interval" if y == 0 else None
-        axes.errorbar(gap.ours.mean, y, xerr=interval, fmt="o", color=COLOURS[0], capsize=3, ms=5, label=name)
+        name = None if tail in named else f"ours, {tail} tail" if tail else "ours"
+        named.add(tail)
+        colour = ARM_COLOURS.get(tail, "#333333")
+        axes.errorbar(gap.ours.mean, y, xerr=interval, fmt="o", color=colour, capsize=3, ms=5, label=name)
     crosses = [(g.paper, y) for y, g in enumerate(run) if g.paper is not None]
     if crosses:
-        axes.plot(*zip(*crosses, strict=True), "x", color=COLOURS[1], ms=7, mew=2, label="paper")
-    axes.set_yticks(range(len(run)), [g.name for g in run], fontsize=8)
+        axes.plot(*zip(*crosses, strict=True), "x", color=COLOURS[-1], ms=7, mew=2, label="paper")
+    axes.set_yticks(range(len(run)), [g.name for g in run], fontsize=9)
     axes.set_ylim(max(len(run), 1) - 0.4, -0.6)
     axes.set_xlabel(label)
     if run:
-        axes.figure.legend(*axes.get_legend_handles_labels(), loc="outside upper right", ncols=2, fontsize=9)
+        axes.figure.legend(*axes.get_legend_handles_labels(), loc="outside upper right", ncols=3, fontsize=9)
     else:
         axes.text(0.5, 0.5, NOT_RUN, transform=axes.transAxes, ha="center", va="center")
