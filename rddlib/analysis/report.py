@@ -274,7 +274,7 @@ class Page:
         """What has not been run, in one line: how many runs of each data set are left, and their price."""
         table = self.progress()
         gaps = [
-            f"{row['left']} of {row['runs']} runs on {words.split(',')[0]} ({row['price of those left']})"
+            f"{row['left']} of {row['runs']} runs on {str(words).split(',')[0]} ({row['price of those left']})"
             for words, row in table[table["left"] > 0].iterrows()
         ]
         return f"Left: {'; '.join(gaps)}.{self._refusals()}" if gaps else self.missing()
@@ -354,7 +354,8 @@ def worded(table: pd.DataFrame) -> pd.DataFrame:
         return f"worst {test}" if name.endswith("_min") else test
 
     found = table.map(str).rename(index=words, columns=words)
-    return found.rename_axis(columns=[None] * found.columns.nlevels)
+    found.columns.names = [None] * found.columns.nlevels
+    return found
 
 
 def nulls(records: Sequence[Record], name: str) -> Interval | None:
