@@ -101,6 +101,11 @@ def test_pictures_are_marked_for_dark_pages_and_photographs_in_them_are_kept(tmp
     )
     assert '<img class="chart" alt="a" src="../_images/sheet.png" />' in page
     assert page.endswith('<span class="photographs" style="background-image: url(../_images/sheet.png)"></span></span>')
+    Image.fromarray(np.where(np.arange(80)[:, None, None] < 30, 200, white).astype(np.uint8)).save(files["chart.png"])
+    assert 'class="chart"' in book_tidy.pictures('<img alt="a" src="../_images/chart.png" />', files), "a band"
+    Image.fromarray(np.full((80, 100, 3), 200, np.uint8)).save(files["chart.png"])
+    photograph = '<img alt="a" src="../_images/chart.png" />'
+    assert "sheet" in book_tidy.pictures(photograph, files), "a photograph without white is all its own"
     unknown = '<img src="../_images/elsewhere.png" />'
     assert book_tidy.pictures(unknown, files) == unknown
 

@@ -38,7 +38,8 @@ OFFERS = {
     "book/teaching": ("class.zip", "Notebooks and slides for a class"),
 }
 PICTURE = re.compile(r'<img (?![^>]*class=)(?=[^>]*src="(\.\./_images/([^"]+))")[^>]*>')
-MOSTLY = 0.8  # white share of the charts of this book; pictures with photographs have less
+MOSTLY = 0.8  # white share of charts in lines; those with bands and bars have less, as pictures with photographs have
+SOME = 0.3
 SMALLEST = 14  # pixels a side of an image in a figure; letters are smaller
 Box = tuple[int, int, int, int]  # left, top, width, height in pixels
 COLUMN = 688  # pixels that a page 1280 pixels wide has for its text
@@ -140,24 +141,22 @@ def pictures(body: str, files: Mapping[str, Path]) -> str:
         if path is None or path.suffix not in {".png", ".svg"}:
             return found[0]
         chart = found[0].replace("<img ", '<img class="chart" ', 1)
-        if is_chart(path):
+        if path.suffix == ".svg" or white_share(path) > MOSTLY:
             return chart
         photographs, size = photographs_in(path)
-        if not photographs:
-            return found[0]
+        if not photographs:  # bands and bars, unless the picture as a whole is a photograph
+            return chart if white_share(path) > SOME else found[0]
         copy = f'<span class="photographs" style="background-image: url({found[1]})"></span>'
         return f'<span class="sheet" style="--boxes: {outlines(photographs, size)}">{chart}{copy}</span>'
 
     return PICTURE.sub(marked, body)
 
 
-def is_chart(path: Path) -> bool:
-    """Whether a picture is drawn in lines (SVG) or nearly all of it is white."""
-    if path.suffix != ".png":
-        return path.suffix == ".svg"
+def white_share(path: Path) -> float:
+    """The share of a picture that is white, or nearly."""
     with Image.open(path) as picture:
         darkest = np.asarray(picture.convert("RGB")).min(axis=2)
-    return bool((darkest >= 240).mean() > MOSTLY)
+    return float((darkest >= 240).mean())
 
 
 def photographs_in(path: Path) -> tuple[list[Box], tuple[int, int]]:
