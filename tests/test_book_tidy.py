@@ -80,19 +80,50 @@ def test_a_page_says_how_it_is_run_and_what_there_is_to_download(tmp_path: Path)
     )
 
 
-def test_charts_are_marked_for_dark_pages_and_photographs_are_not(tmp_path: Path) -> None:
-    white = np.full((40, 40, 3), 255, np.uint8)
-    chart, photograph = white.copy(), white.copy()
+def test_pictures_are_marked_for_dark_pages_and_photographs_in_them_are_kept(tmp_path: Path) -> None:
+    """A chart turns dark; of a sheet the images are left out of that; a picture without white stays as it is."""
+    white = np.full((80, 100, 3), 255, np.uint8)
+    chart, sheet = white.copy(), white.copy()
     chart[20] = 0
-    photograph[:20] = np.random.default_rng(0).integers(0, 255, (20, 40, 3))
-    for name, pixels in (("chart", chart), ("photograph", photograph)):
+    noise = np.random.default_rng(0).integers(0, 250, (60, 60, 3))
+    sheet[10:70, 20:80] = noise
+    for name, pixels in (("chart", chart), ("sheet", sheet)):
         Image.fromarray(pixels).save(tmp_path / f"{name}.png")
     (tmp_path / "lines.svg").write_text("<svg/>")
     files = {path.name: path for path in tmp_path.iterdir()}
-    body = "".join(f'<img alt="a" src="../_images/{name}" />' for name in ("chart.png", "photograph.png", "lines.svg"))
-    assert book_tidy.charts(body, files) == (
-        '<img class="chart" alt="a" src="../_images/chart.png" /><img alt="a" src="../_images/photograph.png" />'
-        '<img class="chart" alt="a" src="../_images/lines.svg" />'
+    assert book_tidy.pictures('<img alt="a" src="../_images/chart.png" />', files) == (
+        '<img class="chart" alt="a" src="../_images/chart.png" />'
     )
+    assert 'class="chart"' in book_tidy.pictures('<img alt="a" src="../_images/lines.svg" />', files)
+    page = book_tidy.pictures('<img alt="a" src="../_images/sheet.png" />', files)
+    assert page.startswith(
+        '<span class="sheet" style="--boxes: 0 0, 20.000% 12.500%, 80.000% 12.500%, 80.000% 87.500%, '
+    )
+    assert '<img class="chart" alt="a" src="../_images/sheet.png" />' in page
+    assert page.endswith('<span class="photographs" style="background-image: url(../_images/sheet.png)"></span></span>')
+    Image.fromarray(np.where(np.arange(80)[:, None, None] < 30, 200, white).astype(np.uint8)).save(files["chart.png"])
+    assert 'class="chart"' in book_tidy.pictures('<img alt="a" src="../_images/chart.png" />', files), "a band"
+    Image.fromarray(np.full((80, 100, 3), 200, np.uint8)).save(files["chart.png"])
+    photograph = '<img alt="a" src="../_images/chart.png" />'
+    assert "sheet" in book_tidy.pictures(photograph, files), "a photograph without white is all its own"
     unknown = '<img src="../_images/elsewhere.png" />'
-    assert book_tidy.charts(unknown, files) == unknown
+    assert book_tidy.pictures(unknown, files) == unknown
+
+
+def test_photographs_are_found_and_bands_and_ticks_are_not(tmp_path: Path) -> None:
+    """A map with a tick beside it is found without the tick; axes with a shaded band are no photograph."""
+    figure = np.full((200, 300, 3), 255, np.uint8)
+    figure[20:80, 30:130] = np.random.default_rng(0).integers(0, 250, (60, 100, 3))
+    figure[50, 26:30] = 0  # a tick of the map
+    figure[20:180, 160] = figure[179, 160:290] = 0  # axes, open above and at the right
+    figure[90:150, 161:290] = 200  # a band
+    Image.fromarray(figure).save(tmp_path / "figure.png")
+    assert book_tidy.photographs_in(tmp_path / "figure.png") == ([(30, 20, 100, 60)], (300, 200))
+
+
+def test_punctuation_stays_at_its_formula_and_ranges_stay_in_one_piece() -> None:
+    math = r'<span class="math notranslate nohighlight">\(x\)</span>'
+    assert book_tidy.joined(f"<p>for {math}. Then</p>") == f'<p>for <span class="joined">{math}.</span> Then</p>'
+    assert book_tidy.joined(f"<p>{math} holds.</p>") == f"<p>{math} holds.</p>"
+    assert book_tidy.joined('Solution to<a href="#e"> Exercise 1</a>') == 'Solution to <a href="#e">Exercise 1</a>'
+    assert book_tidy.held_together("<td>1.5 - 2.25</td>") == "<td>1.5\N{NO-BREAK SPACE}-\N{NO-BREAK SPACE}2.25</td>"

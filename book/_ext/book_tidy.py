@@ -5,7 +5,9 @@
 * bibliographies carry the role "list" around items that are none for a screen reader;
 * intervals and counts in the cells of tables break in the middle where a column is narrow, and long names nowhere;
 * a page does not say how it is run, or that there is a PDF;
-* a chart on white is a grey slab on a dark page: it is marked, and the style sheet turns it dark;
+* a picture on white is a grey slab on a dark page: it is marked, and the style sheet turns it dark, but for the
+  photographs in it;
+* a full stop after a formula begins the next line, and the link of a solution is underlined from its space;
 * a table of pandas has a second header row for the name of its index, a column that only counts rows, and numbers
   that are not aligned.
 """
@@ -20,7 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
+from scipy import ndimage
 
 UNUSED_SCRIPTS = ("thebe", "require.min.js", "@jupyter-widgets")
 ROLES = (' role="list"', ' role="doc-biblioentry"')
@@ -33,12 +37,18 @@ OFFERS = {
     "book/index": ("book.pdf", "The whole book as one PDF"),
     "book/teaching": ("class.zip", "Notebooks and slides for a class"),
 }
-PICTURE = re.compile(r'<img (?![^>]*class=)(?=[^>]*src="\.\./_images/([^"]+)")')
-MOSTLY = 0.8  # white share of the charts of this book; pictures with photographs have less
+PICTURE = re.compile(r'<img (?![^>]*class=)(?=[^>]*src="(\.\./_images/([^"]+))")[^>]*>')
+MOSTLY = 0.8  # white share of charts in lines; those with bands and bars have less, as pictures with photographs have
+SOME = 0.3
+SMALLEST = 14  # pixels a side of an image in a figure; letters are smaller
+Box = tuple[int, int, int, int]  # left, top, width, height in pixels
 COLUMN = 688  # pixels that a page 1280 pixels wide has for its text
 LONG_NAME = re.compile(r"(?<=[\w)])([_/.])(?=\w)")
 CODE_IN_CELL = re.compile(r'(?<=<span class="pre">)[^<\s]{16,}(?=</span>)')
-TOGETHER = re.compile(r"(?<=\[)[^][]+(?=\])|\b\d+ of \d+\b")  # what stands in brackets; "3 of 5"
+# What stands in brackets, "3 of 5", "1.2 - 3.4".
+TOGETHER = re.compile(r"(?<=\[)[^][]+(?=\])|\b\d+ of \d+\b|\b[\d.]+ - [\d.]+\b")
+FORMULA = re.compile(r'(<span class="math[^>]*>[^<]*</span>)([.,;:)?!]+)')
+SOLUTION = re.compile(r"(Solution to)(<a [^>]*>) ")
 
 
 def is_unused(script: Any) -> bool:
@@ -120,25 +130,85 @@ def breakable(body: str) -> str:
     return re.sub(r"<td[^>]*>.*?</td>", cell, body, flags=re.DOTALL)
 
 
-def charts(body: str, files: Mapping[str, Path]) -> str:
-    """Mark pictures that are lines on white, for the style sheet; photographs keep their colours.
+def pictures(body: str, files: Mapping[str, Path]) -> str:
+    """Mark pictures on white, for the style sheet to turn dark; photographs in them keep their colours.
 
-    files: name of a picture on the site -> its file.
+    files: name of a picture on the site -> its file. Over a picture with photographs lies a second copy, cut to them.
     """
 
     def marked(found: re.Match[str]) -> str:
-        return '<img class="chart" ' if found[1] in files and is_chart(files[found[1]]) else found[0]
+        path = files.get(found[2])
+        if path is None or path.suffix not in {".png", ".svg"}:
+            return found[0]
+        chart = found[0].replace("<img ", '<img class="chart" ', 1)
+        if path.suffix == ".svg" or white_share(path) > MOSTLY:
+            return chart
+        photographs, size = photographs_in(path)
+        if not photographs:  # bands and bars, unless the picture as a whole is a photograph
+            return chart if white_share(path) > SOME else found[0]
+        copy = f'<span class="photographs" style="background-image: url({found[1]})"></span>'
+        return f'<span class="sheet" style="--boxes: {outlines(photographs, size)}">{chart}{copy}</span>'
 
     return PICTURE.sub(marked, body)
 
 
-def is_chart(path: Path) -> bool:
-    """Whether a picture is drawn in lines (SVG) or nearly all of it is white."""
-    if path.suffix != ".png":
-        return path.suffix == ".svg"
+def white_share(path: Path) -> float:
+    """The share of a picture that is white, or nearly."""
     with Image.open(path) as picture:
         darkest = np.asarray(picture.convert("RGB")).min(axis=2)
-    return bool((darkest >= 240).mean() > MOSTLY)
+    return float((darkest >= 240).mean())
+
+
+def photographs_in(path: Path) -> tuple[list[Box], tuple[int, int]]:
+    """Where a figure on white has images or maps of colour, which are rectangles of ink; and its width and height.
+
+    Axes, shaded bands and bars are open at a side or hold much white.
+    """
+    with Image.open(path) as picture:
+        ink = np.asarray(picture.convert("RGB")).min(axis=2) < 254  # (height, width)
+    parts, _ = ndimage.label(ink, np.ones((3, 3)))
+    boxes = []
+    for rows, columns in ndimage.find_objects(parts):
+        top, bottom, left, right = _trimmed(ink, rows.start, rows.stop, columns.start, columns.stop)
+        part = ink[top:bottom, left:right]
+        if min(part.shape) < SMALLEST:
+            continue
+        outline = np.concatenate([part[0], part[-1], part[:, 0], part[:, -1]]).mean()
+        full = 0.7 if max(part.shape) <= 150 else 0.85  # strokes of digits are white, too
+        if part.mean() >= full and outline >= 0.4:
+            boxes.append((left, top, right - left, bottom - top))
+    height, width = ink.shape
+    return boxes, (width, height)
+
+
+def _trimmed(ink: NDArray[np.bool_], top: int, bottom: int, left: int, right: int) -> tuple[int, int, int, int]:
+    """A box without the ticks that stand out of it: at most eight lines a side that are mostly white."""
+    for _ in range(8):
+        part = ink[top:bottom, left:right]
+        if min(part.shape) < SMALLEST:
+            break
+        top += int(part[0].mean() < 0.3)
+        bottom -= int(part[-1].mean() < 0.3)
+        left += int(part[:, 0].mean() < 0.3)
+        right -= int(part[:, -1].mean() < 0.3)
+    return top, bottom, left, right
+
+
+def outlines(boxes: list[Box], size: tuple[int, int]) -> str:
+    """Points for a polygon of CSS around the boxes of a picture: from its corner around one box, back, and so on."""
+    points = ["0 0"]
+    for left, top, width, height in boxes:
+        xs = [f"{100 * x / size[0]:.3f}%" for x in (left, left + width)]
+        ys = [f"{100 * y / size[1]:.3f}%" for y in (top, top + height)]
+        corners = [(0, 0), (1, 0), (1, 1), (0, 1), (0, 0)]
+        points += [f"{xs[x]} {ys[y]}" for x, y in corners] + ["0 0"]
+    return ", ".join(points)
+
+
+def joined(body: str) -> str:
+    """The page with punctuation that stays at its formula, and links of solutions that begin with their first word."""
+    body = FORMULA.sub(r'<span class="joined">\1\2</span>', body)
+    return SOLUTION.sub(r"\1 \2", body)
 
 
 def offer(folder: Path, pagename: str, address: str) -> str:
@@ -176,10 +246,12 @@ def tidy(app: Any, pagename: str, templatename: str, context: dict[str, Any], do
         context["body"] = body
     if "/_images/" in body:
         files = {name: Path(app.srcdir) / source for source, name in app.builder.images.items()}
-        context["body"] = body = charts(body, files)
+        context["body"] = body = pictures(body, files)
+    body = joined(body)
     if "<td" in body:
-        body = FRAME.sub(frame, body)
-        context["body"] = breakable(held_together(body))
+        body = breakable(held_together(FRAME.sub(frame, body)))
+    if body:
+        context["body"] = body
 
 
 def setup(app: Any) -> dict[str, bool]:
