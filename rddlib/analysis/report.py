@@ -112,7 +112,7 @@ class Arm:
         return results.difference(self.rows, other.rows, test)
 
     def null(self) -> Interval | None:
-        """The published cluster-min that sampling alone gives at this arm's accuracy, with its group sizes."""
+        """The worst published cluster that sampling alone gives at this arm's accuracy, with its group sizes."""
         return results.cluster_null(self.records)
 
     def sizes(self) -> list[int]:
@@ -346,20 +346,21 @@ def differences(rows: pd.DataFrame, control: str, arms: Sequence[str], tests: Se
     return pd.DataFrame(cells, index=index, columns=present)
 
 
+def words_of_test(name: str) -> str:
+    """A test in words: "worst cluster" for `cluster_min`."""
+    test = name.removesuffix("_min").replace("_", " ")
+    return f"worst {test}" if name.endswith("_min") else test
+
+
 def worded(table: pd.DataFrame) -> pd.DataFrame:
-    """A table of intervals as text, with its tests in words: "worst cluster" for `cluster_min`."""
-
-    def words(name: str) -> str:
-        test = name.removesuffix("_min").replace("_", " ")
-        return f"worst {test}" if name.endswith("_min") else test
-
-    found = table.map(str).rename(index=words, columns=words)
+    """A table of intervals as text, with its tests in words."""
+    found = table.map(str).rename(index=words_of_test, columns=words_of_test)
     found.columns.names = [None] * found.columns.nlevels
     return found
 
 
 def nulls(records: Sequence[Record], name: str) -> Interval | None:
-    """The cluster-min that sampling alone gives at the mean accuracy of an arm (`results.cluster_null`)."""
+    """The worst cluster that sampling alone gives at the mean accuracy of an arm (`results.cluster_null`)."""
     return results.cluster_null([record for record in records if results.arm(record.experiment) == name])
 
 
@@ -453,7 +454,7 @@ def dots(axes: Axes, rows: pd.DataFrame, arms: Sequence[str], test: str) -> None
         axes.errorbar(found.mean, y, xerr=span, fmt="D", ms=6, color=colour, capsize=4)
     axes.set_yticks(range(len(arms)), arms)
     axes.set_ylim(len(arms) - 0.5, -0.5)
-    axes.set_xlabel(f"{test.replace('_', '-')} (%)")
+    axes.set_xlabel(f"{words_of_test(test)} (%)")
 
 
 def difference_map(one: Tensor, other: Tensor, factor: float) -> Tensor:
