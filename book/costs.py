@@ -215,6 +215,11 @@ def pages_table(root: Path, ledger: Ledger, stale: Container[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def on(record: Record) -> str:
+    """The machine of a record as a reader expects it: records say "1 threads"."""
+    return record.device.replace("1 threads", "1 thread")
+
+
 def runs_table(ledger: Ledger) -> str:
     """Each group of records: how many, how long in all and each, memory, devices."""
     lines = ["| Runs | Number | In all | A run | Peak memory | Device |", "|---|--:|--:|--:|--:|---|"]
@@ -225,7 +230,7 @@ def runs_table(ledger: Ledger) -> str:
             spread = f"{duration(min(each))} to {duration(max(each))}"
             lines.append(
                 f"| `{plain(folder.name)}` | {len(own)} | {duration(seconds(own))} | {spread} | "
-                f"{max(r.peak_memory_mb for r in own):.0f} MB | {plain('; '.join(sorted({r.device for r in own})))} |"
+                f"{max(r.peak_memory_mb for r in own):.0f} MB | {plain('; '.join(sorted({on(r) for r in own})))} |"
             )
     return "\n".join(lines) + "\n"
 
@@ -335,7 +340,7 @@ def record_row(record: Record, group: str, state: str) -> str:
         f'<th scope="row"><a href="../_static/records/{record.key}.json"><code>{record.key}</code></a>'
         f'<span class="note">{e(group)}, {e(x["scale"])}</span></th><td data-label="Run">{e(what)}</td>{cells}'
         f'<td data-label="Cost" data-value="{spent:.0f}">{duration(spent)}<span class="note">'
-        f"{record.peak_memory_mb:.0f} MB, {e(record.device)}</span></td>"
+        f"{record.peak_memory_mb:.0f} MB, {e(on(record))}</span></td>"
         f'<td data-label="Code">{state}<span class="note">{e(record.commit[:8] or "-")}</span></td></tr>'
     )
 

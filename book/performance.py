@@ -23,7 +23,7 @@ from scipy import stats
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from rddlib.analysis import power  # noqa: E402
+from rddlib.analysis import power, report  # noqa: E402
 from rddlib.experiments.experiment import Experiment  # noqa: E402
 from rddlib.experiments.records import Record, Store  # noqa: E402
 
@@ -171,7 +171,7 @@ def decided(root: Path) -> list[str]:
         for seconds in (sum(ours.values()), plain):
             a, b, c = (f"{2 * n * seconds / 60:.0f}" for n in seeds)
             cells.append(f"{a} ({b} to {c})")
-        rows.append([test.replace("_", "-"), *cells])
+        rows.append([report.words_of_test(test), *cells])
     return table(columns, rows)
 
 

@@ -174,7 +174,7 @@ def test_a_shared_set_is_paid_once_and_processor_time_counts_where_it_is_less() 
 def test_cost_tables_name_runs_memory_and_commands(book: tuple[Path, Store, list[Record]]) -> None:
     root, store, made = book
     found = costs.fragments(root, Ledger(store), stale=())
-    assert "| `group` | 3 | 4 min | 80 s to 80 s | 900 MB | cpu, 1 threads |" in found["cost_runs"]
+    assert "| `group` | 3 | 4 min | 80 s to 80 s | 900 MB | cpu, 1 thread |" in found["cost_runs"]
     assert (
         "| 30 [Title](../notebooks/30_page.ipynb) | not measured | - | 3 runs, 4 min | 900 MB |" in found["cost_pages"]
     )

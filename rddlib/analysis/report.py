@@ -112,7 +112,7 @@ class Arm:
         return results.difference(self.rows, other.rows, test)
 
     def null(self) -> Interval | None:
-        """The published cluster-min that sampling alone gives at this arm's accuracy, with its group sizes."""
+        """The worst published cluster that sampling alone gives at this arm's accuracy, with its group sizes."""
         return results.cluster_null(self.records)
 
     def sizes(self) -> list[int]:
@@ -360,7 +360,7 @@ def worded(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def nulls(records: Sequence[Record], name: str) -> Interval | None:
-    """The cluster-min that sampling alone gives at the mean accuracy of an arm (`results.cluster_null`)."""
+    """The worst cluster that sampling alone gives at the mean accuracy of an arm (`results.cluster_null`)."""
     return results.cluster_null([record for record in records if results.arm(record.experiment) == name])
 
 

@@ -112,9 +112,16 @@ def levels(page: Page, lines: Sequence[Line], columns: Sequence[Column]) -> pd.D
         own = [arm(page, line, column) for line in own_lines]
         if any(line.paper in column.paper for line in own_lines):
             cells[column.name, "paper"] = [_number(column.paper.get(line.paper)) for line in own_lines]
-        cells[column.name, "ours"] = [cell(a.level(column.test), planned=False) for a in own]
+        cells[column.name, "ours"] = [_level(a.level(column.test)) for a in own]
         cells[column.name, "seeds"] = [a.count() if a.records else "" for a in own]
     return pd.DataFrame(cells, index=pd.Index([line.name for line in own_lines], name="arm"))
+
+
+def _level(found: Interval | None) -> str:
+    """A level beside its count of seeds: of one seed the number alone, as the count says that there is no interval."""
+    if found is not None and found.n == 1:
+        return f"{found.mean:.1f}"
+    return cell(found, planned=False)
 
 
 def _number(value: float | None, signed: bool = False) -> str:
@@ -204,23 +211,21 @@ def gains(comparisons: Sequence[Gap]) -> pd.DataFrame:
 
 
 def worst_groups(page: Page, lines: Sequence[Line], columns: Sequence[Column]) -> pd.DataFrame:
-    """The published cluster-min of each arm that has been run, with group sizes and the minimum chance alone gives."""
+    """The worst published cluster of each arm that has been run, and the minimum that chance alone gives."""
     rows = {}
     for column, line in itertools.product(columns, lines):
         own = arm(page, line, column)
-        null, least, sizes = own.null(), own.level("cluster_min"), own.sizes()
+        null, least = own.null(), own.level("cluster_min")
         if null is None or least is None:
             continue
         outside = "below" if least.mean < null.low else "above"
         rows[column.name, line.name] = {
             "accuracy": str(own.level()),
-            "cluster-min": str(least),
+            "worst cluster": str(least),
             "by chance alone": f"{null.mean:.1f} ({null.low:.1f} to {null.high:.1f})",
             "place": "inside" if null.low <= least.mean <= null.high else outside,
-            "groups": len(sizes),
-            "images in a group": f"{min(sizes)} to {max(sizes)}",
         }
-    names = ["accuracy", "cluster-min", "by chance alone", "place", "groups", "images in a group"]
+    names = ["accuracy", "worst cluster", "by chance alone", "place"]
     index = pd.MultiIndex.from_tuples(rows, names=["where", "arm"])
     return pd.DataFrame(list(rows.values()), index=index, columns=names)
 
