@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT / "book" / "_ext"))
 import book_tidy  # noqa: E402  (tables on slides look like those on pages)
 
 LESSONS, STATIC = ROOT / "book" / "lessons", ROOT / "book" / "_static"
-NEEDED = {"mathjax": STATIC / "mathjax", "reveal": STATIC / "reveal"}  # what slides load, beside them
+NEEDED = {"mathjax": STATIC / "mathjax", "reveal": LESSONS / "reveal"}  # what slides load, beside them
 
 EXERCISE = re.compile(r"^```\{exercise\} ?([^\n]*)\n:label: (\S+)\n(.*?)^```\n?", re.MULTILINE | re.DOTALL)
 SOLUTION = re.compile(r"^```\{solution\} (\S+)\n:class: dropdown\n(.*?)^```\n?", re.MULTILINE | re.DOTALL)

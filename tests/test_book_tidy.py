@@ -127,3 +127,15 @@ def test_punctuation_stays_at_its_formula_and_ranges_stay_in_one_piece() -> None
     assert book_tidy.joined(f"<p>{math} holds.</p>") == f"<p>{math} holds.</p>"
     assert book_tidy.joined('Solution to<a href="#e"> Exercise 1</a>') == 'Solution to <a href="#e">Exercise 1</a>'
     assert book_tidy.held_together("<td>1.5 - 2.25</td>") == "<td>1.5\N{NO-BREAK SPACE}-\N{NO-BREAK SPACE}2.25</td>"
+
+
+def test_icons_that_no_page_names_go_and_the_others_stay_as_they_are() -> None:
+    bars, search = (
+        'bars:[448,512,["navicon"],"f0c9","M0 96z"],',
+        '"magnifying-glass":[512,512,[128269,"search"],"f002","M416z"]',
+    )
+    two = '"file":[384,512,[],"f15b",["M0 64z","M1 1z"]],'
+    script = f"(()=>{{var c={{{bars}{two}{search}}};go(c)}})()"
+    assert book_tidy.icons_of(script, {"bars", "file", "search"}) == script  # by its other name
+    assert book_tidy.icons_of(script, {"file"}) == f"(()=>{{var c={{{two}}};go(c)}})()"
+    assert book_tidy.icons_of(script, set()) == "(()=>{var c={};go(c)})()"

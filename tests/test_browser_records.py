@@ -212,10 +212,17 @@ def test_terms_are_told_apart_by_shape_and_seen_on_their_ground(visit, scheme: s
 
 
 def test_the_site_stays_light(visit) -> None:
-    scripts = sum(p.stat().st_size for p in (HTML / "_static").glob("*.js"))
+    scripts = sum(p.stat().st_size for p in HTML.rglob("*.js"))
     own = [HTML / "_static" / name for name in ("explorer.js", "records.js", "verdicts.js")]
     assert sum(p.stat().st_size for p in own) < 30_000 and scripts < 3_000_000
     assert sum(p.stat().st_size for p in (HTML / "_static" / "sets").iterdir()) < 6_000_000
+
+
+def test_every_icon_that_a_page_asks_for_is_there(visit) -> None:
+    page = visit(QUICKSTART)
+    icons = page.locator("svg.svg-inline--fa")
+    assert icons.count() > 5 and page.locator("i.fa-solid").count() == 0  # the script replaces each <i> that it knows
+    assert icons.evaluate_all("all => all.every(e => e.querySelector('path').getAttribute('d').length > 20)")
 
 
 # --- images while they are distilled ----------------------------------------------------------------------
