@@ -26,7 +26,7 @@ import costs  # noqa: E402
 import explorer  # noqa: E402
 import matplotlib as mpl  # noqa: E402
 
-from rddlib.analysis import claims, report, results, rules, verdicts  # noqa: E402
+from rddlib.analysis import claims, report, results, rules, tables, verdicts  # noqa: E402
 from rddlib.analysis.verdicts import Finding, Verdict  # noqa: E402
 from rddlib.base import repository_root, write_atomic  # noqa: E402
 from rddlib.experiments.experiment import Experiment  # noqa: E402
@@ -367,14 +367,18 @@ def label(finding: Finding) -> str:
     return f"{claim.place}: {words(finding.comparison.metric)}, {READINGS[claim.reading]}"
 
 
+def tested(finding: Finding, records: dict[str, Record]) -> str:
+    """The test of a comparison: 'accuracy'; 'accuracy, ResNet-10' where another network than usual is trained."""
+    network = (DEFAULTS | records[finding.keys[0][0]].experiment)["eval_network"]
+    usual = network == DEFAULTS["eval_network"]
+    return words(finding.comparison.metric) + ("" if usual else f", {tables.NAMES.get(network, network)}")
+
+
 def bench(finding: Finding, records: dict[str, Record]) -> str:
-    """What a comparison was made on: 'CIFAR-10, 10 images a class, IDC'; another judge than usual is named."""
+    """What a comparison was made on: 'CIFAR-10, 10 images a class, IDC'."""
     own = DEFAULTS | records[finding.keys[0][0]].experiment
     data = report.STAND_INS[own["dataset"]][1].format(size=own["size"])
-    said = [data, f"{own['ipc']} image{'s' if own['ipc'] > 1 else ''} a class", METHODS[own["method"]]]
-    if own["eval_network"] != DEFAULTS["eval_network"]:
-        said.append(f"judged by {own['eval_network']}")
-    return ", ".join(said)
+    return f"{data}, {own['ipc']} image{'s' if own['ipc'] > 1 else ''} a class, {METHODS[own['method']]}"
 
 
 def forest(findings: Sequence[Finding], records: dict[str, Record], path: Path, verdict: bool = True) -> None:
@@ -389,7 +393,7 @@ def forest(findings: Sequence[Finding], records: dict[str, Record], path: Path, 
     report.use_style()
     groups: dict[tuple[str, str], list[Finding]] = {}
     for f in findings:
-        groups.setdefault((words(f.comparison.metric), bench(f, records)), []).append(f)
+        groups.setdefault((tested(f, records), bench(f, records)), []).append(f)
     benches = {on for _, on in groups}
     height = 0.24 * len(findings) + 0.16 * len(groups) + 0.95
     figure, axes = plt.subplots(figsize=(5.6, height), dpi=180)

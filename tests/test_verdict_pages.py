@@ -247,6 +247,12 @@ def test_the_figure_names_what_the_term_changes_and_leaves_out_what_cannot_be_ju
     assert "accuracy, lower tail +1.0 [" in pages.short_picture(off) and "upper tail" not in pages.short_picture(off)
     assert pages.bench(shown[0], records) == "CIFAR-10, 10 images a class, IDC"
     assert pages.bench(shown[1], records) == "CIFAR-10, 1 image a class, IDC"
+    assert pages.tested(shown[0], records) == "accuracy"
+    key = shown[0].keys[0][0]
+    other = dataclasses.replace(
+        records[key], experiment=records[key].experiment | {"eval_network": "resnetap10", "eval_width": 16}
+    )
+    assert pages.tested(shown[0], records | {key: other}) == "accuracy, ResNet-10"
     for verdict, drawn in ((True, shown), (False, off)):
         pages.forest(drawn, records, tmp_path / "forest.png", verdict)
         assert 1000 < (tmp_path / "forest.png").stat().st_size <= 150_000
