@@ -24,6 +24,7 @@ from rddlib.experiments.records import Store
 mpl.use("Agg")
 pytestmark = pytest.mark.filterwarnings("ignore:.*non-interactive.*")
 PAGE = "25_time_to_accuracy"
+LEFT = "cell-19-progress"  # the line on what has not been run
 LINE = (np.array([0.0, 10.0, 30.0]), np.array([40.0, 45.0, 44.0]))
 Made = Callable[[Experiment], tuple[float, float]]  # seconds and accuracy of a run
 
@@ -139,7 +140,7 @@ def test_two_points_make_a_curve_and_one_does_not(store: Store) -> None:
 def test_the_page_follows_the_numbers(store: Store) -> None:
     fill(store, saturating(3.0))
     said, shown = run_page(PAGE)
-    assert "All 21 runs" in said["cell-03-load"] and said["cell-11-conclusion"].startswith("Not checked")
+    assert "All 21 runs" in shown[LEFT].data and said["cell-11-conclusion"].startswith("Not checked")
     assert shown["cell-08-race"].loc["arrival"].iloc[0].startswith("0.")
     fill(store, saturating(1.5, price=4.0))
     _, shown = run_page(PAGE)
@@ -148,13 +149,13 @@ def test_the_page_follows_the_numbers(store: Store) -> None:
 
 
 def test_without_records_the_page_says_so(store: Store) -> None:
-    said, shown = run_page(PAGE)
-    assert said["cell-03-load"].startswith("0 of the 21 runs")
+    _, shown = run_page(PAGE)
+    assert shown[LEFT].data.startswith("Left: 21 of 21 runs")
     assert shown["cell-08-race"].loc["price"].iloc[0] == "not run yet"
 
 
 def test_with_some_records_the_page_shows_them(store: Store) -> None:
     fill(store, saturating(3.0), lambda e: e.seed == 0 and (e.method == "mix" or e.outer_steps == 2))
-    said, shown = run_page(PAGE)
-    assert said["cell-03-load"].startswith("3 of the 21 runs")
+    _, shown = run_page(PAGE)
+    assert shown[LEFT].data.startswith("Left: 18 of 21 runs")
     assert shown["cell-05-points"].loc[("random", 2), "seeds"] == "1 of 3"
