@@ -147,11 +147,12 @@ def pictures(body: str, files: Mapping[str, Path]) -> str:
         if path is None or path.suffix not in {".png", ".svg"}:
             return found[0]
         chart = found[0].replace("<img ", '<img class="chart" ', 1)
-        if path.suffix == ".svg" or white_share(path) > MOSTLY:
+        white = 1.0 if path.suffix == ".svg" else white_share(path)
+        if white > MOSTLY:
             return chart
         photographs, size = photographs_in(path)
         if not photographs:  # bands and bars, unless the picture as a whole is a photograph
-            return chart if white_share(path) > SOME else found[0]
+            return chart if white > SOME else found[0]
         copy = f'<span class="photographs" style="background-image: url({found[1]})"></span>'
         return f'<span class="sheet" style="--boxes: {outlines(photographs, size)}">{chart}{copy}</span>'
 
