@@ -46,7 +46,8 @@ def measured(experiment: Experiment, data: DataSet, anew: bool) -> dict[str, obj
     found: dict[str, object] = {"record": record.key, "recorded_on": record.device}
     made = kept
     if anew:
-        made = synthetic.quantised(distill.distill(data, experiment)[0])
+        checkpoint = Store().work(record.set_key) / "again.pt"  # a run of this is resumed
+        made = synthetic.quantised(distill.distill(data, experiment, checkpoint)[0])
         both = [100 * coverage.roughness(images) for images in (kept.images, made.images)]
         found["apart"] = round(100 * float((made.images - kept.images).square().mean().sqrt()), 3)
         found["roughness"] = [round(value, 3) for value in both]

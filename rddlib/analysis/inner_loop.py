@@ -24,6 +24,7 @@ from ..distillation import distill
 from ..distillation.glad import prior
 from ..distillation.loop import Batch, Loop, State, outer_step
 from ..distillation.settings import DistillSettings
+from ..distillation.synthetic import SyntheticSet
 from ..experiments import provenance
 from ..experiments.experiment import Experiment, load_data
 from ..risk import RiskTerm, group_risk
@@ -113,13 +114,20 @@ class WatchedLoop(Loop):
         return self._groups(x, y, centres, index, points), loss, gaps.amin(1)
 
 
-def watch(data: DataSet, settings: DistillSettings, look: Callable[[WatchedLoop], None], every: int = EVERY) -> State:
+def watch(
+    data: DataSet,
+    settings: DistillSettings,
+    look: Callable[[WatchedLoop], None],
+    every: int = EVERY,
+    begun: SyntheticSet | None = None,
+) -> State:
     """The first outer step of a run, with `look` called on its loop (see `WatchedLoop`); the state after it.
 
-    Runs on a CPU. Cost: that of the outer step and of the looks.
+    `begun`: a set to begin from in the place of the settings' start. Runs on a CPU. Cost: that of the outer step and
+    of the looks.
     """
     source = prior.load(settings.parts().prior, data, settings.prior_layer, settings.prior_start)
-    state = distill.begin(data, settings, source)
+    state = distill.begin(data, settings, source, begun)
     return outer_step(data, settings, state, source, partial(WatchedLoop, every=every, look=look))
 
 
