@@ -62,8 +62,15 @@ MEASURES = (
 
 
 def term(settings: dict[str, Any]) -> str:
-    """The risk term of a run; real images have none."""
-    return settings["risk"] if settings["method"] in DISTILLED else NOT_DISTILLED
+    """The risk term of a run in words; real images have none."""
+    risk = settings["risk"]
+    return results.RISKS.get(risk, risk) if settings["method"] in DISTILLED else NOT_DISTILLED
+
+
+def method(settings: dict[str, Any]) -> str:
+    """The method of a run in words."""
+    name = settings["method"]
+    return results.METHODS.get(name) or results.ARM_NAMES.get(name, name)
 
 
 def core_minutes(record: Record) -> float:
@@ -100,8 +107,9 @@ def data(records: Iterable[Record], pictured: Iterable[str]) -> str:
     for record in records:
         settings, own = DEFAULTS | record.experiment, values(record)
         picture = record.set_key if record.set_key in kept else ""
-        words = [settings["dataset"], settings["method"], term(settings), results.arm(settings), settings["eval_part"]]
-        runs.append([record.key, picture, *words, [own[m.name] for m in MEASURES]])
+        named = [results.NAMES.get(settings["dataset"], settings["dataset"]), method(settings), term(settings)]
+        about = [results.in_words(results.arm(settings)), settings["eval_part"]]
+        runs.append([record.key, picture, *named, *about, [own[m.name] for m in MEASURES]])
     fields = ("key", "picture", "dataset", "method", "term", "arm", "part", "values")
     content = {"fields": fields, "measures": [dataclasses.asdict(m) for m in MEASURES], "runs": runs}
     return json.dumps(content, separators=(",", ":")).replace("<", "\\u003c")

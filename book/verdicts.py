@@ -26,7 +26,7 @@ import costs  # noqa: E402
 import explorer  # noqa: E402
 import matplotlib as mpl  # noqa: E402
 
-from rddlib.analysis import claims, report, results, rules, tables, verdicts  # noqa: E402
+from rddlib.analysis import claims, report, results, rules, verdicts  # noqa: E402
 from rddlib.analysis.verdicts import Finding, Verdict  # noqa: E402
 from rddlib.base import repository_root, write_atomic  # noqa: E402
 from rddlib.experiments.experiment import Experiment  # noqa: E402
@@ -78,7 +78,7 @@ SAME_BENCH = (
     "eval_recipe",
     "eval_part",
 )
-NAMES = {"cluster_min": "worst group", "invert": "inversion", "coverage": "coverage (relative)"}
+NAMES = {"cluster_min": "worst cluster", "invert": "inversion", "coverage": "coverage (relative)"}
 # Groups of verdicts as the summary has them.
 COLUMNS = {
     "supported": (rules.SUPPORTED,),
@@ -100,7 +100,6 @@ FAMILIES = {
     "figures": "Figures 2 and 3",
     "theory and code": "theory and code",
 }
-METHODS = {"idc": "IDC", "glad": "GLaD", "dc": "DC", "dsa": "DSA", "dm": "DM", "kip": "KIP"}
 # Colour and mark of each tail: those of the whole book.
 TAILS = {
     "upper": (report.ARM_COLOURS["upper"], "^"),
@@ -211,8 +210,8 @@ def row(v: Verdict, ledger: Ledger, root: Path, p: tuple[float, float] | None = 
     page = link(c, root)
     jump = f'<br><a href="{page}">page</a>' if page else ""
     links = "".join(
-        f'<li><a href="records.html#record-{k}">{e(results.arm(r.experiment))}, IPC {r.experiment["ipc"]}, '
-        f"seed {r.experiment['seed']}</a></li>"
+        f'<li><a href="records.html#record-{k}">{e(results.in_words(results.arm(r.experiment)))}, '
+        f"{r.experiment['ipc']} a class, seed {r.experiment['seed']}</a></li>"
         for k, r in zip(keys, records, strict=True)
     )
     more = f"<details><summary>{len(keys)} records</summary><ul>{links}</ul></details>" if keys else ""
@@ -371,14 +370,14 @@ def tested(finding: Finding, records: dict[str, Record]) -> str:
     """The test of a comparison: 'accuracy'; 'accuracy, ResNet-10' where another network than usual is trained."""
     network = (DEFAULTS | records[finding.keys[0][0]].experiment)["eval_network"]
     usual = network == DEFAULTS["eval_network"]
-    return words(finding.comparison.metric) + ("" if usual else f", {tables.NAMES.get(network, network)}")
+    return words(finding.comparison.metric) + ("" if usual else f", {results.NAMES.get(network, network)}")
 
 
 def bench(finding: Finding, records: dict[str, Record]) -> str:
     """What a comparison was made on: 'CIFAR-10, 10 images a class, IDC'."""
     own = DEFAULTS | records[finding.keys[0][0]].experiment
     data = report.STAND_INS[own["dataset"]][1].format(size=own["size"])
-    return f"{data}, {own['ipc']} image{'s' if own['ipc'] > 1 else ''} a class, {METHODS[own['method']]}"
+    return f"{data}, {own['ipc']} image{'s' if own['ipc'] > 1 else ''} a class, {results.METHODS[own['method']]}"
 
 
 def forest(findings: Sequence[Finding], records: dict[str, Record], path: Path, verdict: bool = True) -> None:

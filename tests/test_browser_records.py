@@ -156,7 +156,7 @@ def test_a_point_shows_its_images_and_leads_to_its_record(visit) -> None:
     page = visit(EXPLORER)
     page.select_option("#explorer-form [name=x]", "seed")
     _, runs = embedded(page)
-    (first,) = [run for run in runs if run["picture"] and run["dataset"] == "cifar10"][:1]
+    (first,) = [run for run in runs if run["picture"] and run["dataset"] == "CIFAR-10"][:1]
     page.select_option("#explorer-form [name=method]", first["method"])
     for point in page.locator(POINTS).all()[:40]:
         point.dispatch_event("click")

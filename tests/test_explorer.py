@@ -57,7 +57,7 @@ def test_the_embedded_data_say_what_the_script_reads() -> None:
     made = json.loads(text)
     rows = [dict(zip(made["fields"], row, strict=True)) for row in made["runs"]]
     assert [row["picture"] for row in rows][:2] == [runs[0].set_key, ""]
-    assert [row["term"] for row in rows] == ["upper", "not distilled", "upper"]
+    assert [row["term"] for row in rows] == ["upper tail", "not distilled", "upper tail"]
     assert rows[2]["dataset"] == "</script><b>"
     assert all(len(row["values"]) == len(made["measures"]) for row in rows)
 
@@ -89,7 +89,7 @@ def test_a_row_of_the_table_says_what_the_filters_ask(tmp_path: Path) -> None:
     rows = {m[1]: m[0] for m in re.finditer(r'<tr id="record-(\w+)".*?</tr>', table)}
     assert set(rows) == {run.key for run in runs}
     upper, random = rows[runs[0].key], rows[runs[1].key]
-    for name, value in {"method": "idc", "term": "upper", "scale": "laptop", "dataset": "cifar10"}.items():
+    for name, value in {"method": "IDC", "term": "upper tail", "scale": "laptop", "dataset": "CIFAR-10"}.items():
         assert f'data-{name}="{value}"' in upper and f'<option value="{value}">{value}</option>' in table
     assert 'data-term="not distilled"' in random
     assert "lr_image=0.25" in upper and 'data-value="51.000">51.0' in upper and 'data-value="180"' in upper

@@ -30,6 +30,13 @@ ARM_NAMES = {
     "mix": "mix start, not distilled",
     "full": "all data",
 }
+# What readers call methods, risk terms, networks and data sets; the columns of `results` keep the settings' own words.
+METHODS = {"idc": "IDC", "glad": "GLaD", "dc": "DC", "dsa": "DSA", "dm": "DM", "kip": "KIP"}
+RISKS = {"upper": "upper tail", "lower": "lower tail", "released": "as released", "literal": "as printed"}
+NAMES = {
+    **{"convnet": "ConvNet", "resnetap10": "ResNet-10", "resnet18": "ResNet-18", "vit": "ViT", "vgg11": "VGG-11"},
+    **{"cifar10": "CIFAR-10", "svhn": "SVHN", "imagenet10": "ImageNet-10", "imagenette128": "Imagenette"},
+}
 
 
 def arm(settings: Mapping[Any, Any]) -> str:
@@ -41,6 +48,14 @@ def arm(settings: Mapping[Any, Any]) -> str:
         return ARM_NAMES[method]
     alone = risk == "control" and method in ("dc", "dsa", "dm", "kip")
     return str(method) if alone else f"{method} {risk}"
+
+
+def in_words(arm: str) -> str:
+    """An arm's name as readers say it: 'idc upper' is 'IDC, upper tail'; what has no other name stays."""
+    method, _, risk = arm.partition(" ")
+    if method not in METHODS:
+        return arm
+    return METHODS[method] + (f", {RISKS.get(risk, risk)}" if risk else "")
 
 
 def results(

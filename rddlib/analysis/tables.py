@@ -16,6 +16,7 @@ from ..base import resources
 from ..experiments import grid
 from ..experiments.experiment import Experiment
 from ..stats import Interval
+from . import results
 from .report import ARM_COLOURS, COLOURS, NOT_RUN, Arm, Page, cell, side
 from .results import paired, table
 
@@ -36,11 +37,7 @@ DIFFERING = {
     "eval_steps": "updates of a tested network",
     "eval_seeds": "networks trained on a set",
 }
-METHODS = {"idc": "IDC", "glad": "GLaD"}
-NAMES = {
-    **{"convnet": "ConvNet", "resnetap10": "ResNet-10", "resnet18": "ResNet-18", "vit": "ViT", "vgg11": "VGG-11"},
-    **{"cifar10": "CIFAR-10", "svhn": "SVHN", "imagenet10": "ImageNet-10", "imagenette128": "Imagenette"},
-}
+METHODS = {method: results.METHODS[method] for method in ("idc", "glad")}  # the paper's base methods
 
 
 @dataclass(frozen=True)
@@ -266,7 +263,7 @@ def _differing(pairs: Sequence[tuple[Experiment, Experiment]]) -> dict[str, str]
 
 def _value(value: Any) -> str:
     """A value of a setting in words; a size that is not set is the images' own."""
-    return "their own" if value is None else NAMES.get(value, str(value))
+    return "their own" if value is None else results.NAMES.get(value, str(value))
 
 
 def forest_figure(comparisons: Iterable[Gap], label: str) -> None:
