@@ -3,7 +3,7 @@
 The primary comparison of the fair test was made on a graphics card, later runs on a processor. Without options this
 trains new networks on control's committed sets, by the settings of their records and with the same seeds. With
 `--distil` it makes the sets anew as well: same settings and draws, only the rounding differs. Both keep the recorded
-number and the one measured here, in benchmarks/results/devices.json. It needs CIFAR-10 ($RDD_DATA); on one core two
+number and the one measured here, in data/loop/devices.json. It needs CIFAR-10 ($RDD_DATA); on one core two
 minutes a set, and twenty for one that is made anew at the scale cpu. Seeds that are there are not measured again.
 """
 
@@ -31,7 +31,7 @@ from rddlib.experiments.experiment import Experiment, load_data  # noqa: E402
 from rddlib.experiments.records import Store  # noqa: E402
 
 MEASURES = ("accuracy", "cluster_min", "noise", "blur", "invert")
-FILE = ROOT / "benchmarks" / "results" / "devices.json"
+FILE = ROOT / "data" / "loop" / "devices.json"
 
 
 def measured(experiment: Experiment, data: DataSet, anew: bool) -> dict[str, object]:
@@ -43,7 +43,7 @@ def measured(experiment: Experiment, data: DataSet, anew: bool) -> dict[str, obj
     store = Store(ROOT / "data")
     record = store.match(experiment.key)
     kept = synthetic.read(store.distilled(record.set_name))
-    found: dict[str, object] = {"record": record.key, "recorded_on": record.device}
+    found: dict[str, object] = {"record": record.key, "set": record.set_key, "recorded_on": record.device}
     made = kept
     if anew:
         checkpoint = Store().work(record.set_key) / "again.pt"  # a run of this is resumed

@@ -84,7 +84,7 @@ def test_white_noise_has_the_detail_of_the_plane_outside_a_circle() -> None:
 
 def test_a_processor_and_a_card_judge_the_same_sets_alike() -> None:
     """What page 26 and the rules of the fair test say of control's sets from the card, judged on a processor."""
-    file = Path(__file__).parent.parent / "benchmarks" / "results" / "devices.json"
+    file = Path(__file__).parent.parent / "data" / "loop" / "devices.json"
     seeds = json.loads(file.read_text())["judged, cpu"].values()
     assert len(seeds) == 5
     for measure, mean in (("accuracy", 0.0), ("blur", 0.1)):
