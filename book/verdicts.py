@@ -201,9 +201,10 @@ def row(v: Verdict, ledger: Ledger, root: Path, p: tuple[float, float] | None = 
     stale = [k for k in keys if ledger.state(k) == "stale"]
     e = html.escape
     notes = [f"tested with the {READINGS[c.reading]}"] if c.reading != "-" else []
-    notes += [SUPPORTS[c.supports], c.stand_in]
-    notes += [f"{c.seen} of the seeds were there when the threshold was fixed"] if c.seen else []
+    notes += [SUPPORTS[c.supports]]
     notes += [f"stale: {len(stale)} of {len(keys)} records were made by other code"] if stale else []
+    terms = [c.stand_in] if c.stand_in else []
+    terms += [f"{c.seen} of the seeds were there when the threshold was fixed"] if c.seen else []
     single = number(v.findings[0]) if len(v.findings) == 1 else v.why if v.findings else "-"
     with_runs = [f for f in v.findings if f.difference is not None]
     details = "".join(f"<li>{e(detail(f, ledger.records, len(v.findings) > 1))}</li>" for f in with_runs)
@@ -215,12 +216,11 @@ def row(v: Verdict, ledger: Ledger, root: Path, p: tuple[float, float] | None = 
         for k, r in zip(keys, records, strict=True)
     )
     more = f"<details><summary>{len(keys)} records</summary><ul>{links}</ul></details>" if keys else ""
-    body = f"<details><summary>numbers</summary><ul>{details}</ul></details>" if details else ""
-    beside = ""
     if len(with_runs) == len(v.findings) == 1:
-        known = [floor_and_ceiling(with_runs[0], ledger.records), null(with_runs[0], ledger.records)]
-        known += [f"p {p[0]:.3f} (Holm), {p[1]:.3f} (Benjamini and Hochberg) in its family"] if p else []
-        beside = f'<span class="note">{e("; ".join(filter(None, known)))}</span>'
+        terms += [floor_and_ceiling(with_runs[0], ledger.records), null(with_runs[0], ledger.records)]
+        terms += [f"p {p[0]:.3f} (Holm), {p[1]:.3f} (Benjamini and Hochberg) in its family"] if p else []
+    details += "".join(f"<li>{e(each)}</li>" for each in terms if each)
+    body = f"<details><summary>details</summary><ul>{details}</ul></details>" if details else ""
     planned = f"planned: {', '.join(c.scales)}" if c.scales else "-"
     price = f"{', '.join(scales)}; {duration(costs.seconds(records))}" if scales else planned
     why = "" if v.why == single else v.why
@@ -230,7 +230,7 @@ def row(v: Verdict, ledger: Ledger, root: Path, p: tuple[float, float] | None = 
         f'<th scope="row"><span class="where">{e(c.place)}</span> {e(c.claim)}'
         f'<span class="note">{e("; ".join(filter(None, notes)))}</span></th>'
         f'<td data-label="Paper">{e(minus(c.paper))}{"" if c.gain is None else e(minus(f" = {c.gain:+.1f}"))}</td>'
-        f'<td data-label="Here">{e(single)}{beside}{body}</td>'
+        f'<td data-label="Here">{e(single)}{body}</td>'
         f'<td data-label="Verdict"><strong class="verdict">{v.verdict}</strong>'
         f'<span class="note">{e(why)}</span></td>'
         f'<td data-label="Scale, cost, runs">{e(price)}{jump}{more}</td></tr>'
@@ -310,11 +310,16 @@ def part_of(one: Finding, other: Finding) -> bool:
 
 
 def of_the_term(found: Sequence[Verdict], records: dict[str, Record]) -> list[Finding]:
-    """The comparisons of two arms of one method of which one, and one only, is control."""
+    """The comparisons of two arms of one method of which one is control and the other has the whole term.
+
+    A part of the term, as in Table 4, is no answer to whether the term helps.
+    """
     chosen = []
     for finding in own_findings(found):
-        arms = [records[keys[0]].experiment for keys in finding.keys]
-        if len({e["method"] for e in arms}) == 1 and sorted(e["risk"] == "control" for e in arms) == [False, True]:
+        arms = [costs.DEFAULTS | records[keys[0]].experiment for keys in finding.keys]
+        terms = [e for e in arms if e["risk"] != "control"]
+        whole = len(terms) == 1 and terms[0]["average"] > 0 and terms[0]["worst"] > 0
+        if len(arms) == 2 and len({e["method"] for e in arms}) == 1 and whole:
             chosen.append(finding)
     return chosen
 
