@@ -85,9 +85,12 @@ def test_white_noise_has_the_detail_of_the_plane_outside_a_circle() -> None:
 def test_a_processor_and_a_card_judge_the_same_sets_alike() -> None:
     """What page 26 and the rules of the fair test say of control's sets from the card, judged on a processor."""
     file = Path(__file__).parent.parent / "data" / "loop" / "devices.json"
-    seeds = json.loads(file.read_text())["judged, cpu"].values()
+    found = json.loads(file.read_text())
+    seeds = found["judged, cpu"].values()
     assert len(seeds) == 5
     for measure, mean in (("accuracy", 0.0), ("blur", 0.1)):
         moved = [seed["here"][measure] - seed["recorded"][measure] for seed in seeds]
         assert abs(sum(moved) / 5 - mean) < 0.05
         assert max(map(abs, moved)) < 0.5
+    anew = [seed["here"]["accuracy"] - seed["recorded"]["accuracy"] for seed in found["distilled, cpu"].values()]
+    assert [f"{gap:.1f}" for gap in (sum(anew) / 3, min(anew), max(anew))] == ["-0.4", "-0.9", "0.2"]
