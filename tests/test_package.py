@@ -16,7 +16,7 @@ import rddlib
 from rddlib.experiments import grid
 
 ROOT = Path(__file__).resolve().parent.parent
-TRAVELS = ("claims.csv", "coverage/*.json", "grids/*.toml", "groups/*.npz", "loop/*.json", "paper/*", "priors/*")
+TRAVELS = ("claims.csv", "coverage/*.json", "grids/*.toml", "groups/*.npz", "loop/*", "paper/*", "priors/*")
 TRAVELS += ("runs/*/*.json",)
 
 # Runs in a folder of its own with the unpacked wheel alone; `python -I` and the working folder keep the project out.
