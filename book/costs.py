@@ -321,8 +321,8 @@ def changed_settings(record: Record) -> str:
 def record_row(record: Record, group: str, state: str) -> str:
     """One record as a row: links point to it, its attributes are what the filters ask for."""
     e, x = html.escape, DEFAULTS | record.experiment
-    data_name, network = (results.NAMES.get(x[name], x[name]) for name in ("dataset", "eval_network"))
-    data = {"dataset": data_name, "scale": x["scale"], "method": explorer.method(x), "term": explorer.term(x)}
+    network = results.NAMES.get(x["eval_network"], x["eval_network"])
+    data = {"dataset": explorer.dataset(x), "scale": x["scale"], "method": explorer.method(x), "term": explorer.term(x)}
     attributes = " ".join(f'data-{name}="{e(str(value))}"' for name, value in data.items())
     numbers = {"accuracy": "Accuracy (%)", "cluster_min": "Worst cluster (%)"}
     scores = {name: float(np.mean(record.metrics[name])) for name in numbers if name in record.metrics}
@@ -332,7 +332,7 @@ def record_row(record: Record, group: str, state: str) -> str:
         else f'<td class="number" data-label="{label}" data-value="">-</td>'
         for name, label in numbers.items()
     )
-    arm = f"{data_name}, {results.in_words(results.arm(record.experiment))}, {x['ipc']} a class"
+    arm = f"{explorer.dataset(x)}, {results.in_words(results.arm(record.experiment))}, {x['ipc']} a class"
     what = f"{arm}, seed {x['seed']}, judged by {network}"
     spent = sum(record.seconds.values())
     return (
@@ -352,7 +352,7 @@ def records_table(ledger: Ledger) -> str:
     rows = [record_row(r, group, "current" if ledger.state(r.key) == "done" else "stale") for r, group in found]
     settings = [DEFAULTS | r.experiment for r, _ in found]
     kinds = {
-        "dataset": ("Data set", {results.NAMES.get(x["dataset"], x["dataset"]) for x in settings}),
+        "dataset": ("Data set", {explorer.dataset(x) for x in settings}),
         "scale": ("Scale", {x["scale"] for x in settings}),
         "method": ("Method", {explorer.method(x) for x in settings}),
         "term": ("Risk term", {explorer.term(x) for x in settings}),

@@ -27,7 +27,7 @@ from rddlib.experiments.records import Record, Store
 DEFAULTS = dataclasses.asdict(Experiment())
 NOT_DISTILLED = "not distilled"
 COLUMNS, ROWS = 10, 5  # classes and images of each that a picture shows
-FIRST_SEEN = {"x": "lr_image", "y": "accuracy", "dataset": "cifar10"}
+FIRST_SEEN = {"x": "lr_image", "y": "accuracy", "dataset": results.NAMES["cifar10"]}
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,11 @@ def term(settings: dict[str, Any]) -> str:
     """The risk term of a run in words; real images have none."""
     risk = settings["risk"]
     return results.RISKS.get(risk, risk) if settings["method"] in DISTILLED else NOT_DISTILLED
+
+
+def dataset(settings: dict[str, Any]) -> str:
+    """The data set of a run in words."""
+    return results.NAMES.get(settings["dataset"], settings["dataset"])
 
 
 def method(settings: dict[str, Any]) -> str:
@@ -107,7 +112,7 @@ def data(records: Iterable[Record], pictured: Iterable[str]) -> str:
     for record in records:
         settings, own = DEFAULTS | record.experiment, values(record)
         picture = record.set_key if record.set_key in kept else ""
-        named = [results.NAMES.get(settings["dataset"], settings["dataset"]), method(settings), term(settings)]
+        named = [dataset(settings), method(settings), term(settings)]
         about = [results.in_words(results.arm(settings)), settings["eval_part"]]
         runs.append([record.key, picture, *named, *about, [own[m.name] for m in MEASURES]])
     fields = ("key", "picture", "dataset", "method", "term", "arm", "part", "values")
@@ -167,8 +172,8 @@ def fragment(records: Sequence[Record], store: Store, into: Path) -> str:
     lists = [
         axis("x", "Across"),
         axis("y", "Up"),
-        choice("dataset", "Data set", (s["dataset"] for s in settings)),
-        choice("method", "Method", (s["method"] for s in settings)),
+        choice("dataset", "Data set", (dataset(s) for s in settings)),
+        choice("method", "Method", (method(s) for s in settings)),
     ]
     return f"""```{{raw}} html
 <link rel="stylesheet" href="../_static/verdicts.css">

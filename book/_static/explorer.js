@@ -10,7 +10,7 @@
   // A shape for each term, so that colour is not needed to tell them apart.
   const SHAPES = {
     control: `M${-SIZE},0a${SIZE},${SIZE} 0 1 0 ${2 * SIZE},0a${SIZE},${SIZE} 0 1 0 ${-2 * SIZE},0z`,
-    upper: "M0,-6L6,5L-6,5z", lower: "M0,6L6,-5L-6,-5z", "not distilled": "M-4,-4H4V4H-4z",
+    "upper tail": "M0,-6L6,5L-6,5z", "lower tail": "M0,6L6,-5L-6,-5z", "not distilled": "M-4,-4H4V4H-4z",
   };
   const OTHER = "M0,-6L6,0L0,6L-6,0z";
   let points = [], chosen = null;
