@@ -95,3 +95,15 @@ def test_a_row_of_the_table_says_what_the_filters_ask(tmp_path: Path) -> None:
     assert "lr_image=0.25" in upper and 'data-value="51.000">51.0' in upper and 'data-value="180"' in upper
     changed = re.search(r'data-settings="([^"]*)"', upper)
     assert changed is not None and "eval_groups" not in html.unescape(changed[1])  # as by default
+
+
+def test_the_lists_offer_what_the_runs_carry_and_the_script_knows_their_terms(tmp_path: Path) -> None:
+    runs = [record(risk="upper"), record(risk="lower"), record(method="dm"), record(method="random")]
+    text = explorer.fragment(runs, Store(tmp_path), tmp_path)
+    made = json.loads(text.split('id="explorer-data">')[1].split("</script>")[0])
+    rows = [dict(zip(made["fields"], row, strict=True)) for row in made["runs"]]
+    for name in ("dataset", "method"):
+        offered = text.split(f'<select name="{name}">')[1].split("</select>")[0]
+        assert set(re.findall(r"<option(?: selected)?>([^<]+)<", offered)) == {row[name] for row in rows}
+    script = (Path(explorer.__file__).parent / "_static" / "explorer.js").read_text()
+    assert all(f'"{row["term"]}": "M' in script or row["term"] == "control" for row in rows)
