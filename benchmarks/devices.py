@@ -10,7 +10,6 @@ minutes a set, and twenty for one that is made anew at the scale cpu. Seeds that
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -21,7 +20,8 @@ if str(ROOT) not in sys.path:
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
-from rddlib.analysis import coverage  # noqa: E402
+from rddlib import files  # noqa: E402
+from rddlib.analysis import coverage, inner_loop  # noqa: E402
 from rddlib.base import write_atomic  # noqa: E402
 from rddlib.data.dataset import DataSet  # noqa: E402
 from rddlib.distillation import distill, synthetic  # noqa: E402
@@ -46,8 +46,9 @@ def measured(experiment: Experiment, data: DataSet, anew: bool) -> dict[str, obj
     found: dict[str, object] = {"record": record.key, "set": record.set_key, "recorded_on": record.device}
     made = kept
     if anew:
-        checkpoint = Store().work(record.set_key) / "again.pt"  # a run of this is resumed
+        checkpoint = Store().work(record.set_key) / "again.pt"  # one that was stopped goes on
         made = synthetic.quantised(distill.distill(data, experiment, checkpoint)[0])
+        checkpoint.unlink()  # the next measurement is a new one
         both = [100 * coverage.roughness(images) for images in (kept.images, made.images)]
         found["apart"] = round(100 * float((made.images - kept.images).square().mean().sqrt()), 3)
         found["roughness"] = [round(value, 3) for value in both]
@@ -70,12 +71,12 @@ def main() -> None:
     runs = {s: Experiment.preset(asked.scale, dataset="cifar10", ipc=10, risk="control", seed=s) for s in asked.seeds}
     data = load_data(next(iter(runs.values())))  # the same for all of them
     for seed, experiment in runs.items():
-        if str(seed) in json.loads(FILE.read_text()).get(name, {}):
+        if str(seed) in inner_loop.read(FILE).get(name, {}):
             continue
         entry = origin | measured(experiment, data, asked.distil)
-        found = json.loads(FILE.read_text())  # another process may have written meanwhile
+        found = inner_loop.read(FILE)  # another process may have written meanwhile
         found.setdefault(name, {})[str(seed)] = entry
-        write_atomic(FILE, json.dumps(found, indent=1) + "\n")
+        write_atomic(FILE, files.to_json(found))
         print(name, seed, entry, flush=True)
 
 

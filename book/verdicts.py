@@ -203,8 +203,8 @@ def row(v: Verdict, ledger: Ledger, root: Path, p: tuple[float, float] | None = 
     notes = [f"tested with the {READINGS[c.reading]}"] if c.reading != "-" else []
     notes += [SUPPORTS[c.supports]]
     notes += [f"stale: {len(stale)} of {len(keys)} records were made by other code"] if stale else []
-    terms = [c.stand_in] if c.stand_in else []
-    terms += [f"{c.seen} of the seeds were there when the threshold was fixed"] if c.seen else []
+    conditions = [c.stand_in] if c.stand_in else []
+    conditions += [f"{c.seen} of the seeds were there when the threshold was fixed"] if c.seen else []
     single = number(v.findings[0]) if len(v.findings) == 1 else v.why if v.findings else "-"
     with_runs = [f for f in v.findings if f.difference is not None]
     details = "".join(f"<li>{e(detail(f, ledger.records, len(v.findings) > 1))}</li>" for f in with_runs)
@@ -217,9 +217,9 @@ def row(v: Verdict, ledger: Ledger, root: Path, p: tuple[float, float] | None = 
     )
     more = f"<details><summary>{len(keys)} records</summary><ul>{links}</ul></details>" if keys else ""
     if len(with_runs) == len(v.findings) == 1:
-        terms += [floor_and_ceiling(with_runs[0], ledger.records), null(with_runs[0], ledger.records)]
-        terms += [f"p {p[0]:.3f} (Holm), {p[1]:.3f} (Benjamini and Hochberg) in its family"] if p else []
-    details += "".join(f"<li>{e(each)}</li>" for each in terms if each)
+        conditions += [floor_and_ceiling(with_runs[0], ledger.records), null(with_runs[0], ledger.records)]
+        conditions += [f"p {p[0]:.3f} (Holm), {p[1]:.3f} (Benjamini and Hochberg) in its family"] if p else []
+    details += "".join(f"<li>{e(each)}</li>" for each in conditions if each)
     body = f"<details><summary>details</summary><ul>{details}</ul></details>" if details else ""
     planned = f"planned: {', '.join(c.scales)}" if c.scales else "-"
     price = f"{', '.join(scales)}; {duration(costs.seconds(records))}" if scales else planned

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import unmade
 
-from rddlib.analysis import mechanism
+from rddlib.analysis import inner_loop, mechanism
 from rddlib.analysis.results import histories, tidy
 from rddlib.experiments.experiment import Experiment
 from rddlib.experiments.records import Record
@@ -85,7 +84,7 @@ def test_white_noise_has_the_detail_of_the_plane_outside_a_circle() -> None:
 def test_a_processor_and_a_card_judge_the_same_sets_alike() -> None:
     """What page 26 and the rules of the fair test say of control's sets from the card, judged on a processor."""
     file = Path(__file__).parent.parent / "data" / "loop" / "devices.json"
-    found = json.loads(file.read_text())
+    found = inner_loop.read(file)
     seeds = found["judged, cpu"].values()
     assert len(seeds) == 5
     for measure, mean in (("accuracy", 0.0), ("blur", 0.1)):

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from .. import files
 from ..base import resources
@@ -34,17 +33,13 @@ SHOWN = 2  # stored images of each class
 MEMBERS = 20  # whose mean is taken at either end of a group
 
 
-def levels(images: Tensor) -> NDArray[np.uint8]:
-    """Images (N, C, H, W) in [0, 1] as uint8."""
-    return (images.detach() * 255).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
-
-
 def of_run(
     data: DataSet, settings: DistillSettings, classes: Sequence[int], checkpoint: Path | None = None
 ) -> NDArray[np.uint8]:
     """The first stored images of `classes` after each outer step: (outer steps, classes * SHOWN, C, H, W).
 
-    The run itself is that of its settings, and is made from its beginning. Cost: that of the run.
+    uint8. The run itself is that of its settings, and is made from its beginning: a `checkpoint` that is there already
+    is removed, one of this run is left. Errors as `distill.distill`. Cost: that of the run.
     """
     seen: list[NDArray[np.uint8]] = []
     if checkpoint is not None:
@@ -52,7 +47,8 @@ def of_run(
 
     def keep(step: int, now: SyntheticSet) -> None:
         if step > 0:
-            seen.append(levels(torch.cat([now.of_class(c)[:SHOWN] for c in classes])))
+            shown = torch.cat([now.of_class(c)[:SHOWN] for c in classes])
+            seen.append(synthetic.levels(shown).cpu().numpy())
 
     distill.distill(data, settings, checkpoint, on_images=keep)
     return np.stack(seen)
@@ -63,17 +59,16 @@ def of_groups(data: DataSet, settings: DistillSettings, begun: SyntheticSet | No
 
     "pictures" (3, 3, C, H, W) uint8: for each group its centre, a stored image, and the means of its MEMBERS nearest
     and farthest images (half of its members each, where it has fewer). "rows": name, size, mean loss, the commonest
-    label and its share of each group. The worst has the largest weight in the term. Cost: one outer step.
+    label and its share of each group. The worst has the largest weight in the term. Raises SettingError where there is
+    no term in the network, or its groups are not the nearest images. Cost: one outer step.
     """
-    last: list[WatchedLoop] = []
     kept: dict[str, Any] = {}
 
     def look(loop: WatchedLoop) -> None:
-        last[:] = [loop]
         if loop.last:
             kept["images"], kept["centres"] = loop.every_image(), loop.stored().images[loop.centres]
 
-    watch(data, settings, look, begun=begun)
+    watch(data, settings, look, every=settings.inner_steps * settings.net_steps, begun=begun)
     images = kept["images"].sort_values("distance")
     by_group = images.groupby("group")
     size, weight = by_group["loss"].size(), by_group["weight"].sum()
@@ -83,7 +78,7 @@ def of_groups(data: DataSet, settings: DistillSettings, begun: SyntheticSet | No
         ends = min(MEMBERS, max(1, len(own) // 2))
         near, far = (data.train_images[torch.tensor(part.to_numpy())] for part in (own.index[:ends], own.index[-ends:]))
         means = [part.float().mean(0) / 255 for part in (near, far)]
-        pictures.append(levels(torch.stack([kept["centres"][group], *means])))
+        pictures.append(synthetic.levels(torch.stack([kept["centres"][group], *means])).numpy())
         common = own["label"].value_counts()
         row = {"name": name, "size": len(own), "loss": round(float(own["loss"].mean()), 4)}
         rows.append(row | {"label": int(common.index[0]), "share": round(float(common.iloc[0] / len(own)), 4)})
@@ -96,13 +91,16 @@ def file() -> Path:
 
 
 def read(path: Path | None = None) -> dict[str, Any]:
-    """What is kept: an array for each arm, "pictures" of groups, and "about", which holds their rows and the origin."""
+    """What is kept: an array for each arm, "pictures" of groups, and "about", which holds their rows and the origin.
+
+    Raises DataError, with the file's name, where it is missing or damaged.
+    """
     entries: dict[str, Any] = dict(files.read_npz(path or file(), "pictures of a loop"))
     return entries | {"about": json.loads(str(entries["about"]))}
 
 
 def keep(path: Path, new: Mapping[str, Any], about: Mapping[str, Any]) -> None:
-    """Add arrays and what is said about them to the file."""
+    """Add arrays and what is said about them to the file, which is written whole or not at all, with a checksum."""
     known = read(path) if path.is_file() else {"about": {}}
     texts = json.dumps(known["about"] | dict(about), sort_keys=True)
     files.write_npz(path, known | dict(new) | {"about": np.array(texts)})
@@ -112,7 +110,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Make the pictures that are asked for. Needs CIFAR-10, and the committed set of the upper tail for the groups."""
     words = argparse.ArgumentParser(prog="python -m rddlib.analysis.frames", description=main.__doc__)
     words.add_argument("what", nargs="*", choices=[*ARMS, "groups"], default=[*ARMS, "groups"])
-    store = Store()
     for what in words.parse_args(arguments).what:
         risk = "upper" if what == "groups" else what
         run = Experiment.preset("cpu", dataset="cifar10", ipc=10, risk=risk, seed=0)
@@ -124,8 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             found = of_groups(data, run, begun)
             keep(file(), {"pictures": found["pictures"]}, {what: about | {"rows": found["rows"]}})
         else:
-            again = store.work(run.set_key) / "again.pt"
-            keep(file(), {what: of_run(data, run, CLASSES, again)}, {what: about})
+            keep(file(), {what: of_run(data, run, CLASSES)}, {what: about})
         print(what, file(), flush=True)
 
 

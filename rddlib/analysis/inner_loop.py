@@ -184,7 +184,10 @@ def file() -> Path:
 
 
 def read(path: Path | None = None) -> dict[str, Any]:
-    """What is kept: key of a run -> arm, seed, rate, curves, groups, commit, versions; {} where nothing is."""
+    """What is kept: key of a run -> arm, seed, rate, curves, groups, commit, versions; {} where nothing is.
+
+    Raises ValueError where the file is damaged.
+    """
     path = path or file()
     return files.from_json(files.read_plain(path)) if path.is_file() else {}
 

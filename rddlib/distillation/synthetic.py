@@ -59,7 +59,7 @@ class SyntheticSet:
     @property
     def levels(self) -> Tensor:
         """The images as they are stored, rounded to 256 levels: uint8 (n_classes * ipc, C, H, W)."""
-        return (self.images.detach() * 255).round().clamp(0, 255).to(torch.uint8)
+        return levels(self.images)
 
     def of_class(self, c: int) -> Tensor:
         """The stored images of class `c`: (ipc, C, H, W); a view."""
@@ -68,6 +68,11 @@ class SyntheticSet:
     def decoded(self) -> tuple[Tensor, Tensor]:
         """Training images (n_classes * ipc * factor**2, C, H, W) and their labels."""
         return decode(self.images, self.factor), self.labels.repeat_interleave(self.factor**2)
+
+
+def levels(images: Tensor) -> Tensor:
+    """Images in [0, 1] rounded to 256 levels, what lies outside clipped: uint8 of their shape."""
+    return (images.detach() * 255).round().clamp(0, 255).to(torch.uint8)
 
 
 def decode(images: Tensor, factor: int) -> Tensor:
