@@ -336,6 +336,21 @@ def test_a_claim_on_the_term_needs_a_network_that_learns_and_a_gate(tmp_path: Pa
     )
 
 
+def test_another_methods_loop_says_nothing_of_the_terms(tmp_path: Path) -> None:
+    """DM trains no network: where it stands beside a control that learns, the mechanism is that of the control."""
+    row = claim(tmp_path, reading="upper", scales="cpu", test="accuracy: +[g/a] -.5[g/b] -.5[g/d]")
+    arms = at("cpu", a=np.full((3, 1), 53.0), b=np.full((3, 1), 50.0), d=np.full((3, 1), 50.0))
+    made = told(arms, cross_entropy=2.2)
+    for key, record in made.items():
+        settings = record.experiment | {"method": "idc"}
+        if key.startswith("cpu-d"):
+            settings |= {"method": "dm", "risk": "control"}
+            record = dataclasses.replace(record, history=[{"cross_entropy": 0.0}])
+        made[key] = dataclasses.replace(record, experiment=settings)
+    (found,) = verdicts.judge([row], made, Scaled(3))
+    assert found.verdict == "mechanism off" and "2.20" in found.why
+
+
 def test_an_old_history_of_glad_is_read_with_the_trainings_that_were_made() -> None:
     """Two image steps and one training between them: the sum was divided by two."""
     record = unmade({"method": "glad", "inner_steps": 2}, {"accuracy": [30.0]}, history=[{"cross_entropy": 1.17}])
@@ -396,6 +411,7 @@ def test_a_row_that_refers_to_others_counts_their_comparisons(tmp_path: Path) ->
     assert found[2].why == "of 3 comparisons: supported 2, contradicted 1"
     assert found[3].findings[0].difference.mean == pytest.approx(-found[0].findings[0].difference.mean)
     assert (found[4].why, found[5].why) == ("because", "see there")
+    assert found[3].findings[0].comparison.claim.gain == -found[0].findings[0].comparison.claim.gain
     (family,) = verdicts.tally(found).values()
     assert family == {"supported": 1, "contradicted": 4, "needs data or GPU": 1}
     holm, bh = verdicts.corrected(found)["a-b"]

@@ -132,7 +132,8 @@ def _claim(row: Mapping[str, str], where: str) -> Claim:
 def comparisons(claim: Claim, claims: Mapping[str, Claim]) -> list[Comparison]:
     """The comparisons of a claim, none for one that no run decides.
 
-    `@id` stands for those of another row, which refers to none itself; `-@id` for those with the signs turned round.
+    `@id` stands for those of another row, which refers to none itself; `-@id` for those with the signs turned, and
+    that of the paper's gain.
     Raises SettingError for a test that cannot be read, names no other row, or has weights that do not add up to 0.
     """
     if claim.rule != "more":
@@ -147,8 +148,11 @@ def comparisons(claim: Claim, claims: Mapping[str, Claim]) -> list[Comparison]:
         if sign not in ("", "-") or other is None or "@" in other.test or other.rule != "more":
             raise SettingError(where, part, "@ and the id of a row that has a test of its own")
         for own in comparisons(other, claims):
-            turned = tuple((-weight, selector) for weight, selector in own.terms)
-            result.append(replace(own, terms=turned) if sign else own)
+            if sign:
+                gain = None if other.gain is None else -other.gain
+                turned = tuple((-weight, selector) for weight, selector in own.terms)
+                own = replace(own, claim=replace(own.claim, gain=gain), terms=turned)
+            result.append(own)
     return result
 
 
