@@ -53,8 +53,13 @@ def evaluate(images: SyntheticSet | Tensor, data: DataSet, labels: Tensor | None
     seed, scale = settings.pop("seed", 0), settings.pop("scale", "smoke")
     if unknown := [name for name in settings if not name.startswith("eval_")]:
         raise SettingError(unknown[0], settings[unknown[0]], "a setting that begins with eval_")
+    if settings.get("eval_part", "test") != "test":
+        allowed = "test; data.validation() has a held-out part in the place of its test part"
+        raise SettingError("eval_part", settings["eval_part"], allowed)
     factor = 1
     if isinstance(images, SyntheticSet):
+        if labels is not None:
+            raise SettingError("labels", tuple(labels.shape), "None beside a SyntheticSet, which has its own")
         factor = images.factor
         images, labels = images.decoded()
     if labels is None:

@@ -207,8 +207,10 @@ def suggestion(name: str, known: Iterable[str]) -> str:
 
 
 def derive_seed(seed: int, *purpose: str | int) -> int:
-    """A 63-bit seed from a seed and what it is for, by SHA-256: streams of different purposes are unrelated.
+    """A 63-bit seed from a seed and what it is for, by SHA-256, so that streams of different purposes are unrelated.
 
+    PyTorch's generator on a processor keeps the low 32 bits only, so that two purposes may meet by chance, once in
+    four thousand millions.
     Two arms of a comparison that share `seed` share every stream of the same purpose (common random numbers).
     """
     text = json.dumps([int(seed), *purpose])

@@ -281,17 +281,30 @@ def collect_litter(*folders: Path) -> None:
                 path.unlink(missing_ok=True)
 
 
+def _runs(pid: str) -> bool:
+    """Whether a process of that number may run here."""
+    if os.name != "posix":  # there os.kill would end it
+        return True
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, ValueError):
+        return True
+    return True
+
+
 def vanishing_folder() -> str:
     """A new folder for results that nobody keeps: it goes when the process ends, on SIGTERM too.
 
     Those that killed processes left a day ago or more are removed.
     """
     top = Path(tempfile.gettempdir())
-    for path in top.glob("rddlib-*"):
+    for path in top.glob("rddlib-live-*"):
         with contextlib.suppress(OSError):  # of another user, or just going
-            if time.time() - path.stat().st_mtime > 24 * LITTER_AGE:
+            if time.time() - path.stat().st_mtime > 24 * LITTER_AGE and not _runs(path.name.split("-")[2]):
                 shutil.rmtree(path)
-    mine = f"rddlib-{os.getpid()}-"
+    mine = f"rddlib-live-{os.getpid()}-"
     folder = tempfile.mkdtemp(prefix=mine)
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
 

@@ -7,7 +7,7 @@ number of items: the item on its boundary counts with the fraction that is left,
 
 Losses are computed in their own dtype (half precision is raised to float32), weights in float64. A NaN or an
 infinity anywhere in a group makes that group's value not finite, whichever tail is asked for: it is never
-sorted out of sight.
+sorted out of sight, except by the public code's own estimator (`released_group_cvar`).
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def cvar(losses: Tensor, alpha: float, tail: str = "upper") -> Tensor:
     """Conditional value at risk: the mean of the worst (upper) or best (lower) alpha share.
 
     losses (n,) -> scalar. The lower tail is the bracket of the paper's CVaR display over alpha; upper =
-    -lower of -losses, the Rockafellar- Uryasev minimum. alpha = 1 is the mean, alpha -> 0 the maximum
+    -lower of -losses, the Rockafellar-Uryasev minimum. alpha = 1 is the mean, alpha -> 0 the maximum
     (minimum). Differentiable: the gradient is `tail_weights`. Cost: one sort. Errors as `value_at_risk`.
     """
     losses = _checked(losses, alpha, tail)
@@ -238,15 +238,15 @@ def robust_loss(losses: Tensor, groups: Tensor, n_groups: int, term: RiskTerm) -
 def group_weights(
     weights: Tensor, losses: Tensor, groups: Tensor, n_groups: int, term: RiskTerm, step: float
 ) -> Tensor:
-    """Running weights of the groups after one more batch: (n_groups,), positive, sum 1.
+    """Running weights of the groups after one more batch: (n_groups,), positive, sum 1 but for rounding.
 
     Algorithm 1 of group DRO (Sagawa et al. 2020) with CVaR as the loss of a group: w <- w exp(step * CVaR), then
     normalised; a group without images in the batch keeps its weight before that. `step` >= 0; 0 leaves equal weights
-    equal, a large one comes to the maximum. Shapes and errors as `group_cvar`.
+    equal, a large one gives the largest group nearly all. Shapes and errors as `group_cvar`.
     """
     values, counts = group_cvar(losses, groups, n_groups, term.alpha, term.tail)
     logits = weights.log() + step * torch.where(counts > 0, term.sign * values, torch.zeros_like(values))
-    return logits.softmax(0)
+    return logits.softmax(0).clamp(min=torch.finfo(logits.dtype).tiny)  # a weight of 0 would never rise again
 
 
 def released_step(batch: int) -> bool:

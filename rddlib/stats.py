@@ -52,15 +52,17 @@ def paired_difference(a: ArrayLike, b: ArrayLike, level: float = 0.95) -> Interv
 
     Evaluations are averaged first: they are nested, and only the seed pairs them.
     """
-    left, right = _table(a), _table(b)
-    if len(left) != len(right):
-        raise SettingError("b", f"{len(right)} seeds", f"as many distillation seeds as a has ({len(left)})")
+    left, right = _paired(a, b)
     return mean_interval((left.mean(1) - right.mean(1))[:, None], level)
 
 
 def effect_size(a: ArrayLike, b: ArrayLike) -> float:
-    """Mean paired difference over the standard deviation of the differences (Cohen's d_z); nan for one seed."""
-    gap = _table(a).mean(1) - _table(b).mean(1)
+    """Mean paired difference over the standard deviation of the differences (Cohen's d_z); nan for one seed.
+
+    Errors as `paired_difference`.
+    """
+    left, right = _paired(a, b)
+    gap = left.mean(1) - right.mean(1)
     return float(gap.mean() / gap.std(ddof=1)) if len(gap) > 1 and gap.std(ddof=1) > 0 else float("nan")
 
 
@@ -72,11 +74,20 @@ def minimum_null(accuracy: float, sizes: Sequence[int]) -> Interval:
     """
     if not 0 <= accuracy <= 100:
         raise SettingError("accuracy", accuracy, "a percentage between 0 and 100")
-    counts = np.array([s for s in sizes if s > 0])
+    counts = np.array([s for s in sizes if s > 0], dtype=np.int64)
+    if not len(counts):
+        raise SettingError("sizes", list(sizes), "at least one group with images")
     rng = numpy_generator(0, "minimum of groups", len(counts))
     lowest = (100 * rng.binomial(counts, accuracy / 100, size=(20_000, len(counts))) / counts).min(1)
     low, high = np.quantile(lowest, [0.025, 0.975])
     return Interval(float(lowest.mean()), float(low), float(high), len(counts))
+
+
+def _paired(a: ArrayLike, b: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    left, right = _table(a), _table(b)
+    if len(left) != len(right):
+        raise SettingError("b", f"{len(right)} seeds", f"as many distillation seeds as a has ({len(left)})")
+    return left, right
 
 
 def _table(values: ArrayLike) -> NDArray[np.float64]:

@@ -106,3 +106,17 @@ def test_certain_soft_labels_are_hard_labels() -> None:
     certain = torch.eye(10)[data.train_labels]
     assert rddlib.evaluate(data.train_images, data, certain, **quick)["accuracy"] == pytest.approx(hard, abs=1)
     assert rddlib.evaluate(data.train_images, data, torch.full((100, 10), 0.1), **quick)["accuracy"][0] < hard[0] - 10
+
+
+def test_arguments_that_would_be_dropped_are_refused() -> None:
+    data = rddlib.load_dataset("digits")
+    made = rddlib.distill(data, ipc=1, outer_steps=1, inner_steps=1)
+    with pytest.raises(SettingError, match="eval_part"):
+        rddlib.evaluate(made, data, eval_part="validation")
+    with pytest.raises(SettingError, match="labels"):
+        rddlib.evaluate(made, data, labels=made.labels)
+    images, labels = made.decoded()
+    with pytest.raises(SettingError, match="int64"):
+        rddlib.evaluate(images, data, labels=labels.int())
+    with pytest.raises(SettingError, match="start_sha256"):
+        rddlib.Experiment.preset("smoke", method="glad", prior_start="latent", start_sha256="0" * 64)

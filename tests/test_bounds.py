@@ -207,20 +207,24 @@ def test_the_folder_of_a_live_page_goes_with_the_process(how: signal.Signals | N
         "import sys, time; from rddlib import files; one, two = files.vanishing_folder(), files.vanishing_folder(); "
         "open(one + '/a', 'w').close(); print(one, flush=True); sys.stdin.readline()"
     )
-    (tmp_path / "rddlib-1-old").mkdir()
-    os.utime(tmp_path / "rddlib-1-old", (0, 0))
-    (tmp_path / "rddlib-1-young").mkdir()
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    ours = tmp_path / f"rddlib-live-{os.getpid()}-old"  # of a process that still runs
+    for path in (left := tmp_path / f"rddlib-live-{dead.pid}-old", ours, notes := tmp_path / "rddlib-paper-notes"):
+        path.mkdir()
+        os.utime(path, (0, 0))
+    (young := tmp_path / f"rddlib-live-{dead.pid}-young").mkdir()
     command = [sys.executable, "-c", code]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | {"TMPDIR": str(tmp_path)}
     ) as process:
         assert process.stdout is not None and Path(process.stdout.readline().strip()).is_dir()
-        assert len(list(tmp_path.iterdir())) == 3
+        assert not left.exists() and len(list(tmp_path.iterdir())) == 5
         if how is not None:
             process.send_signal(how)
         process.communicate("\n", timeout=60)
     assert process.returncode == (0 if how is None else -how)
-    assert [path.name for path in tmp_path.iterdir()] == ["rddlib-1-young"]
+    assert set(tmp_path.iterdir()) == {ours, notes, young}
 
 
 # --- what records and metrics say -------------------------------------------------------------------------

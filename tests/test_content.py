@@ -9,12 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from rddlib import cli
 from rddlib.analysis.report import Page
 from rddlib.base import DataError, SettingError
 from rddlib.data import dataset
+from rddlib.distillation.glad import generator as generators
 from rddlib.experiments import experiment as runs
 from rddlib.experiments.experiment import Experiment, gather, identified, load_data, run
 from rddlib.experiments.records import Store, StoreError
@@ -162,3 +164,39 @@ def test_the_content_is_for_own_data_alone() -> None:
         of("digits", dataset_sha256="a" * 64)
     assert of("npz:x", dataset_sha256="a" * 64).key == of("folder:y", dataset_sha256="a" * 64).key
     assert Experiment().key == "44136fa355b3678a"
+
+
+def test_a_held_out_part_with_known_groups_is_found_again(tmp_path: Path) -> None:
+    """The groups are made of what the hold-out leaves, so its content is known by the same way round."""
+    rng = np.random.default_rng(0)
+    arrays = {f"{part}_images": rng.integers(0, 256, (60, 32, 32, 3), np.uint8) for part in ("train", "test")}
+    labels = {f"{part}_labels": np.arange(60) % 2 for part in ("train", "test")}
+    np.savez(tmp_path / "cifar10.npz", classes=np.array(["a", "b"]), **arrays, **labels)
+    e = of("rare_cifar10:tinted:0.2", eval_part="validation", method="random", ipc=1)
+    store = Store(tmp_path / "store")
+    assert run(e, store, data_root=tmp_path) == run(e, store, data_root=tmp_path)
+
+
+def test_a_set_is_not_shared_by_runs_that_test_on_other_images() -> None:
+    """Its history has accuracies on them."""
+    one, two = (of("digits", **(SHORT | {"test_limit": n})) for n in (100, 200))
+    assert one.set_key != two.set_key != of("digits", **SHORT).set_key
+
+
+def test_other_weights_under_the_same_name_are_said(tmp_path: Path) -> None:
+    digits = dataset.load("digits")
+    file = tmp_path / "own.safetensors"
+    net = generators.Generator(generators.GeneratorSettings(latent=4, width=8, convs=1), digits.shape, 10)
+    generators.save(file, net, digits)
+    e = of("digits", **(SHORT | {"method": "glad", "prior": f"generator:{file}", "prior_layer": 1, "ipc": 1}))
+    store = Store(tmp_path / "store")
+    assert run(e, store) == run(e, store)
+    with torch.no_grad():
+        next(net.parameters()).add_(1.0)
+    generators.save(file, net, digits)
+    with pytest.raises(StoreError, match="made with other weights"):
+        run(e, store)
+    with pytest.raises(StoreError, match="made with other weights"):
+        run(dataclasses.replace(e, eval_steps=4), store)
+    file.unlink()
+    assert run(e, store).key == e.key  # records are read without it

@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rddlib import cli
+from rddlib.base import write_atomic
 from rddlib.distillation import synthetic
 from rddlib.distillation.synthetic import SyntheticSet
 from rddlib.experiments import merge as merging
@@ -406,3 +407,12 @@ def test_a_lock_that_is_not_waited_for(tmp_path: Path) -> None:
     with store.lock("k", wait=False) as free:
         answers.append(free)
     assert answers == [False, True]
+
+
+def test_a_damaged_record_that_is_here_is_left_and_the_others_come_in(tmp_path: Path) -> None:
+    source, here = full(tmp_path / "from"), Store(tmp_path / "to")
+    damaged = source.files()[0]
+    path = write_atomic(here.root / "runs" / damaged.parent.name / damaged.name, b"{}")
+    merged = merge(source.root, here)
+    assert "a damaged record is here" in merged.kept_out[damaged.stem] and path.read_bytes() == b"{}"
+    assert len(here.files()) == len(source.files())

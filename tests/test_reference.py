@@ -141,6 +141,32 @@ def test_group_weights_follow_group_dro() -> None:
     torch.testing.assert_close(hard, values.max())
 
 
+def test_a_group_that_was_far_behind_may_come_to_the_front() -> None:
+    """A weight never gets to 0, from which no step would lead away."""
+    term, groups = RiskTerm.preset("upper", alpha=1.0), torch.tensor([0, 1])
+    weights = torch.full((2,), 0.5)
+    weights = risk.group_weights(weights, torch.tensor([9.0, 0.0]), groups, 2, term, 100.0)
+    assert weights.min() > 0
+    alone = risk.group_risk(torch.tensor([2.0]), torch.tensor([1]), 2, term, weights)
+    assert alone.isfinite()  # a batch without the group that has all the weight
+    for _ in range(2):
+        weights = risk.group_weights(weights, torch.tensor([0.0, 9.0]), groups, 2, term, 100.0)
+    assert weights[1] > 0.99
+
+
+@pytest.mark.parametrize("more", [{"risk_images": 96}, {"divide_loss": True}], ids=str)
+def test_the_released_term_trains_as_control_whatever_stands_beside_it(digits: DataSet, more: dict[str, Any]) -> None:
+    """It has no gradient, over more images too, and nothing to divide by."""
+    plain, _ = distill.distill(digits, settings(risk="control"))
+    released, _ = distill.distill(digits, settings(risk="released", **more))
+    assert torch.equal(plain.images, released.images)
+
+
+def test_weights_of_groups_are_refused_where_the_released_term_would_not_use_them() -> None:
+    with pytest.raises(SettingError, match="worst_step"):
+        settings(risk="released", worst_step=0.1)
+
+
 def test_the_term_may_be_taken_over_more_images_than_the_update(digits: DataSet) -> None:
     """One update by hand: cross-entropy of 32 images, the term over these and 64 more from a stream of their own."""
     s = settings(risk="upper", risk_images=96, net_steps=1, cutmix=0.0, net_augment="none", lr_net=0.1)

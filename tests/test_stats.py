@@ -91,3 +91,10 @@ def test_bad_settings() -> None:
     ):
         with pytest.raises(SettingError):
             call()
+
+
+def test_arms_of_other_lengths_are_no_pairs() -> None:
+    with pytest.raises(SettingError, match="as many distillation seeds"):
+        stats.effect_size([1.0, 2.0, 3.0], [0.5])
+    with pytest.raises(SettingError, match="at least one group"):
+        stats.minimum_null(50.0, [0, 0])

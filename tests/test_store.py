@@ -18,6 +18,7 @@ import pytest
 
 from rddlib import base
 from rddlib.base import SettingError
+from rddlib.experiments import records
 from rddlib.experiments.experiment import Experiment
 from rddlib.experiments.records import Record, Store, StoreError
 
@@ -139,3 +140,19 @@ def test_a_killed_holder_lets_go(tmp_path: Path) -> None:
         process.kill()
     with Store(tmp_path).lock("k"):
         pass
+
+
+def test_a_record_that_could_not_be_read_again_is_not_kept(tmp_path: Path) -> None:
+    store, broken = Store(tmp_path), dataclasses.replace(RECORD, metrics={"accuracy": [float("nan")]})
+    with pytest.raises(StoreError, match="damaged record"):
+        store.add(broken, "toys")
+    assert store.files() == []
+
+
+def test_the_stores_own_record_stands_for_that_of_the_book(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    book, own = Store(tmp_path / "book"), Store(tmp_path / "own")
+    book.add(RECORD, "toys")
+    own.add(dataclasses.replace(RECORD, created="2020-01-01"), "toys")
+    monkeypatch.setattr(records, "resources", lambda: book.root)
+    monkeypatch.setenv("RDD_STORE", str(own.root))
+    assert [record.created for record in records.known_records()] == ["2020-01-01"]

@@ -108,9 +108,9 @@ def outer_step(
             losses.append(loss)
             if step in probed and settings.net_steps:
                 notes[probed[step]] = loop.probe()
-    loop.finish()
-    notes |= loop.mechanism()
     finite = torch.stack([code.isfinite().all() for code in loop.codes.values()]).all()
+    loop.finish()  # clamps: what was infinite would no longer show
+    notes |= loop.mechanism()
     trained = torch.stack(losses) if losses else distances[0].new_zeros(0, 2)
     moved, trained, finite, *values = to_host([torch.stack(distances), trained, finite, *notes.values()])
     _check_finite(loop, moved, trained, bool(finite), state.outer)
@@ -383,7 +383,7 @@ class Loop:
                 loss = self._with_term(batch, losses, next(extra, None), tiles, noted)
             sums += torch.stack([losses.mean(), loss - losses.mean()]).detach()
             if self.in_network and self.s.divide_loss:
-                loss = loss / (1 + self.term.average + self.term.worst)
+                loss = loss / self.term.total_weight
             self._update(loss)
         return sums / max(self.s.net_steps, 1)
 
@@ -425,6 +425,8 @@ class Loop:
         if extra is None and weights is None:
             loss = robust_loss(losses, groups, self.n_groups, self.term)
         else:
+            if not self.term.differentiable:
+                all_losses = all_losses.detach()
             loss = mean + group_risk(all_losses, groups, self.n_groups, self.term, weights)
         if noted:
             self.noted_groups.append(_sizes(groups, self.n_groups))
@@ -463,7 +465,8 @@ class Loop:
     def probe(self, most: int = PROBED) -> Tensor:
         """Accuracy, in [0, 1], of the network as it is on up to `most` tested images, spread over the test part.
 
-        It is noted, and decides nothing: no stream is drawn from, and nothing is chosen by it.
+        It is noted: no stream is drawn from, and the run does not depend on it. The rules of the verdicts read it, to
+        tell a network that has learnt from one that has not.
         """
         number = min(most, len(self.data.test_labels))
         places = torch.linspace(0, len(self.data.test_labels) - 1, number, device=self.device).long()

@@ -203,6 +203,12 @@ class DistillSettings(RiskSettings, KipSettings):
         if self.method not in LOOPED and self.start_sha256 is not None:
             yield SettingError("start_sha256", self.start_sha256, f"None but for {', '.join(LOOPED)}")
         yield from self._group_conflicts()
+        from_latents = self.method in LOOPED and self.parts().prior != "none" and self.prior_start == "latent"
+        if from_latents and self.start_sha256 is not None:
+            allowed = "None where images begin from random latents; prior_start = 'project' begins from a set"
+            yield SettingError("start_sha256", self.start_sha256, allowed)
+        if self.worst_step and self.risk.startswith("released"):
+            yield SettingError("worst_step", self.worst_step, f"0 under risk {self.risk!r}, which takes the maximum")
         if self.risk_images is not None and self.risk_images < self.net_batch:
             yield SettingError("risk_images", self.risk_images, f"at least net_batch, {self.net_batch}")
         if self.method in LOOPED and self.classes_at_once and self.one_by_one():
@@ -251,6 +257,8 @@ def conflicts(data: DataSet, settings: DistillSettings) -> Iterator[SettingError
     s = settings
     n_train = len(data.train_labels)
     smallest = min(len(members) for members in data.members)
+    if data.n_classes < 2:
+        yield SettingError("dataset", data.name, "one with at least two classes")
     tiles = s.factor**2 if s.method in (*LOOPED, "mix") else 1
     if s.method not in ("full", "foreign") and s.ipc * tiles > smallest:
         allowed = f"what a class can start from: {s.ipc * tiles} real images are more than {smallest}"

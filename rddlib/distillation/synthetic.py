@@ -206,7 +206,7 @@ def noise(data: DataSet, ipc: int, factor: int, generator: torch.Generator) -> S
 
 def quantised(synthetic: SyntheticSet) -> SyntheticSet:
     """The set as it is stored: rounded to 256 levels."""
-    return replace(synthetic, images=(synthetic.images.detach() * 255).round().clamp(0, 255) / 255)
+    return replace(synthetic, images=synthetic.levels.to(synthetic.images.dtype) / 255)
 
 
 def save(path: str | Path, synthetic: SyntheticSet, **about: str) -> Path:

@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from ..base import SettingError, numpy_generator
 from ..data import sources
 from ..data.dataset import DataSet
+from ..distillation.synthetic import levels
 from ..models.training import predict
 
 MOST = 5000  # images on which a step is chosen
+SHARE = 0.1  # of each class, at most
 
 
 def checkpoints(steps: int, n: int) -> list[int]:
@@ -27,21 +29,22 @@ def checkpoints(steps: int, n: int) -> list[int]:
 
 
 def held_out(data: DataSet, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Validation images and labels: a fixed sample of the training part, a tenth of each class, `MOST` in all.
+    """Validation images and labels: a fixed sample of the training part, a tenth of each class (rounded, so none of a
+    class of five images or fewer), `MOST` in all.
 
     Training images that stand in the small set `images` unchanged are left out (compared byte by byte after rounding
     to uint8). What this cannot do: a distilled set, or the shrunk tiles of "mix", has been made from training images,
     these among them. The *level* of validation accuracy therefore flatters; only its choice of a step is used.
     Raises SettingError where a class has no image left.
     """
-    small = images if images.dtype == torch.uint8 else (images * 255).round().to(torch.uint8)
+    small = images if images.dtype == torch.uint8 else levels(images)
     in_set = {row.tobytes() for row in small.cpu().numpy()}
     free = np.array([row.tobytes() not in in_set for row in data.train_images.cpu().numpy()])
     labels = data.train_labels.cpu().numpy()
     left = np.bincount(labels[free], minlength=data.n_classes)
     if left.min() == 0:
         raise SettingError("eval_audit", "above 0", "0 where no training image of some class is left for validation")
-    portion = min(0.1, MOST / len(labels)) * len(labels) / free.sum()
+    portion = min(SHARE, MOST / len(labels)) * len(labels) / free.sum()
     index = np.flatnonzero(free)
     chosen = index[sources.stratified(labels[index], min(portion, 1.0), numpy_generator(0, "audit"))]
     where = torch.from_numpy(chosen).to(data.train_labels.device)

@@ -19,7 +19,7 @@ from ..data.dataset import DataSet
 from ..models import fused, networks
 from ..models import training as recipes
 from ..models.training import Callback, Training
-from .best_step import Audit, checkpoints, held_out
+from .best_step import SHARE, Audit, checkpoints, held_out
 from .metrics import Metrics, TestBench
 
 SLACK = 1e-3  # beyond [0, 1] that interpolation in float32 may leave
@@ -92,7 +92,7 @@ def conflicts(data: DataSet, settings: EvaluateSettings, whole: bool = False) ->
         yield SettingError("eval_groups", s.eval_groups, f"at most {len(data.test_labels)}, the tested images")
     if s.eval_honest_groups and len(data.test_labels) < data.n_classes:
         yield SettingError("eval_honest_groups", True, f"for at least {data.n_classes} tested images, one a class")
-    if s.eval_audit and whole:
+    if s.eval_audit and (whole or round(SHARE * int(data.train_labels.bincount().max())) == 0):
         yield SettingError("eval_audit", s.eval_audit, "0 where no training image is left for validation")
 
 
@@ -110,6 +110,8 @@ def check_images(images: Tensor, labels: Tensor, data: DataSet, pixels: bool = T
         if labels.shape[1:] != (data.n_classes,) or not torch.allclose(labels.sum(1), torch.ones(()).to(labels)):
             shape = tuple(labels.shape)
             raise SettingError("labels", f"floats {shape}", f"integers, or (N, {data.n_classes}) with rows of sum 1")
+    elif labels.dtype != torch.int64:
+        raise SettingError("labels", str(labels.dtype).removeprefix("torch."), "int64, or floats: a distribution a row")
     elif labels.ndim != 1 or labels.min() < 0 or labels.max() >= data.n_classes:
         raise SettingError("labels", f"{int(labels.min())}..{int(labels.max())}", f"0..{data.n_classes - 1}, (N,)")
     if pixels and images.dtype != torch.uint8:

@@ -26,7 +26,7 @@ from ..data import sources
 from ..data.dataset import DataSet
 from ..data.looks import base_name
 from ..data.sources import DataError
-from ..distillation import distill, settings
+from ..distillation import distill, settings, synthetic
 from ..distillation.glad import prior
 from ..distillation.kip import inducing_points
 from ..distillation.kip.inducing_points import KipSettings
@@ -42,6 +42,7 @@ from .records import Record, Store, StoreError, plain_name
 from .small_sets import Progress, SmallSet
 
 MODES = ("load", "run", "live")
+HELD_OUT = 0.1  # share of the training part that eval_part "validation" tests on
 # What shapes the risk term and is idle where there is none; `risk` itself says whether there is one.
 OF_THE_TERM = frozenset(
     {"where", "alpha", "average", "worst", "scope", "space", "max_centres", "centre_choice", "centres_in_all"}
@@ -93,7 +94,8 @@ class Experiment(DistillSettings, EvaluateSettings):
         """16 hex digits that name the distilled set, "" if there is none; other evaluations of it share it."""
         if self.method not in settings.DISTILLED:
             return ""
-        names = {*DistillSettings.declared(), "dataset", "dataset_sha256", "size", "train_limit"}
+        # the tested images are among these: the history has accuracies on them
+        names = {*DistillSettings.declared(), "dataset", "dataset_sha256", "size", "train_limit", "test_limit"}
         matter = {name: value for name, value in self._matter().items() if name in names}
         return digest("set", json.dumps([matter, self.eval_part == "validation"], sort_keys=True))[:16]
 
@@ -183,6 +185,7 @@ def run(
     stored = store.find(experiment.key)
     if stored is not None:
         _check_same_data(stored, experiment, data_root)
+        _check_same_prior(stored, experiment, data_root)
         return stored
     sources.check_name(base_name(experiment.dataset), datasets.data_root(data_root))
     group = plain_name(group or experiment.group)
@@ -195,7 +198,10 @@ def run(
     raise_all([*settings.conflicts(data, experiment), *in_evaluation])
     distill.check_begun(data, experiment, begun)
     if experiment.method in settings.LOOPED:
-        prior.load(experiment.parts().prior, data, experiment.prior_layer, experiment.prior_start)
+        source = prior.load(experiment.parts().prior, data, experiment.prior_layer, experiment.prior_start)
+        kept = store.distilled(experiment.set_key)
+        if kept.is_file():
+            _check_same_weights(kept.name, synthetic.read(kept).prior_sha256, source.sha256)
     with store.lock(experiment.key):
         stored = store.find(experiment.key)  # another process may have made it since
         if stored is not None:
@@ -238,7 +244,7 @@ def load_data(
 ) -> DataSet:
     """The data an experiment asks for; with eval_part "validation" the test part is a tenth of the training part."""
     e = experiment
-    held_out = 0.1 if e.eval_part == "validation" else None
+    held_out = HELD_OUT if e.eval_part == "validation" else None
     data = datasets.load(e.dataset, root, device, e.size, e.train_limit, e.test_limit, download, held_out)
     if e.dataset_sha256 not in (None, data.sha256):
         here, planned = data.sha256[:12], e.dataset_sha256[:12]
@@ -327,8 +333,10 @@ def _asked(experiment: Experiment, root: str | Path | None = None) -> tuple[Any,
 def _content(asked: tuple[Any, ...], _: tuple[Any, ...]) -> Content:
     """The content of the data that an experiment uses."""
     dataset, root, size, train_limit, test_limit, part = asked
-    data = datasets.load(dataset, root, "cpu", size, train_limit, test_limit)
-    return Content.of(data.validation(0.1), data.sha256) if part == "validation" else Content.of(data)
+    arguments = (dataset, root, "cpu", size, train_limit, test_limit)
+    if part != "validation":
+        return Content.of(datasets.load(*arguments))
+    return Content.of(datasets.load(*arguments, held_out=HELD_OUT), datasets.load(*arguments).sha256)
 
 
 def _check_same_data(record: Record, experiment: Experiment, root: str | Path | None) -> None:
@@ -350,6 +358,27 @@ def _check_same_data(record: Record, experiment: Experiment, root: str | Path | 
         raise StoreError(
             f"{record.key}: this record was made from other data called {name!r} (sha256 {record.data_sha256[:12]}) "
             f"than lie here now ({here.sha256[:12]}). Give the data another name, or name another store"
+        )
+
+
+def _check_same_prior(record: Record, experiment: Experiment, root: str | Path | None) -> None:
+    """`_check_same_weights` of a record; nothing is said where the generator's file or the data are not here."""
+    name = experiment.parts().prior
+    if experiment.method not in settings.LOOPED or ":" not in name:
+        return
+    try:
+        here = prior.load(name, load_data(experiment, root=root), experiment.prior_layer, experiment.prior_start).sha256
+    except (DataError, SettingError):
+        return
+    _check_same_weights(record.key, record.prior_sha256, here)
+
+
+def _check_same_weights(what: str, made_with: str, here: str) -> None:
+    """Raise StoreError where a record or a set has other weights than the generator's file, named in its key, holds."""
+    if made_with not in ("", here):
+        raise StoreError(
+            f"{what} was made with other weights (sha256 {made_with[:12]}) than the generator's file holds now "
+            f"({here[:12]}). Give the file another name, or name another store"
         )
 
 

@@ -98,6 +98,14 @@ def _read(source: Path, path: Path) -> _Incoming:
     return _Incoming(record, raw, set_raw, check_set(set_raw, set_file, record))
 
 
+def _unlike(record: Record, here: Path) -> str:
+    """What lies in the file that is not this record: "another record", "a damaged record", "" where it is the same."""
+    try:
+        return "" if read_record(here) == record else "another record"
+    except StoreError:
+        return "a damaged record"
+
+
 def _take(incoming: _Incoming, group: str, store: Store, merged: Merged) -> None:
     """Write one record and its set, the set first: wherever this stops, a record that is here has its set."""
     record = incoming.record
@@ -112,8 +120,8 @@ def _take(incoming: _Incoming, group: str, store: Store, merged: Merged) -> None
         if has_set and _differs(incoming, set_file):
             merged.kept_out[record.key] = f"another {set_file.relative_to(store.root)} is here"
             return
-        if here is not None and read_record(here) != record:
-            merged.kept_out[record.key] = f"another record is here, {here.relative_to(store.root)}"
+        if here is not None and (why := _unlike(record, here)):
+            merged.kept_out[record.key] = f"{why} is here, {here.relative_to(store.root)}"
             return
         new_set = None if has_set else incoming.set_raw
         if new_set is not None:

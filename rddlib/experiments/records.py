@@ -145,8 +145,13 @@ class Store:
         return sorted(self.root.glob(f"runs/{group}/*.json"), key=lambda path: path.stem)
 
     def add(self, record: Record, group: str) -> Path:
-        """Keep a record."""
-        return write_atomic(self.root / "runs" / plain_name(group) / f"{record.key}.json", record.to_json())
+        """Keep a record. Raises StoreError for one that could not be read again."""
+        from .validate import check_record  # as in `_read`
+
+        path = self.root / "runs" / plain_name(group) / f"{record.key}.json"
+        text = record.to_json()
+        check_record(text.encode(), path)
+        return write_atomic(path, text)
 
     def distilled(self, key: str) -> Path:
         """Where a distilled set lies; `key` is a record's `set_key`."""
@@ -206,9 +211,12 @@ class Store:
 
 
 def known_records() -> list[Record]:
-    """The records of the default store and those of the book, which come with the library, sorted by key."""
-    roots = {Store().root, resources()}  # one and the same in a checkout, unless $RDD_STORE is set
-    by_key = {record.key: record for root in roots for record in Store(root).records()}
+    """The records of the book, which come with the library, and those of the default store, sorted by key.
+
+    A record of the store stands for one of the same key in the book.
+    """
+    roots = (resources(), Store().root)  # one and the same in a checkout, unless $RDD_STORE is set
+    by_key = {record.key: record for root in dict.fromkeys(roots) for record in Store(root).records()}
     return [by_key[key] for key in sorted(by_key)]
 
 
