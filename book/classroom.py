@@ -36,7 +36,7 @@ COURSE = """This is what `make class` made of an open, executable replication of
 
 * student/: notebooks without solutions and outputs.
 * instructor/: the same notebooks with solutions and outputs.
-* slides/: eight lessons; open one in a browser, press S for the speaker's notes. lessons/ has their sources.
+* slides/: nine lessons; open one in a browser, press S for the speaker's notes. lessons/ has their sources.
 
 The notebooks need the project: run `make env` in its folder once, and start Jupyter from that environment.
 """

@@ -107,6 +107,6 @@ def test_a_lesson_names_exercises_and_figures_that_exist() -> None:
 def test_the_zip_holds_it_all(tmp_path: Path) -> None:
     names = set(zipfile.ZipFile(classroom.make(target=tmp_path)).namelist())
     pages = {f"class/{kind}/{path.name}" for kind in ("student", "instructor") for path in NOTEBOOKS}
-    assert pages | {f"class/slides/{path.stem}.html" for path in LESSONS} <= names and len(LESSONS) == 8
+    assert pages | {f"class/slides/{path.stem}.html" for path in LESSONS} <= names and len(LESSONS) == 9
     for name in ("dist/reveal.js", "dist/reveal.css", "dist/theme/white.css", "plugin/notes/notes.js"):
         assert f"class/slides/reveal/{name}" in names
