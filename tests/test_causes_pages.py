@@ -126,8 +126,8 @@ def test_audit_and_multiverse_follow_the_numbers(store: Store) -> None:
 
 
 def test_power_reads_the_spread_of_its_records(store: Store) -> None:
-    fill(store, ["table2"], "laptop", lambda e: 0.0)
+    fill(store, ["table2"], "cpu", lambda e: 0.0)
     said, shown = run_page("44_power")
-    assert "9 of 9 runs of the pilot are here" in said["cell-03-setup"]
+    assert "30 of 30 runs of the pilot are here" in said["cell-03-setup"]
     needed = shown["cell-07-needed"].loc["accuracy", "seeds for a gain of 1"].split()[0]
     assert 2 <= int(needed) <= 12
