@@ -160,3 +160,12 @@ def test_groups_that_the_data_names_are_scored_by_hand() -> None:
     assert bench.nulls(lists)["known_min"].mean <= np.average(by_hand, weights=[75, 25])
     plain = TestBench.of(whole, k=2, shifts=False).score(net, whole)
     assert not any(name.startswith("known") for name in plain)
+
+
+def test_balanced_is_left_out_where_no_class_counts_in_any_group() -> None:
+    """Two test images a class are fewer than the five that a class needs: nothing is measured, so nothing is said."""
+    few = dataset.load("digits", train_limit=100, test_limit=20)
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+    cluster = Partition(torch.arange(20) % 2, 2, "")
+    found = TestBench({"accuracy": few.test_images}, {"cluster": cluster}, True).score(net, few)
+    assert "cluster_min" in found and not {"balanced_min", "balanced_accuracy"} & set(found)

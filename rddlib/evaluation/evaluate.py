@@ -161,12 +161,12 @@ def evaluate(
 ) -> Metrics:
     """Train `eval_seeds` networks from scratch on `images` and test each; lists have one entry a network.
 
-    Accuracies are in per cent, None for a group without test images.
-    `cluster_min` is the smallest accuracy of the k-means groups as published, `class_min`
-    that of the classes; where the data names groups of its test images, `known_accuracy` (by group), `known_min` (worst
-    group), `known_gap` (best less worst) and `known_class_min` (worst class in a group); with `eval_honest_groups`
-    there are `feature_class_min`, `feature_min` and `balanced_min`. `group_sizes`, `class_sizes` and so on stand beside
-    them (`metrics.nulls` says what chance gives), and `steps`, the updates of one training. With `eval_audit` there are
+    Accuracies are in per cent, None for a group without test images. `cluster_min` is the smallest accuracy of the
+    k-means groups as published, `class_min` that of the classes; where the data names groups of its test images,
+    `known_accuracy` (by group), `known_min` (worst group), `known_gap` (best less worst) and `known_class_min` (worst
+    class in a group); with `eval_honest_groups` there are `feature_class_min`, `feature_min` and, where a class has
+    five images in some group, `balanced_min`. `group_sizes`, `class_sizes` and so on stand beside them
+    (`metrics.nulls` says what chance gives), and `steps`, the updates of one training. With `eval_audit` there are
     `audit_last`, `audit_chosen`, `audit_best` and the curves behind them at `audit_steps`. `done` holds the results of
     trainings that need not be repeated; `on_seed` is called with all results so far; `folders` are those of
     `groups.kmeans_groups`; `factor` is that of a multi-formation set, used by `eval_scale_steps`.

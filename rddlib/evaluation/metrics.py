@@ -135,10 +135,9 @@ class TestBench:
         if "known" in self.partitions:
             filled = [accuracy for accuracy in metrics["known_accuracy"] if accuracy is not None]
             metrics["known_gap"] = max(filled) - min(filled)
-        if self.balanced:
+        if self.balanced and any(sizes := self.sizes(data)["balanced"]):  # else no class counts in any group
             by_class = balanced_accuracy(correct, self.partitions["cluster"], data.test_labels, data.n_classes)
-            least = _least(by_class, self.sizes(data)["balanced"])
-            metrics |= {"balanced_accuracy": by_class, "balanced_min": least}
+            metrics |= {"balanced_accuracy": by_class, "balanced_min": _least(by_class, sizes)}
         return metrics
 
     def sizes(self, data: DataSet) -> dict[str, list[int]]:
@@ -173,7 +172,7 @@ def _corrupted(data: DataSet, images: Tensor) -> dict[str, Tensor]:
 
 def _least(accuracies: Sequence[float | None], sizes: Sequence[int]) -> float:
     """The smallest accuracy of the groups that hold images."""
-    return min((a for a, n in zip(accuracies, sizes, strict=True) if n and a is not None), default=0.0)
+    return min(a for a, n in zip(accuracies, sizes, strict=True) if n and a is not None)
 
 
 def nulls(metrics: Metrics) -> dict[str, Interval]:
