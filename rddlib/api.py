@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -69,10 +70,10 @@ def evaluate(images: SyntheticSet | Tensor, data: DataSet, labels: Tensor | None
     return judge.evaluate(images, labels, data, chosen, seed, factor=factor)
 
 
-def run(experiment: Experiment, store: Store | None = None, **changes: Any) -> Record:
+def run(experiment: Experiment, store: Store | str | Path | None = None, **changes: Any) -> Record:
     """The record of an experiment, from `store` or made now and kept there (default: see `Store`).
 
     `changes`: fields that are to differ, as in ``run(Experiment.preset("smoke"), seed=3)``. Errors as
     `rddlib.experiments.experiment.run`.
     """
-    return runs.run(replace(experiment, **changes), store or Store())
+    return runs.run(replace(experiment, **changes), Store.of(store))

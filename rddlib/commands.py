@@ -241,6 +241,8 @@ def list_(*, group: str = "*", csv: bool = False, store: StoreDir = None, **sett
         csv: comma-separated, for a spreadsheet or pandas
     """
     wanted = Experiment.checked(settings, texts=True)
+    if "dataset" in wanted:
+        wanted["dataset"] = label(wanted["dataset"])  # as records have it, without folders
     rows: list[list[Any]] = []
     records, damaged = Store(store).read(group)
     for path, record in records.items():

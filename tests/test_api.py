@@ -120,3 +120,11 @@ def test_arguments_that_would_be_dropped_are_refused() -> None:
         rddlib.evaluate(images, data, labels=labels.int())
     with pytest.raises(SettingError, match="start_sha256"):
         rddlib.Experiment.preset("smoke", method="glad", prior_start="latent", start_sha256="0" * 64)
+
+
+def test_a_store_may_be_named_by_its_folder(tmp_path: Path) -> None:
+    e = rddlib.Experiment.preset("smoke", ipc=1, outer_steps=1, inner_steps=1, eval_steps=2, eval_seeds=1)
+    record = rddlib.run(e, str(tmp_path))
+    assert rddlib.run(e, tmp_path) == record
+    assert len(rddlib.load_set(record.key, tmp_path).images) == 10
+    assert set(rddlib.results(store=str(tmp_path))["key"]) == {record.key}

@@ -134,6 +134,14 @@ def test_other_modes_keep_their_range(tmp_path: Path, mode: str, value: object, 
     assert (folders.read_image(tmp_path / "a.png") == np.array(expected)).all()
 
 
+def test_transparent_pixels_are_refused_and_not_dropped(tmp_path: Path) -> None:
+    image = Image.new("RGBA", (8, 8), (128, 25, 0, 255))
+    image.putpixel((3, 3), (128, 25, 0, 0))
+    image.save(tmp_path / "a.png")
+    with pytest.raises(DataError, match=r"a\.png: .*transparent"):
+        folders.read_image(tmp_path / "a.png")
+
+
 def test_imagenets_unlabelled_test_part_does_not_stand_in_the_way(tmp_path: Path) -> None:
     make(tmp_path)
     (tmp_path / "test").mkdir()

@@ -254,7 +254,7 @@ def test_archives_and_folders_that_do_not_fit(digits: DataSet, tmp_path: Path) -
     for name in ("absent.pt", "set.csv"):
         with pytest.raises(DataError, match=f"{name}: is not there, or no"):
             foreign.read(tmp_path / name, digits)
-    with pytest.raises(DataError, match="no folder '9' or 9"):
+    with pytest.raises(DataError, match="no folder '9'; each class"):
         foreign.read(write_folder(tmp_path / "nine", images[:18], labels[:18], str), digits)
     red = torch.cat([images, images * 0, images * 0], 1)
     with pytest.raises(DataError, match="have colours"):
@@ -401,3 +401,25 @@ def test_groups_are_counted(coloured: DataSet) -> None:
         group = coloured.group_names.index(name)
         sizes = [int((groups == group).sum()) for groups in (coloured.train_groups, coloured.test_groups)]
         assert line.removeprefix(name).split() == [str(n) for n in sizes]
+
+
+@pytest.mark.parametrize("classes", [("1", "2", "3"), ("1", "0", "2")], ids=str)
+def test_folders_called_by_number_are_not_taken_for_classes_called_so(
+    digits: DataSet, tmp_path: Path, classes: tuple[str, ...]
+) -> None:
+    """Classes whose names are numbers: one way of naming holds for all folders, and none is taken by guess."""
+    named = dataclasses.replace(digits, classes=classes)
+    images, labels = torch.arange(3, dtype=torch.uint8).view(3, 1, 1, 1).expand(3, 1, 8, 8), torch.arange(3)
+    for name in ("by number", "by name"):
+        of = str if name == "by number" else lambda c: classes[c]
+        write_folder(tmp_path / name, images, labels, of)
+        if classes == ("1", "0", "2"):  # 0 and 1 may be either
+            with pytest.raises(DataError, match="names or numbers"):
+                foreign.read(tmp_path / name, named)
+            continue
+        found = foreign.read(tmp_path / name, named)
+        assert (found.images * 255).round().amax((1, 2, 3)).int().tolist() == found.labels.tolist() == [0, 1, 2]
+    (tmp_path / "by name" / "zebra").mkdir()
+    if classes == ("1", "2", "3"):
+        with pytest.raises(DataError, match="'zebra' is no class"):
+            foreign.read(tmp_path / "by name", named)

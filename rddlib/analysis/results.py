@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -59,7 +60,10 @@ def in_words(arm: str) -> str:
 
 
 def results(
-    grid: str | Sequence[str] | None = None, scale: str | None = None, store: Store | None = None, **settings: Any
+    grid: str | Sequence[str] | None = None,
+    scale: str | None = None,
+    store: Store | str | Path | None = None,
+    **settings: Any,
 ) -> pd.DataFrame:
     """Every number of the records, one row each: all settings, `arm`, then `training`, `test`, `group`, `value`.
 
@@ -74,7 +78,7 @@ def results(
     test, training and group. What has no record has no row, and a damaged record is left out and named in the log.
     SettingError for an unknown setting, grid or scale.
     """
-    records = known_records() if store is None else store.records()
+    records = known_records() if store is None else Store.of(store).records()
     unknown = sorted(set(settings) - set(asdict(Experiment())))
     if unknown:
         raise SettingError("setting", unknown[0], "a field of Experiment")

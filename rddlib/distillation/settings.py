@@ -148,7 +148,9 @@ class DistillSettings(RiskSettings, KipSettings):
         None, "images move as clamped pixels or as normalised values"
     )
     augment_rule: augment.Rule | None = setting(None, "operations of a strategy in one call: IDC's choice, or one")
-    prior: str | None = setting(None, "what images are made of: none (pixels), generator, or stylegan:NAME")
+    prior: str | None = setting(
+        None, "what images are made of: none (pixels), generator, generator:FILE, or stylegan:FILE"
+    )
     prior_layer: int = setting(1, "layer after which the feature map of a prior is optimised", low=0, high=30)
     prior_start: Start = setting(
         "latent", "codes to begin from: random as published, the class's mean style, or those of real images"

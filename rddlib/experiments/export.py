@@ -21,7 +21,7 @@ from ..distillation.synthetic import SyntheticSet
 from .records import Store, StoreError
 
 
-def load_set(source: str | Path, store: Store | None = None) -> SyntheticSet:
+def load_set(source: str | Path, store: Store | str | Path | None = None) -> SyntheticSet:
     """A distilled set from its file, or that of the record whose key begins so, in `store` (default: the usual one).
 
     ``images, labels = rddlib.load_set("KEY").decoded()`` gives what to train on: float32 (N, C, H, W) in [0, 1], not
@@ -29,9 +29,9 @@ def load_set(source: str | Path, store: Store | None = None) -> SyntheticSet:
     """
     file = Path(source).expanduser()
     if file.suffix != ".npz":
-        store = store or Store()
-        record = store.match(str(source))
-        file = store.distilled(record.set_name)
+        kept = Store.of(store)
+        record = kept.match(str(source))
+        file = kept.distilled(record.set_name)
         if not file.is_file():
             method = record.experiment["method"]
             why = "is not here" if record.set_key else f"was never kept: its method is {method}, which distils nothing"

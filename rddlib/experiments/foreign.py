@@ -108,15 +108,10 @@ class _Raw:
 
 
 def _folder(path: Path, data: DataSet) -> _Raw:
-    """One folder a class, called as the class or by its number."""
+    """One folder a class, all called as the classes or all by their numbers."""
     images: list[np.ndarray[Any, Any]] = []
     labels: list[int] = []
-    for label, name in enumerate(data.classes):
-        place = next(
-            (path / n for n in (name, str(label), f"{label:02d}", f"{label:03d}") if (path / n).is_dir()), None
-        )
-        if place is None:
-            raise DataError(f"{path}: no folder {name!r} or {label}; each class of {data.name} needs one")
+    for label, place in enumerate(_places(path, data)):
         for file in folders.image_files(place):
             images.append(folders.read_image(file))
             labels.append(label)
@@ -130,6 +125,23 @@ def _folder(path: Path, data: DataSet) -> _Raw:
             raise DataError(f"{path}: images have colours, those of {data.name} are grey")
         pixels = pixels[:, :1].contiguous()
     return _Raw(pixels, torch.tensor(labels))
+
+
+def _places(path: Path, data: DataSet) -> list[Path]:
+    """The folder of each class. One way of naming holds for all: class "1" is not taken for the class of number 1."""
+    there = {place.name for place in path.iterdir() if place.is_dir() and not place.name.startswith(".")}
+    numbers = range(data.n_classes)
+    ways = [list(data.classes), *([form.format(n) for n in numbers] for form in ("{}", "{:02d}", "{:03d}"))]
+    complete = [names for names in ways if set(names) <= there]
+    if not complete:
+        absent = next(name for name in data.classes if name not in there)
+        needed = f"each class of {data.name} needs one, called as the class, or all by their numbers: 0, 1, .."
+        raise DataError(f"{path}: no folder {absent!r}; {needed}")
+    if any(names != complete[0] for names in complete[1:] if set(names) == set(complete[0])):
+        raise DataError(f"{path}: its folders may be names or numbers of the classes of {data.name}; rename them")
+    if more := sorted(there - set(complete[0])):
+        raise DataError(f"{path}: folder {more[0]!r} is no class of {data.name}")
+    return [path / name for name in complete[0]]
 
 
 def _npz(path: Path) -> _Raw:

@@ -97,6 +97,11 @@ class Store:
             raise SettingError("store", root, "a folder; leave it out for the default")
         self.root = Path(root or os.environ.get("RDD_STORE") or home()).expanduser()
 
+    @classmethod
+    def of(cls, store: Store | str | Path | None) -> Store:
+        """The store itself, that of a folder, or the default one."""
+        return store if isinstance(store, Store) else cls(store)
+
     def file(self, key: str) -> Path | None:
         """The file of a key's record, or None."""
         return min(self.root.glob(f"runs/*/{key}.json"), default=None)
