@@ -181,7 +181,8 @@ def _read_images(files: list[Path], size: int | None) -> NDArray[np.uint8]:
 def read_image(file: Path, size: int | None = None) -> NDArray[np.uint8]:
     """One image, upright and RGB: uint8 (H, W, 3); with `size` shrunk on the shorter side and cropped in the middle.
 
-    Raises DataError, with the file's name, for one that cannot be decoded or whose values have no known range.
+    Raises DataError, with the file's name, for one that cannot be decoded, has transparent pixels, or values without a
+    known range.
     """
     from PIL import Image, ImageOps
 

@@ -209,7 +209,7 @@ class DistillSettings(RiskSettings, KipSettings):
         if from_latents and self.start_sha256 is not None:
             allowed = "None where images begin from random latents; prior_start = 'project' begins from a set"
             yield SettingError("start_sha256", self.start_sha256, allowed)
-        if self.worst_step and self.risk.startswith("released"):
+        if self.worst_step and self.risk == "released":
             yield SettingError("worst_step", self.worst_step, f"0 under risk {self.risk!r}, which takes the maximum")
         if self.risk_images is not None and self.risk_images < self.net_batch:
             yield SettingError("risk_images", self.risk_images, f"at least net_batch, {self.net_batch}")
