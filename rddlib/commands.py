@@ -145,7 +145,7 @@ def run(
     Args:
         seeds: several distillation seeds one after the other: 0-4, or 0,3,7
         from_set: begin from a finished set: an .npz FILE, or a record's KEY, whose data and scale then need no naming
-        dry_run: say the key, whether its record is there, and what a run may cost; write nothing
+        dry_run: say the key, whether its record is there, and what a run may cost, or what is refused; write nothing
         group: folder of the record under runs/ (default: DATASET_SCALE)
     """
     store = Store(at.store)
@@ -158,8 +158,10 @@ def run(
     asked = [Experiment.preset(**chosen | seed) for seed in _seeds(seeds, settings)]
     if dry_run:
         ledger = Ledger(store, at.device)
-        for experiment in asked:
-            print(_estimate(runs.identified(experiment), ledger))
+        for experiment in map(runs.identified, asked):
+            if ledger.state(experiment.key) != "done":
+                runs.check(experiment, at.data_root, begun)
+            print(_estimate(experiment, ledger))
         return
     known = {path.stem for path in store.files()}
     for experiment in asked:

@@ -199,7 +199,8 @@ def test_a_record_under_a_key_that_is_not_that_of_its_settings_is_named_and_left
     good = unmade(LOOP, {"accuracy": [50.0]})
     store.add(good, "toys")
     other = dataclasses.replace(LOOP, seed=77)
-    store.add(dataclasses.replace(good, key=other.key), "toys")  # its checksum fits: it was written so
+    wrong = dataclasses.replace(good, key=other.key)  # its checksum fits
+    base.write_atomic(tmp_path / "runs" / "toys" / f"{other.key}.json", wrong.to_json())
     assert store.records() == [good]
     assert f"{other.key}.json" in caplog.text and len(caplog.records) == 1
     with pytest.raises(StoreError, match=f"its settings have key {LOOP.key}"):

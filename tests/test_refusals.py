@@ -111,3 +111,20 @@ def test_a_page_of_an_unknown_data_set_is_refused(name: str, tmp_path: Path) -> 
 @pytest.mark.parametrize("name", ["all", "svhn", "svhn_mini", "folder:pets", "npz:pets.npz", "rare_digits"])
 def test_a_page_of_data_that_may_be_elsewhere_is_a_page(name: str, tmp_path: Path) -> None:
     assert Page.of("table2", "laptop", name, store=Store(tmp_path)).records == {}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--dataset", "nosuch"], "nosuch"),
+        (["--dataset", "folder:nosuchdir"], "nosuchdir"),
+        (["--dataset", "digits", "--ipc", "1000"], "ipc"),
+        (["--dataset", "digits", "--batch-real", "5000"], "batch_real"),
+    ],
+)
+def test_a_dry_run_promises_nothing_that_a_run_refuses(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: str
+) -> None:
+    for more in (["--dry-run"], []):
+        assert cli.main(["run", "--store", str(tmp_path), *words, *more]) == 2
+        assert said in capsys.readouterr().err

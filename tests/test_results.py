@@ -61,3 +61,9 @@ def test_a_grid_at_a_scale_has_the_records_of_the_store() -> None:
     mean = frame[frame["test"] == "accuracy"]["value"].mean()
     assert mean == pytest.approx(np.mean([r.metrics["accuracy"] for r in records.values()]))
     assert tidy([]).empty
+
+
+@pytest.mark.parametrize("wrong", [{"seed": "1"}, {"method": "idk"}, {"ipc": 0}, {"risk": ["upper", "uper"]}], ids=str)
+def test_a_value_that_no_run_can_have_is_refused(tmp_path: Path, wrong: dict[str, object]) -> None:
+    with pytest.raises(SettingError, match=next(iter(wrong))):
+        results(store=Store(tmp_path), **wrong)

@@ -52,7 +52,8 @@ def test_a_record_comes_back_as_it_was(tmp_path: Path) -> None:
 def test_a_start_of_a_key_must_fit_one_record(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.add(RECORD, "toys")
-    store.add(dataclasses.replace(RECORD, key=RECORD.key[:5] + "f" * 11), "toys")
+    alike = dataclasses.replace(RECORD, key=RECORD.key[:5] + "f" * 11)
+    base.write_atomic(tmp_path / "runs" / "toys" / f"{alike.key}.json", alike.to_json())
     for start, error in (
         (RECORD.key[:2], StoreError),
         ("x", StoreError),

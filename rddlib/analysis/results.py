@@ -76,7 +76,7 @@ def results(
     `training` counts the networks trained on one set; `group` is the class or cluster of a value (the checkpoint, in
     an audit), missing where the value is of all test images; accuracies are in per cent. Rows are in order of key,
     test, training and group. What has no record has no row, and a damaged record is left out and named in the log.
-    SettingError for an unknown setting, grid or scale.
+    SettingError for an unknown setting, grid or scale, and for a value that the setting cannot have.
     """
     records = known_records() if store is None else Store.of(store).records()
     unknown = sorted(set(settings) - set(asdict(Experiment())))
@@ -90,7 +90,8 @@ def results(
         records = [record for record in records if record.key in keys]
     frame = tidy(records)
     for name, wanted in settings.items():
-        frame = frame[frame[name].isin(wanted if isinstance(wanted, list | tuple) else [wanted])]
+        each = wanted if isinstance(wanted, list | tuple) else [wanted]
+        frame = frame[frame[name].isin([Experiment.checked({name: value})[name] for value in each])]
     return frame.reset_index(drop=True)
 
 

@@ -194,9 +194,7 @@ def run(
     store.check_writable()
     if data is None:
         data = load_data(experiment, device, data_root, download)
-    in_evaluation = evaluate.conflicts(data, experiment, experiment.method == "full")
-    raise_all([*settings.conflicts(data, experiment), *in_evaluation])
-    distill.check_begun(data, experiment, begun)
+    _check_fits(data, experiment, begun)
     if experiment.method in settings.LOOPED:
         source = prior.load(experiment.parts().prior, data, experiment.prior_layer, experiment.prior_start)
         kept = store.distilled(experiment.set_key)
@@ -210,6 +208,28 @@ def run(
         store.add(record, group)
         store.finish(experiment.key)
     return record
+
+
+def check(experiment: Experiment, data_root: str | Path | None = None, begun: SyntheticSet | None = None) -> None:
+    """Raise what `run` would refuse of the settings: SettingError, and DataError for the user's own data.
+
+    Where a data set that has a name is not here, only the name is checked.
+    """
+    sources.check_name(base_name(experiment.dataset), datasets.data_root(data_root))
+    try:
+        data = load_data(experiment, root=data_root)
+    except DataError:
+        if sources.own_path(experiment.dataset) is not None:
+            raise
+        return
+    _check_fits(data, experiment, begun)
+
+
+def _check_fits(data: DataSet, experiment: Experiment, begun: SyntheticSet | None) -> None:
+    """Raise SettingError, naming all of them, where settings ask for what these data do not have."""
+    in_evaluation = evaluate.conflicts(data, experiment, experiment.method == "full")
+    raise_all([*settings.conflicts(data, experiment), *in_evaluation])
+    distill.check_begun(data, experiment, begun)
 
 
 def gather(
