@@ -186,15 +186,12 @@ def _classes(record: Record) -> int:
 def _mechanism(scale: str, evidence: Evidence, keys: pd.DataFrame) -> Mechanism | None:
     """What is known of the loop's network: that of the control arms where there are any; None without a loop.
 
-    Control is the method of an arm with the term, without it: another method's loop says nothing of this one.
+    Only the methods of arms with the term count: another method's loop says nothing of theirs.
     """
     every = [evidence.records[key] for term in keys for key in keys[term]]
     acting = {record.experiment.get("method") for record in every if record.experiment.get("risk") != "control"}
-    control = [
-        record
-        for record in every
-        if record.experiment.get("risk") == "control" and record.experiment.get("method") in acting
-    ]
+    every = [record for record in every if record.experiment.get("method") in acting] or every
+    control = [record for record in every if record.experiment.get("risk") == "control"]
     histories = [_history(record) for record in control or every]
     if not any(histories):
         return None
