@@ -204,7 +204,7 @@ def _rgb(image: Image.Image, kind: str | None) -> Image.Image:
     if image.mode == "F" or (image.mode == "I" and kind != "PNG"):  # a PNG's deep greyscale has 16 bits, always
         raise ValueError(f"values of mode {image.mode} have no known range; save it with 8 or 16 bits a channel")
     if image.mode not in DEEP:
-        if image.has_transparency_data and image.convert("RGBA").getextrema()[3][0] < 255:
+        if image.has_transparency_data and np.asarray(image.convert("RGBA"))[..., 3].min() < 255:
             raise ValueError("it has transparent pixels; save it on a background, without them")
         return image.convert("RGB")
     levels = np.asarray(image).astype(np.float64)
