@@ -71,7 +71,7 @@ def evaluate(images: SyntheticSet | Tensor, data: DataSet, labels: Tensor | None
 
 
 def run(experiment: Experiment, store: Store | str | Path | None = None, **changes: Any) -> Record:
-    """The record of an experiment, from `store` or made now and kept there (default: see `Store`).
+    """The record of an experiment, from `store` or made now and kept there: a Store or its folder, default as `Store`.
 
     `changes`: fields that are to differ, as in ``run(Experiment.preset("smoke"), seed=3)``. Errors as
     `rddlib.experiments.experiment.run`.

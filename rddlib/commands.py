@@ -158,9 +158,10 @@ def run(
     asked = [Experiment.preset(**chosen | seed) for seed in _seeds(seeds, settings)]
     if dry_run:
         ledger = Ledger(store, at.device)
-        for experiment in map(runs.identified, asked):
-            if ledger.state(experiment.key) != "done":
-                runs.check(experiment, at.data_root, begun)
+        planned = [runs.identified(experiment) for experiment in asked]
+        for experiment in [e for e in planned if ledger.state(e.key) != "done"][:1]:  # they differ in the seed alone
+            runs.check(experiment, at.data_root, begun)
+        for experiment in planned:
             print(_estimate(experiment, ledger))
         return
     known = {path.stem for path in store.files()}

@@ -68,10 +68,10 @@ def results(
     """Every number of the records, one row each: all settings, `arm`, then `training`, `test`, `group`, `value`.
 
     `grid`: names of grids in data/grids (or .toml files) whose runs are wanted, at `scale` (default laptop); without it
-    all records of `store`, or those of `scale`. `store`: by default the usual one, and the records of the book, which
-    come with the library. `settings`: keep the runs with these values, a list meaning any of them, e.g.
-    ``results("table1", "laptop", ipc=10, risk=["control", "upper"])``. A setting that a record is too old to hold has
-    its default.
+    all records of `store`, or those of `scale`. `store`: a Store or its folder; by default the usual one, and the
+    records of the book, which come with the library. `settings`: keep the runs with these values, a list meaning any of
+    them, e.g. ``results("table1", "laptop", ipc=10, risk=["control", "upper"])``. A setting that a record is too old to
+    hold has its default.
 
     `training` counts the networks trained on one set; `group` is the class or cluster of a value (the checkpoint, in
     an audit), missing where the value is of all test images; accuracies are in per cent. Rows are in order of key,

@@ -199,7 +199,7 @@ def run(
         source = prior.load(experiment.parts().prior, data, experiment.prior_layer, experiment.prior_start)
         kept = store.distilled(experiment.set_key)
         if kept.is_file():
-            _check_same_weights(kept.name, synthetic.read(kept).prior_sha256, source.sha256)
+            _check_same_weights(kept.name, synthetic.about(kept).get("prior_sha256", ""), source.sha256)
     with store.lock(experiment.key):
         stored = store.find(experiment.key)  # another process may have made it since
         if stored is not None:

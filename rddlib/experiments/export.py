@@ -22,8 +22,9 @@ from .records import Store, StoreError
 
 
 def load_set(source: str | Path, store: Store | str | Path | None = None) -> SyntheticSet:
-    """A distilled set from its file, or that of the record whose key begins so, in `store` (default: the usual one).
+    """A distilled set from its file, or that of the record whose key begins so.
 
+    `store`: where the record is, a Store or its folder (default: the usual one).
     ``images, labels = rddlib.load_set("KEY").decoded()`` gives what to train on: float32 (N, C, H, W) in [0, 1], not
     normalised, and int64 (N,). Raises DataError for a damaged file, StoreError where there is no such set.
     """
