@@ -332,7 +332,7 @@ def record_row(record: Record, group: str, state: str) -> str:
         else f'<td class="number" data-label="{label}" data-value="">-</td>'
         for name, label in numbers.items()
     )
-    arm = f"{explorer.dataset(x)}, {results.in_words(results.arm(record.experiment))}, {x['ipc']} a class"
+    arm = f"{explorer.dataset(x)}, {results.arm(record.experiment)}, {x['ipc']} a class"
     what = f"{arm}, seed {x['seed']}, judged by {network}"
     spent = sum(record.seconds.values())
     return (

@@ -113,7 +113,7 @@ def data(records: Iterable[Record], pictured: Iterable[str]) -> str:
         settings, own = DEFAULTS | record.experiment, values(record)
         picture = record.set_key if record.set_key in kept else ""
         named = [dataset(settings), method(settings), term(settings)]
-        about = [results.in_words(results.arm(settings)), settings["eval_part"]]
+        about = [results.arm(settings), settings["eval_part"]]
         runs.append([record.key, picture, *named, *about, [own[m.name] for m in MEASURES]])
     fields = ("key", "picture", "dataset", "method", "term", "arm", "part", "values")
     content = {"fields": fields, "measures": [dataclasses.asdict(m) for m in MEASURES], "runs": runs}

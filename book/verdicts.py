@@ -211,7 +211,7 @@ def row(v: Verdict, ledger: Ledger, root: Path, p: tuple[float, float] | None = 
     page = link(c, root)
     jump = f'<br><a href="{page}">page</a>' if page else ""
     links = "".join(
-        f'<li><a href="records.html#record-{k}">{e(results.in_words(results.arm(r.experiment)))}, '
+        f'<li><a href="records.html#record-{k}">{e(results.arm(r.experiment))}, '
         f"{r.experiment['ipc']} a class, seed {r.experiment['seed']}</a></li>"
         for k, r in zip(keys, records, strict=True)
     )

@@ -353,6 +353,6 @@ def test_kip_is_refused_before_any_work_and_judged_by_its_own_kernel_too(tmp_pat
     kip = tiny(method="kip", kip_steps=40, kip_batch=50, factor=1)
     record = run(kip, Store(tmp_path), progress=lambda *step: seen.append(step[:3]))
     assert [step for step in seen if step[0] == "distill"] == [("distill", 20, 40), ("distill", 40, 40)]
-    assert 0 <= record.metrics["kernel_accuracy"][0] <= 100 and results.arm(record.experiment) == "kip"
+    assert 0 <= record.metrics["kernel_accuracy"][0] <= 100 and results.arm(record.experiment) == "KIP"
     with pytest.raises(SettingError, match="kip_batch"):
         run(tiny(method="kip", kip_batch=10**6, factor=1), Store(tmp_path))

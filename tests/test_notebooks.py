@@ -44,7 +44,7 @@ def test_quickstart_takes_every_parameter(tmp_path: Path) -> None:
     """Other risk, alpha, ipc and seeds, kept in a store; run from a folder that is not the repository."""
     chosen = {"risk": "lower", "alpha": 0.5, "ipc": 2, "seeds": 2, "scale": "smoke", "mode": "run", "dataset": "digits"}
     cells = papermill(QUICK, tmp_path / "out.ipynb", tmp_path, **chosen)
-    assert "idc lower - idc control" in text_of(cells, "cell-11-verdict")
+    assert "IDC, lower tail - IDC, control" in text_of(cells, "cell-11-verdict")
     assert "nothing to compare with" in text_of(cells, "cell-13-check")
     records = Store(tmp_path / "store").records()
     assert len(records) == 8 and {r.experiment["ipc"] for r in records if r.experiment["method"] != "full"} == {2}
@@ -80,14 +80,14 @@ def one_accuracy(folder: Path, **changes: object) -> float:
 
 
 def test_a_broken_loop_falls_outside_the_tolerances(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The quickstart holds "idc control" within bounds: the sound loop is inside, three broken ones are not."""
+    """The quickstart holds "IDC, control" within bounds: the sound loop is inside, three broken ones are not."""
     source = "".join(
         next(c for c in json.loads((ROOT / QUICK).read_text())["cells"] if c["id"] == "cell-13-check")["source"]
     )
-    expected, tolerance = (float(x) for x in source.split('"idc control": (')[1].split(")")[0].split(","))
+    expected, tolerance = (float(x) for x in source.split('"IDC, control": (')[1].split(")")[0].split(","))
 
     def check(value: float) -> str:
-        return report.within("idc control", value, expected, tolerance)
+        return report.within("IDC, control", value, expected, tolerance)
 
     check(one_accuracy(tmp_path / "sound"))
     with pytest.raises(AssertionError):  # images never move

@@ -226,20 +226,24 @@ RECORDS = [made(r, s, [50 + s + g, 52 + s + g]) for s in (2, 0, 1) for r, g in (
 
 def test_an_arm_has_its_values_by_seed_and_training() -> None:
     rows = tidy(RECORDS)
-    assert len(rows) == 12 and set(rows["arm"]) == {"idc control", "idc upper"} and set(rows["test"]) == {"accuracy"}
-    assert report.values(rows, "idc control", "accuracy").to_numpy().tolist() == [[50, 52], [51, 53], [52, 54]]
+    assert (
+        len(rows) == 12
+        and set(rows["arm"]) == {"IDC, control", "IDC, upper tail"}
+        and set(rows["test"]) == {"accuracy"}
+    )
+    assert report.values(rows, "IDC, control", "accuracy").to_numpy().tolist() == [[50, 52], [51, 53], [52, 54]]
     with pytest.raises(SettingError, match="arm = 'dm'"):
         report.values(rows, "dm", "accuracy")
 
 
 def test_differences_of_arms_are_paired_by_seed() -> None:
     rows = tidy(RECORDS)
-    found = report.differences(rows, "idc control", ["idc upper"], ["accuracy"]).iloc[0, 0]
+    found = report.differences(rows, "IDC, control", ["IDC, upper tail"], ["accuracy"]).iloc[0, 0]
     assert (found.mean, found.low, found.high) == pytest.approx((1.5, 1.5, 1.5))  # the seeds' spread cancels
-    level = report.intervals(rows, ["idc control"], ["accuracy"]).iloc[0, 0]
+    level = report.intervals(rows, ["IDC, control"], ["accuracy"]).iloc[0, 0]
     assert level.high - level.low > 3
     fewer = tidy([r for r in RECORDS if r.key != "upper2"])
-    assert report.differences(fewer, "idc control", ["idc upper"], ["accuracy"]).iloc[0, 0].n == 2
+    assert report.differences(fewer, "IDC, control", ["IDC, upper tail"], ["accuracy"]).iloc[0, 0].n == 2
 
 
 def test_data_sets_and_images_a_class_are_never_mixed_in_one_interval() -> None:
@@ -249,11 +253,11 @@ def test_data_sets_and_images_a_class_are_never_mixed_in_one_interval() -> None:
     twice = dataclasses.replace(RECORDS[0], key="another")
     for added in (elsewhere, more, twice):
         with pytest.raises(SettingError, match="rows of one data set, IPC and run"):
-            report.intervals(tidy([*RECORDS, added]), ["idc control"], ["accuracy"])
+            report.intervals(tidy([*RECORDS, added]), ["IDC, control"], ["accuracy"])
 
 
 def test_null_uses_the_sizes_of_the_groups() -> None:
-    assert 44 < report.nulls(RECORDS, "idc control").mean < 51
+    assert 44 < report.nulls(RECORDS, "IDC, control").mean < 51
 
 
 def test_another_results_version_is_called_stale() -> None:
@@ -283,12 +287,12 @@ def test_a_sheet_holds_every_image_at_its_place(channels: int) -> None:
 def test_dots_draw_what_the_table_holds() -> None:
     rows = tidy(RECORDS)
     _, axes = plt.subplots()
-    report.dots(axes, rows, ["idc control", "idc upper"], "accuracy")
+    report.dots(axes, rows, ["IDC, control", "IDC, upper tail"], "accuracy")
     drawn = axes.lines[0].get_xdata()
-    assert np.allclose(drawn, report.values(rows, "idc control", "accuracy").mean(axis=1))
+    assert np.allclose(drawn, report.values(rows, "IDC, control", "accuracy").mean(axis=1))
     assert axes.get_xlabel() == "accuracy (%)" and [t.get_text() for t in axes.get_yticklabels()] == [
-        "idc control",
-        "idc upper",
+        "IDC, control",
+        "IDC, upper tail",
     ]
     plt.close("all")
 
@@ -340,7 +344,9 @@ def test_what_does_not_fit_a_slider_is_refused() -> None:
 
 def test_tests_are_named_in_words_on_either_side_of_a_table() -> None:
     one = Interval(1.0, 0.5, 1.5, 3)
-    plain = pd.DataFrame({"cluster_min": [one], "noise_matched": [one]}, index=["idc upper"])
+    plain = pd.DataFrame({"cluster_min": [one], "noise_matched": [one]}, index=["IDC, upper tail"])
     found = report.worded(plain)
-    assert list(found) == ["worst cluster", "noise matched"] and found.loc["idc upper", "worst cluster"] == str(one)
+    assert list(found) == ["worst cluster", "noise matched"] and found.loc["IDC, upper tail", "worst cluster"] == str(
+        one
+    )
     pd.testing.assert_frame_equal(report.worded(plain.T), found.T)

@@ -259,7 +259,7 @@ class Page:
         for name in ("commit", "key"):
             table[f"{name}s"] = each[name].agg(lambda values: " ".join(dict.fromkeys(values.str[:8])))
         table = table.rename(results.NAMES, level="dataset").rename(results.NAMES, level="eval_network")
-        return table.rename(results.in_words, level="arm").rename_axis(["data", "images a class", "arm", "network"])
+        return table.rename_axis(["data", "images a class", "arm", "network"])
 
     def missing(self) -> str:
         """How many runs are there of those planned, and why some could not be made."""
@@ -369,7 +369,7 @@ def provenance(records: Sequence[Record]) -> pd.DataFrame:
     """One row a record: key, arm in words, seed, price, device, versions, commit, and whether it is of today's code."""
     runs = results.runs(records)
     whole = runs[["seconds", "cpu s", "MB"]].astype(float).round().astype(int)
-    return runs.assign(**whole, arm=runs["arm"].map(results.in_words))[["key", "arm", "seed", *results.ORIGIN]]
+    return runs.assign(**whole)[["key", "arm", "seed", *results.ORIGIN]]
 
 
 def within(name: str, value: float, expected: float, tolerance: float) -> str:

@@ -41,22 +41,14 @@ NAMES = {
 
 
 def arm(settings: Mapping[Any, Any]) -> str:
-    """The name of an arm of a comparison, e.g. 'idc upper' or 'random images'."""
+    """The name of an arm of a comparison as readers say it, e.g. 'IDC, upper tail' or 'random images'."""
     method, risk = settings["method"], settings["risk"]
     if method == "foreign":
         return f"set {settings['set_sha256'][:8]}"
     if method in ARM_NAMES:
         return ARM_NAMES[method]
     alone = risk == "control" and method in ("dc", "dsa", "dm", "kip")
-    return str(method) if alone else f"{method} {risk}"
-
-
-def in_words(arm: str) -> str:
-    """An arm's name as readers say it: 'idc upper' is 'IDC, upper tail'; what has no other name stays."""
-    method, _, risk = arm.partition(" ")
-    if method not in METHODS:
-        return arm
-    return METHODS[method] + (f", {RISKS.get(risk, risk)}" if risk else "")
+    return METHODS[method] if alone else f"{METHODS[method]}, {RISKS.get(risk, risk)}"
 
 
 def results(
