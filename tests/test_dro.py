@@ -71,6 +71,34 @@ def test_eq1_inner_maximum_is_that_of_a_convex_solver(ball: str, seed: int) -> N
 
 
 @pytest.mark.equation("1")
+@pytest.mark.parametrize("ball", BALLS)
+def test_eq1_an_atom_without_mass_takes_no_part(ball: str) -> None:
+    losses, p = np.array([0.3, 5.0, 1.0, 0.1]), np.array([0.5, 0.0, 0.3, 0.2])
+    value, q = worst_case(losses, p, ball, RADII[ball])
+    kept = p > 0
+    expected, weights = worst_case(losses[kept], p[kept], ball, RADII[ball])
+    assert (value, q[1]) == (expected, 0)
+    np.testing.assert_array_equal(q[kept], weights)
+
+
+@pytest.mark.equation("1")
+@pytest.mark.parametrize(("ball", "radius"), [("kl", 0.02), ("kl", 0.1), ("chi2", 0.05), ("chi2", 0.2)])
+def test_eq1_an_unrestricted_logistic_model_decides_as_plain_training_does(ball: str, radius: float) -> None:
+    """One score for each of four kinds of features: its sign is that of the likelier label, in any such ball."""
+    likely = np.array([0.9, 0.2, 0.65, 0.4])
+    population = Population(
+        features=np.vstack([np.eye(4), np.eye(4)]),
+        labels=np.repeat([1.0, -1.0], 4),
+        groups=np.zeros(8, np.int64),
+        masses=np.concatenate([likely, 1 - likely]) / 4,
+        noisy=np.zeros(8, bool),
+    )
+    found = fit(population, ball, radius)
+    assert (np.sign(found.theta) == np.sign(likely - 0.5)).all()
+    assert found.value > fit(population, "erm").value + 0.01
+
+
+@pytest.mark.equation("1")
 @calm
 @given(losses=losses_of_six, p=masses_of_six, radius=st.sampled_from([0.0, 0.01, 0.3, 2.0, 50.0]))
 def test_eq1_ball_lies_between_mean_and_maximum_and_grows(losses: Array, p: Array, radius: float) -> None:

@@ -20,10 +20,10 @@ BALLS = ("kl", "chi2", "cvar")
 
 
 def ball_radius(ball: str, mass: float) -> float:
-    """The smallest radius at which a ball around P contains P conditioned on an event of this mass.
+    """The radius at which a ball around P just contains P conditioned on an event of this mass.
 
-    kl: -log(mass). chi2: 1 / mass - 1. cvar: the tail mass itself. Raises SettingError for another ball or a mass
-    outside (0, 1].
+    kl: -log(mass). chi2: 1 / mass - 1. cvar: the tail mass itself, the largest at which it does. Raises SettingError
+    for another ball or a mass outside (0, 1].
     """
     check_choice("ball", ball, BALLS)
     if not 0 < mass <= 1:
@@ -42,11 +42,16 @@ def worst_case(losses: Array, masses: Array, ball: str, radius: float) -> Worst:
     check_choice("ball", ball, BALLS)
     if not (0 < radius <= 1 if ball == "cvar" else radius >= 0):
         raise SettingError("radius", radius, "a tail mass in (0, 1] for cvar, else at least 0")
+    inside = masses > 0
+    if not inside.all():  # no ball here reaches an atom without mass
+        q = np.zeros_like(masses)
+        value, q[inside] = worst_case(losses[inside], masses[inside], ball, radius)
+        return value, q
     shifted = losses - losses.max()
     at_top = masses[shifted == 0].sum()
     if ball == "cvar":
         q = _largest_share(losses, masses, radius)
-    elif radius == 0 or np.ptp(losses[masses > 0]) == 0:
+    elif radius == 0 or np.ptp(losses) == 0:
         q = masses
     elif radius >= ball_radius(ball, float(min(at_top, 1.0))):
         q = np.where(shifted == 0, masses, 0) / at_top
@@ -111,7 +116,7 @@ def kl_predictor(frequencies: Array, losses: Array, rate: float) -> Array:
 
 
 def reverse_kl_predictor(frequencies: Array, losses: Array, rate: float) -> Array:
-    """sup { E_Q F : D(Q || P') <= rate }: the same ball with the arguments exchanged, as Eq. 1 and Eq. 5 print it.
+    """sup { E_Q F : D(Q || P') <= rate }: the same ball with the arguments exchanged, as Eq. 5 and 9 print it.
 
     Shapes as `kl_predictor`. Q cannot leave the support of the sample, so what was not seen does not exist. The
     maximiser is P' exp(t F) normalised; t by bisection, 80 passes. Raises SettingError for rate <= 0.
@@ -158,7 +163,7 @@ def _largest_share(losses: Array, masses: Array, alpha: float) -> Array:
 
 def _kl_weights(shifted: Array, masses: Array, radius: float) -> Array:
     """q proportional to p exp(t F), with t such that the relative entropy is the radius."""
-    log_p = np.log(np.where(masses > 0, masses, 1e-300))
+    log_p = np.log(masses)
 
     def excess(log_t: float) -> float:
         q = softmax(log_p + np.exp(log_t) * shifted)

@@ -185,8 +185,8 @@ def disappointment(predictor: Callable[[Array], Array], losses: Array, p: Array)
 def kl_worst_sample(losses: Array, p: Array, rate: float) -> Array | None:
     """The law P' with D(P' || p) = rate at which the KL predictor is just right about p; None if there is none.
 
-    It is p_i (eta - F_i) normalised. As eta falls to max F the divergence grows to a limit; above it no sample is so
-    misleading, and disappointment at p has probability 0 near that radius.
+    It is p_i (eta - F_i) normalised. As eta falls to max F the divergence grows to a limit. Above it the samples that
+    disappoint are farther from p than `rate`, and from log((max F - min F) / (max F - E F)) on there is none.
     """
 
     def tilted(log_slack: float) -> Array:
