@@ -13,8 +13,8 @@ from .data.dataset import DataSet
 from .data.dataset import load as load_dataset
 from .distillation import distill as loop
 from .distillation.distill import OnImages
-from .distillation.settings import METHODS, DistillSettings
-from .distillation.synthetic import SyntheticSet
+from .distillation.settings import DISTILLED, DistillSettings
+from .distillation.synthetic import SyntheticSet, quantised
 from .evaluation import evaluate as judge
 from .evaluation.metrics import Metrics
 from .experiments import experiment as runs
@@ -25,21 +25,22 @@ __all__ = ["distill", "evaluate", "load_dataset", "run"]
 
 
 def distill(data: DataSet, scale: str = "smoke", on_images: OnImages | None = None, **settings: Any) -> SyntheticSet:
-    """Distil a data set, on its device, and return the synthetic images; nothing is written.
+    """Distil a data set, on its device, and return the synthetic images as a record has them: rounded to 256 levels.
 
     `scale` names the preset for everything that `settings` leaves open (smoke: seconds for digits); `settings` are
     fields of an Experiment that shape the set: ``distill(data, method="idc", risk="upper", ipc=1, seed=0)``.
     `on_images` (not for kip) is called with the number of outer steps done and the set as it then is, first with 0 and
-    the start. Raises SettingError for a setting that is unknown, out of range, or does not fit the data. For runs that
-    are recorded and can be stopped and resumed use `run`.
+    the start. Nothing is written; for runs that are recorded and can be stopped and resumed use `run`. Raises
+    SettingError for a setting that is unknown, out of range, or does not fit the data.
     """
     if unknown := sorted(set(settings) - set(DistillSettings.declared())):
         raise SettingError(unknown[0], settings[unknown[0]], "a setting of the distillation")
     chosen = fitted(Experiment.preset(scale, **({"dataset": data.name} | settings)), Content.of(data))
-    if chosen.method not in METHODS[:6]:
-        raise SettingError("method", chosen.method, f"one that distils: {', '.join(METHODS[:6])}")
-    made, _ = loop.distill(data, chosen, on_images=on_images)
-    return made
+    if chosen.method not in DISTILLED:
+        raise SettingError("method", chosen.method, f"one that distils: {', '.join(DISTILLED)}")
+    watch = None if on_images is None else lambda done, now: on_images(done, quantised(now))
+    made, _ = loop.distill(data, chosen, on_images=watch)
+    return quantised(made)
 
 
 def evaluate(images: SyntheticSet | Tensor, data: DataSet, labels: Tensor | None = None, **settings: Any) -> Metrics:
@@ -51,7 +52,8 @@ def evaluate(images: SyntheticSet | Tensor, data: DataSet, labels: Tensor | None
     one entry a training, accuracies in per cent: `accuracy`, `cluster_min` (worst k-means group), `class_min`, shifts.
     Raises SettingError for unknown settings, images of another size, order or range, and labels that do not fit.
     """
-    seed, scale = settings.pop("seed", 0), settings.pop("scale", "smoke")
+    scale = settings.pop("scale", "smoke")
+    seed: int = Experiment.checked({"seed": settings.pop("seed", 0)})["seed"]
     if unknown := [name for name in settings if not name.startswith("eval_")]:
         raise SettingError(unknown[0], settings[unknown[0]], "a setting that begins with eval_")
     if settings.get("eval_part", "test") != "test":
@@ -66,6 +68,7 @@ def evaluate(images: SyntheticSet | Tensor, data: DataSet, labels: Tensor | None
     if labels is None:
         raise SettingError("labels", None, f"one for each of {len(images)} images")
     judge.check_images(images, labels, data)
+    images, labels = (t.to(data.train_images.device) for t in (images, labels))
     chosen = fitted(Experiment.preset(scale, dataset=data.name, **settings), Content.of(data))
     return judge.evaluate(images, labels, data, chosen, seed, factor=factor)
 

@@ -320,8 +320,6 @@ def check_device(name: str) -> None:
     here = ["cpu"]
     if cards:
         here += ["cuda", *(f"cuda:{number}" for number in range(cards))]
-    if torch.backends.mps.is_available():
-        here.append("mps")
     if name not in here:
         raise SettingError("device", name, f"what there is here: {', '.join(here)}")
 

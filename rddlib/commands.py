@@ -50,7 +50,7 @@ Else = Annotated[str | None, Parameter(group=ELSEWHERE)]
 StoreDir = Annotated[
     str | None, Parameter(help="where records are kept (default: $RDD_STORE, else data/ or ~/rddlib_data)")
 ]
-Device = Annotated[str, Parameter(help="cpu, cuda or mps; not part of the key")]
+Device = Annotated[str, Parameter(help="cpu, cuda or cuda:NUMBER; not part of the key")]
 DataRoot = Annotated[
     str | None,
     Parameter(group=ELSEWHERE, help="where data lies (default: $RDD_DATA, else cache/ of the default store)"),

@@ -19,6 +19,7 @@ import shutil
 import signal
 import stat
 import struct
+import sys
 import tempfile
 import threading
 import time
@@ -238,7 +239,7 @@ def read_state(
     if not Path(path).exists():
         return None
     try:
-        raw = read_plain(path)
+        raw = read_plain(path, sys.maxsize)  # our own, however large the images are
         sealed_of = sealed_origin(raw)
         if sealed_of is None and not zipfile.is_zipfile(BytesIO(raw)):
             raise ValueError("it is no archive")

@@ -6,7 +6,7 @@ number of items: the item on its boundary counts with the fraction that is left,
 (Rockafellar & Uryasev, 2002) and continuous in alpha.
 
 Losses are computed in their own dtype (half precision is raised to float32), weights in float64. A NaN or an
-infinity anywhere in a group makes that group's value not finite, whichever tail is asked for: it is never
+infinity anywhere in a group makes that group's CVaR not finite, whichever tail is asked for: it is never
 sorted out of sight, except by the public code's own estimator (`released_group_cvar`).
 """
 
@@ -87,9 +87,10 @@ def cvar_as_printed(losses: Tensor, alpha: float) -> Tensor:
 def rockafellar_uryasev(losses: Tensor, threshold: Tensor, alpha: float) -> Tensor:
     """c + mean(max(F - c, 0)) / alpha for each threshold c: convex, with the upper-tail CVaR as minimum.
 
-    losses (n,), threshold (m,) -> (m,). Source: Rockafellar & Uryasev (2000), theorem 1. Cost: n * m.
+    losses (n,), threshold (m,) -> (m,). Source: Rockafellar & Uryasev (2000), theorem 1. Cost: n * m. Errors as
+    `value_at_risk`.
     """
-    _checked(losses, alpha, "upper")
+    losses = _checked(losses, alpha, "upper")
     excess = (losses[:, None] - threshold[None, :]).clamp(min=0)  # (n, m)
     return threshold + excess.mean(0) / alpha
 

@@ -11,6 +11,7 @@ import torch
 
 import rddlib
 from rddlib.base import SettingError
+from rddlib.distillation.settings import DISTILLED
 
 
 def test_every_public_name_is_there_and_documented() -> None:
@@ -57,6 +58,18 @@ def test_images_can_be_watched_while_they_are_distilled(method: str) -> None:
     assert not torch.equal(seen[0][1].images, seen[1][1].images)
 
 
+@pytest.mark.parametrize("method", DISTILLED)
+def test_what_was_distilled_can_be_evaluated(method: str) -> None:
+    data = rddlib.load_dataset("digits")
+    short = {"ipc": 1, "width": 8} | ({"kip_steps": 1} if method == "kip" else {"outer_steps": 1, "inner_steps": 2})
+    if method != "kip":
+        short |= {"lr_image": 30.0}  # far enough for pixels outside [0, 1], where the method lets them go there
+    made = rddlib.distill(data, method=method, **short)
+    assert torch.equal(made.images, made.levels / 255)
+    scores = rddlib.evaluate(made, data, eval_steps=2, eval_seeds=1, eval_width=8, eval_shifts=False)
+    assert len(scores["accuracy"]) == 1
+
+
 def test_watching_is_refused_where_there_are_no_outer_steps() -> None:
     with pytest.raises(SettingError, match="on_images"):
         rddlib.distill(rddlib.load_dataset("digits"), method="kip", on_images=lambda step, images: None)
@@ -72,6 +85,8 @@ def test_what_does_not_fit_is_refused() -> None:
         rddlib.evaluate(torch.zeros(3, 1, 8, 8), data)
     with pytest.raises(SettingError, match="width"):
         rddlib.evaluate(torch.zeros(3, 1, 8, 8), data, torch.zeros(3).long(), width=3)
+    with pytest.raises(SettingError, match="seed"):
+        rddlib.evaluate(torch.zeros(3, 1, 8, 8), data, torch.zeros(3).long(), seed=0.5)
 
 
 @pytest.mark.parametrize(
@@ -88,6 +103,7 @@ def test_what_does_not_fit_is_refused() -> None:
         (lambda x, d: (x, torch.arange(20) // 2 - 1), r"labels = '-1\.\.8'"),
         (lambda x, d: (x, torch.zeros(20)), r"labels = 'floats \(20,\)'"),
         (lambda x, d: (x, torch.ones(20, 10)), "rows of sum 1"),
+        (lambda x, d: (x, torch.tensor([3.0, *[-2 / 9] * 9]).expand(20, 10)), "none below 0"),
         (lambda x, d: (x, torch.eye(10)), "one for each of 20 images"),
     ],
 )

@@ -340,6 +340,8 @@ def test_presets_bring_the_numbers_of_the_recipe_and_of_the_network() -> None:
     assert Experiment.preset("laptop", eval_network="resnet18").eval_width == 8
     assert Experiment.preset("paper", method="dsa", ipc=10).net_steps == 50
     assert Experiment.preset("paper", method="dsa", ipc=50).inner_steps == 50
+    twenty = Experiment.preset("paper", method="dc", ipc=20)
+    assert (twenty.inner_steps, twenty.net_steps) == (20, 25)
 
 
 @pytest.mark.parametrize("method", ["dc", "dsa", "dm"])

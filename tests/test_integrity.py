@@ -270,6 +270,21 @@ def test_a_damaged_checkpoint_is_named_and_left(kind: str, content: bytes, digit
     assert file.read_bytes() == content
 
 
+def test_a_checkpoint_may_be_larger_than_files_of_others(
+    digits: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = distill.begin(digits, LOOP, prior.load("none", digits, 1))
+    distill.save_state(tmp_path / "state.pt", state, "ab" * 32)
+    read_plain = files.read_plain
+
+    def read_small(path: Path, most: int = 1000) -> bytes:
+        return read_plain(path, most)
+
+    monkeypatch.setattr(files, "read_plain", read_small)
+    read = distill.load_state(tmp_path / "state.pt", state, "ab" * 32)
+    assert read is not None and torch.equal(read.codes["pixels"], state.codes["pixels"])
+
+
 def test_a_checkpoint_of_another_shape_is_refused(digits: DataSet, tmp_path: Path) -> None:
     zeros = {"pixels": torch.zeros(10, 1, 1, 8, 8)}
     distill.save_state(tmp_path / "loop.pt", State(zeros, zeros), distill.origin(digits, LOOP))
@@ -337,6 +352,18 @@ def test_half_a_run_on_other_data_never_enters_a_record(
     assert record.metrics != run(e, Store(tmp_path / "other"), data_root=one).metrics
     assert "begins anew" in caplog.text
     assert sum(record.seconds.values()) < 60 and not list(store.root.glob("work/*/*"))
+
+
+def test_a_set_that_a_record_rests_on_is_not_replaced_by_one_of_other_data(tmp_path: Path) -> None:
+    one, two = mine(tmp_path / "one", 1), mine(tmp_path / "two", 2)
+    e = dataclasses.replace(tiny(batch_real=8, net_batch=16, outer_steps=1), dataset="mine", eval_groups=2)
+    longer, store = dataclasses.replace(e, eval_steps=e.eval_steps + 1), Store(tmp_path / "store")
+    file = store.distilled(run(e, store, data_root=one).set_name)
+    before = file.read_bytes()
+    with pytest.raises(StoreError, match="other data called 'mine'"):
+        run(longer, store, data_root=two)
+    assert file.read_bytes() == before
+    assert run(longer, store, data_root=one).set_name == file.stem
 
 
 def test_half_an_evaluation_by_other_code_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

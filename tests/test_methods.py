@@ -66,7 +66,7 @@ def by_loops(metric: str, a: list[Tensor], b: list[Tensor]) -> float:
             elif metric == "idc":
                 total += sum(float(u - v) ** 2 for u, v in zip(x, y, strict=True))
             else:
-                size = p.numel() if metric == "l1_mean" else 1
+                size = len(x) if metric == "l1_mean" else 1
                 total += sum(abs(float(u - v)) for u, v in zip(x, y, strict=True)) / size
     return total
 
@@ -182,6 +182,23 @@ def test_variants_share_every_random_draw(digits: DataSet) -> None:
     for same in (again, weightless, released.images):
         assert torch.equal(control, same)
     assert history[-1]["risk"] > 0 and not torch.equal(control, other)
+
+
+def test_a_network_with_dropout_draws_no_more_with_the_term_than_without(digits: DataSet) -> None:
+    """Where groups are looked for its dropout is off, so that a term without a gradient changes nothing."""
+    vit = {"network": "vit", "width": 8, "factor": 1}
+    images = [distill.distill(digits, method("dsa", risk=r, **vit))[0].images for r in ("control", "released")]
+    assert torch.equal(*images)
+
+
+def test_groups_are_looked_for_only_where_they_are_used(digits: DataSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> DataSet:
+        raise AssertionError
+
+    monkeypatch.setattr(distill.clusters, "with_found_groups", refuse)
+    distill.distill(digits, method("idc", groups_from="found"))
+    with pytest.raises(AssertionError):
+        distill.distill(digits, method("idc", groups_from="found", risk="upper"))
 
 
 def test_normalised_coordinates_are_left_unclamped_pixels_are_clamped(digits: DataSet) -> None:

@@ -47,6 +47,7 @@ CASES: dict[str, dict[str, Any]] = {
     "twelve groups in all, own class": UPPER | {"centres_in_all": 12, "scope": "class"},
     "own class": UPPER | {"scope": "class"},
     "pixel space": UPPER | {"space": "pixel"},
+    "as printed": {"risk": "literal", "alpha": 0.5},
     "in the matched gradient": MATCHED,
     "in the matched gradient, own class, lower": MATCHED | {"risk": "lower", "scope": "class"},
     "divided loss": UPPER | {"divide_loss": True, "average": 0.5, "worst": 2.0},
@@ -100,6 +101,13 @@ def test_the_fast_loop_equals_the_method_on_one_page(digits: DataSet, case: str)
     assert (in_turn.images - start).abs().max() > 1e-3  # and it is not that nothing moved
     for one, other in zip(history, again, strict=True):
         assert one == pytest.approx(other, rel=1e-6)  # added up in single precision
+
+
+def test_the_method_on_one_page_refuses_what_it_does_not_have(digits: DataSet) -> None:
+    S = synthetic.start(digits, 1, 1, generator(0, "start")).images.unflatten(0, (digits.n_classes, 1))
+    for name, value in (("net_start_steps", 3), ("risk_images", 64), ("groups_from", "found"), ("worst_step", 0.1)):
+        with pytest.raises(SettingError, match=name):
+            reference.outer_step(digits, settings(**UPPER | {name: value}), S, torch.zeros_like(S))
 
 
 # --- the settings of the fair test ------------------------------------------------------------------------
@@ -259,7 +267,12 @@ def test_means_are_over_the_trainings_made(digits: DataSet) -> None:
 
 @pytest.mark.parametrize(
     ("changes", "words"),
-    [({"lr_image": 1e200}, "inner step [123].*lr_image"), ({"lr_net": 1e200}, "inner step [123].*lr_net")],
+    [
+        ({"lr_image": 1e200}, "inner step [123].*lr_image"),
+        ({"lr_net": 1e200}, "inner step [123].*lr_net"),
+        ({"lr_net": 1e200, "net_start_steps": 2}, "inner step 1.*lr_net"),
+        ({"lr_net": 1e200, "net_steps": 1}, "inner step [123].*lr_net"),
+    ],
 )
 def test_a_run_that_diverges_stops_and_says_where(digits: DataSet, changes: dict[str, float], words: str) -> None:
     with pytest.raises(DivergenceError, match=f"outer step 1, {words}"):

@@ -67,8 +67,9 @@ def test_random_images_are_of_their_class_and_first_n_are_the_first() -> None:
     first = synthetic.draw_real(d, 2, None)
     for c in range(10):
         assert first[2 * c : 2 * c + 2].tolist() == (d.train_labels == c).nonzero().flatten()[:2].tolist()
-    with pytest.raises(SettingError, match="ipc = 1000"):
-        synthetic.draw_real(d, 1000, generator(0))
+    for draw in (lambda: synthetic.draw_real(d, 1000, generator(0)), lambda: synthetic.herded(d, 1000)):
+        with pytest.raises(SettingError, match="ipc = 1000"):
+            draw()
 
 
 def test_what_is_saved_is_what_is_evaluated(tmp_path: Path) -> None:
@@ -83,7 +84,9 @@ def test_damaged_sets_are_refused(tmp_path: Path) -> None:
     (tmp_path / "cut.npz").write_bytes(good.read_bytes()[:200])
     np.savez(tmp_path / "odd.npz", images=np.zeros((3, 3, 8, 8), np.uint8), ipc=2, factor=1)
     np.savez(tmp_path / "short.npz", images=np.zeros((4, 3, 8, 8), np.uint8))
-    for name in ("cut", "odd", "short", "absent"):
+    turned = {"images": np.zeros((4, 3, 8, 8), np.uint8), "labels": np.array([1, 1, 0, 0])}
+    np.savez(tmp_path / "turned.npz", **turned, ipc=2, factor=1)
+    for name in ("cut", "odd", "short", "turned", "absent"):
         with pytest.raises(DataError, match=f"{name}.npz"):
             synthetic.read(tmp_path / f"{name}.npz")
 

@@ -18,14 +18,14 @@ from . import rules
 from .claims import PROOF, Claim, Comparison, Measures, Plan, comparisons, measured, metric_of
 from .rules import LEAST_SEEDS, NEEDS, NO_RUNS, Decision, Mechanism
 
-# The four hypotheses that are looked at twice, at this scale, and the arms whose difference is the gate of the scale.
+# The four hypotheses that are looked at twice, at this scale, and the arms whose differences are its gates.
 PRIMARY = (
     "t1-cifar10-10-idc-upper",
     "t1-cifar10-10-idc-lower",
     "t2-cifar10-cluster_min-idc-upper",
     "t2-cifar10-cluster_min-idc-lower",
 )
-GATES = {"cpu": ("gate/control", "gate/untrained")}
+GATES = {"cpu": (("gate/control", "gate/untrained"), ("gate_1/control", "gate_1/untrained"))}
 # What a run shares with those of the gate, or the gate says nothing about it: its data and the length of its loop.
 OF_THE_GATE = ("dataset", "size", "ipc", "network", "width", "outer_steps", "inner_steps", "net_steps")
 LARGE = ("gpu", "paper")  # scales that need data or a machine that a laptop lacks
@@ -86,7 +86,7 @@ class Evidence:
     plan: Plan
     extra: Measures = field(default_factory=dict)
     _metrics: dict[str, dict[str, float]] = field(default_factory=dict, init=False, repr=False, compare=False)
-    _gates: dict[str, tuple[pd.DataFrame, pd.DataFrame]] = field(
+    _gates: dict[str, list[tuple[pd.DataFrame, pd.DataFrame]]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
@@ -107,11 +107,11 @@ class Evidence:
         found = {place: [by_key.get(key, np.nan) for key in keys[place]] for place in keys}
         return pd.DataFrame(found, index=keys.index, dtype=float).dropna()
 
-    def gate(self, scale: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """Keys and accuracies of the arms of the gate of a scale; many comparisons ask for them."""
+    def gates(self, scale: str) -> list[tuple[pd.DataFrame, pd.DataFrame]]:
+        """Keys and accuracies of the arms of each gate of a scale; many comparisons ask for them."""
         if scale not in self._gates:
-            keys = self.keys(GATES[scale], scale)
-            self._gates[scale] = keys, self.values(keys, "accuracy")
+            every = [self.keys(arms, scale) for arms in GATES.get(scale, ())]
+            self._gates[scale] = [(keys, self.values(keys, "accuracy")) for keys in every]
         return self._gates[scale]
 
     def metric(self, name: str) -> dict[str, float]:
@@ -212,16 +212,15 @@ def _history(record: Record) -> list[dict[str, Any]]:
 def _gate(scale: str, evidence: Evidence, judged: Record) -> pd.Series | None:
     """Accuracy of control less that of control with an untrained network, one value a seed; None: not run.
 
-    None too where `judged` has other data or another loop than the runs of the gate.
+    The gate is the one whose runs have the data and the loop of `judged`; None too where there is no such gate.
     """
-    if scale not in GATES:
-        return None
-    keys, accuracy = evidence.gate(scale)
-    if len(accuracy) < LEAST_SEEDS:
-        return None
-    trained = evidence.records[keys.loc[accuracy.index[0], 0]]
-    alike = all(judged.experiment.get(name) == trained.experiment.get(name) for name in OF_THE_GATE)
-    return accuracy[0] - accuracy[1] if alike else None
+    for keys, accuracy in evidence.gates(scale):
+        if len(accuracy) < LEAST_SEEDS:
+            continue
+        trained = evidence.records[keys.loc[accuracy.index[0], 0]]
+        if all(judged.experiment.get(name) == trained.experiment.get(name) for name in OF_THE_GATE):
+            return accuracy[0] - accuracy[1]
+    return None
 
 
 def _rise(comparison: Comparison, evidence: Evidence, keys: pd.DataFrame) -> np.ndarray | None:

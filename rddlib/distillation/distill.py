@@ -53,7 +53,7 @@ def distill(
             raise SettingError("on_images", on_images, "left out for kip, which has no outer steps")
         return inducing_points.distill(data, settings, checkpoint, every, on_step)
     raise_all(conflicts(data, settings))
-    if settings.groups_from == "found":
+    if settings.groups_from == "found" and settings.uses_groups:
         data = clusters.with_found_groups(data, settings.found_groups)
     source = prior.load(settings.parts().prior, data, settings.prior_layer, settings.prior_start)
     state = begin(data, settings, source, begun)

@@ -130,6 +130,8 @@ def _check_finite(loop: Loop, distances: Tensor, losses: Tensor, finite: bool, o
     elif bad_distances or not finite:
         step = bad_distances[0] + 1 if bad_distances else loop.s.inner_steps
         what, setting = "the matched distance or the images are", "lr_image"
+        if not all(parameter.isfinite().all() for parameter in loop.net.parameters()):
+            what, setting = "the weights of the loop's network are", "lr_net"
     else:
         return
     help_ = f"A smaller {setting} (now {getattr(loop.s, setting):g}) may help"
@@ -577,8 +579,13 @@ class Loop:
 
     @torch.no_grad()
     def _embed(self, x: Tensor) -> Tensor:
-        """Where normalised images lie in the space in which the nearest one is sought."""
-        return self.net.embed(x) if self.s.space == "feature" else x  # type: ignore[operator]
+        """Where normalised images lie in the space in which the nearest one is sought; no dropout, so no draw."""
+        if self.s.space != "feature":
+            return x
+        self.net.eval()
+        points: Tensor = self.net.embed(x)  # type: ignore[operator]
+        self.net.train()
+        return points
 
     def _groups(
         self, x: Tensor, y: Tensor, centre_points: Tensor | None, index: Tensor, points: Tensor | None = None

@@ -36,7 +36,8 @@ def distance(real: Sequence[Tensor], synthetic: Sequence[Tensor], metric: str = 
 
     idc: sum over tensors of the squared differences (IDC section 3, released `mse`; for feature means DM's distance).
     dc: sum over layers and rows of 1 - cosine, a row being the weights into one output (DC, Zhao et al. 2021, Eq. 10).
-    l1, l1_mean: absolute differences, summed, or their mean in each tensor (IDC's options; l1 on ImageNet).
+    l1, l1_mean: absolute differences, summed over all, or over rows of their mean in a row (IDC's options; l1 on
+    ImageNet).
     """
     return torch.stack([_distance(r, s, metric) for r, s in zip(real, synthetic, strict=True)]).sum()
 
@@ -50,4 +51,4 @@ def _distance(real: Tensor, synthetic: Tensor, metric: str) -> Tensor:
     gap = real - synthetic
     if metric == "idc":
         return gap.square().sum()
-    return gap.abs().sum() if metric == "l1" else gap.abs().mean()
+    return gap.abs().sum() if metric == "l1" else gap.abs().flatten(1).mean(1).sum()

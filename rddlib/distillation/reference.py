@@ -15,13 +15,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import risk
-from ..base import generator
+from ..base import SettingError, generator
 from ..data import augment
 from ..data.dataset import DataSet
 from . import synthetic
 from .loop import STREAMS
 from .settings import DistillSettings
 from .synthetic import SyntheticSet
+
+# Options of the fast loop that this page leaves out.
+WITHOUT = (
+    *("real_choice", "groups_from", "match_groups", "risk_images"),
+    *("worst_step", "net_start_steps"),
+)
 
 
 def outer_step(
@@ -36,8 +42,12 @@ def outer_step(
 
     S, v: (n_classes, ipc, C, H, W), images in [0, 1]. Draws are those of
     `loop.Loop`: the same streams in the same order. Pixels alone, without a
-    generator, and without real_choice, groups_from, risk_images, worst_step.
+    generator; SettingError for settings that it does not have (`WITHOUT`).
     """
+    for name in WITHOUT:
+        if getattr(s, name) != DistillSettings.declared()[name].default:
+            default = DistillSettings.declared()[name].default
+            raise SettingError(name, getattr(s, name), f"{default!r} here")
     step = Step(data, s, S, v, outer)
     for i in range(s.inner_steps):
         step.move_images()
@@ -140,7 +150,7 @@ class Step:
             elif self.parts.metric == "l1":
                 total = total + (a - b).abs().sum()
             elif self.parts.metric == "l1_mean":
-                total = total + (a - b).abs().mean()
+                total = total + (a - b).abs().flatten(1).mean(1).sum()
             else:
                 a, b = a.flatten(1), b.flatten(1)
                 norms = a.norm(dim=1) * b.norm(dim=1) + 1e-6
@@ -182,12 +192,14 @@ class Step:
 
     def has_term(self, where: str) -> bool:
         """Whether the paper's term stands there and has a gradient."""
-        return self.s.risk in ("upper", "lower") and self.s.where == where
+        term = self.s.risk in ("upper", "lower", "literal")
+        return term and self.s.where == where
 
     def robust(self, F_: Tensor, c: Tensor) -> Tensor:
         """Cross-entropy + average + largest CVaR over the groups (Eq. 2)."""
-        alpha, tail = self.s.alpha, self.s.risk
-        cvars = [risk.cvar(F_[c == i], alpha, tail) for i in c.unique()]
+        literal = self.s.risk == "literal"  # as printed: minus the lower tail
+        tail, sign = ("lower", -1) if literal else (self.s.risk, 1)
+        cvars = [sign * risk.cvar(F_[c == i], self.s.alpha, tail) for i in c.unique()]
         mean, largest = torch.stack(cvars).mean(), torch.stack(cvars).max()
         return F_.mean() + self.s.average * mean + self.s.worst * largest
 
@@ -205,7 +217,9 @@ class Step:
     def place(self, x: Tensor) -> Tensor:
         """Where nearness is meant: in features of theta, or among pixels."""
         if self.s.space == "feature":
+            self.theta.eval()  # no dropout here
             x = self.theta.embed(x)  # type: ignore[operator]
+            self.theta.train()
         return x.detach().flatten(1)
 
     def choose_centres(self) -> Tensor:

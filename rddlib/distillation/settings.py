@@ -224,8 +224,17 @@ class DistillSettings(RiskSettings, KipSettings):
         if self.match_groups == "equal" and self.where == "matching" and self.risk != "control":
             yield SettingError("match_groups", "equal", "'together' where the risk term stands in the matched gradient")
         in_network = self.risk != "control" and self.where == "network"
-        if self.groups_from != "nearest" and in_network and self.parts().net_data == "synthetic":
-            yield SettingError("groups_from", self.groups_from, "'nearest' where the network sees synthetic images")
+        if in_network and self.parts().net_data == "synthetic":
+            if self.groups_from != "nearest":
+                yield SettingError("groups_from", self.groups_from, "'nearest' where the network sees synthetic images")
+            if self.risk_images is not None:
+                yield SettingError("risk_images", self.risk_images, "None where the network sees synthetic images")
+
+    @property
+    def uses_groups(self) -> bool:
+        """Whether anything asks which group a training image is in."""
+        by_groups = self.match_groups == "equal" or self.real_choice == "balanced" or self.start == "covering"
+        return self.risk != "control" or by_groups
 
     def one_by_one(self) -> str:
         """Why the classes have to be taken one after another, "" if they need not."""
@@ -262,9 +271,10 @@ def conflicts(data: DataSet, settings: DistillSettings) -> Iterator[SettingError
     if data.n_classes < 2:
         yield SettingError("dataset", data.name, "one with at least two classes")
     tiles = s.factor**2 if s.method in (*LOOPED, "mix") else 1
-    if s.method not in ("full", "foreign") and s.ipc * tiles > smallest:
-        allowed = f"what a class can start from: {s.ipc * tiles} real images are more than {smallest}"
-        yield SettingError("ipc", s.ipc, allowed)
+    without = s.method in ("full", "foreign") or (s.method in LOOPED and (s.start == "noise" or s.start_sha256))
+    if not without and s.ipc * tiles > smallest:
+        of = f" of {tiles} real images each" if tiles > 1 else ""
+        yield SettingError("ipc", s.ipc, f"at most {smallest // tiles}{of}: the smallest class has {smallest}")
     if s.method == "kip":
         yield from inducing_points.conflicts(data, s)
     if s.method not in LOOPED:

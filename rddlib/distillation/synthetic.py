@@ -150,15 +150,21 @@ def _farthest(images: Tensor, most: int) -> Tensor:
 def draw_real(data: DataSet, ipc: int, generator: torch.Generator | None) -> Tensor:
     """Indices (n_classes * ipc,) of training images, `ipc` a class, without repetition.
 
-    With `generator` None the first of each class are taken, as the loaders of IDC, RDD and DREAM do.
+    With `generator` None the first of each class are taken, as the loaders of IDC, RDD and DREAM do. Raises
+    SettingError where a class has fewer.
     """
+    _check_room(data, ipc)
     chosen = []
-    for name, members in zip(data.classes, data.members, strict=True):
-        if len(members) < ipc:
-            raise SettingError("ipc", ipc, f"at most {len(members)}: class {name!r} has no more images (tiles count)")
+    for members in data.members:
         order = torch.randperm(len(members), generator=generator) if generator else torch.arange(len(members))
         chosen.append(members[order[:ipc]])
     return torch.cat(chosen)
+
+
+def _check_room(data: DataSet, ipc: int) -> None:
+    for name, members in zip(data.classes, data.members, strict=True):
+        if len(members) < ipc:
+            raise SettingError("ipc", ipc, f"at most {len(members)}: class {name!r} has no more images (tiles count)")
 
 
 def herded(data: DataSet, ipc: int) -> Tensor:
@@ -166,7 +172,9 @@ def herded(data: DataSet, ipc: int) -> Tensor:
 
     One after another is chosen: the one that brings the mean of the chosen nearest to the mean of the class, in
     normalised pixels, without repetition. There is no chance in it. Source: the order of exemplars in iCaRL (2017).
+    Raises SettingError where a class has fewer.
     """
+    _check_room(data, ipc)
     chosen = []
     for members in data.members:
         points = data.normalise(data.train_images[members.to(data.train_images.device)]).flatten(1)
@@ -232,6 +240,9 @@ def read(path: str | Path) -> SyntheticSet:
     images, ipc, factor = entries["images"], int(entries["ipc"]), int(entries["factor"])
     if images.dtype != np.uint8 or images.ndim != 4 or ipc < 1 or factor < 1 or len(images) % ipc:
         raise DataError(f"{path}: images {images.dtype} {images.shape}, ipc {ipc}, factor {factor} do not fit together")
+    expected = class_labels(len(images) // ipc, ipc).numpy()
+    if "labels" in entries and not np.array_equal(entries["labels"], expected):
+        raise DataError(f"{path}: its labels are not {ipc} of each class in turn, as ipc says")
     targets = torch.from_numpy(entries["targets"]) if "targets" in entries else None
     if targets is not None and targets.shape != (len(images), len(images) // ipc):
         raise DataError(f"{path}: learned labels {tuple(targets.shape)} do not fit {len(images)} images, ipc {ipc}")

@@ -107,9 +107,10 @@ def check_images(images: Tensor, labels: Tensor, data: DataSet, pixels: bool = T
     if len(labels) != len(images):
         raise SettingError("labels", len(labels), f"one for each of {len(images)} images")
     if labels.is_floating_point():
-        if labels.shape[1:] != (data.n_classes,) or not torch.allclose(labels.sum(1), torch.ones(()).to(labels)):
-            shape = tuple(labels.shape)
-            raise SettingError("labels", f"floats {shape}", f"integers, or (N, {data.n_classes}) with rows of sum 1")
+        fits = labels.shape[1:] == (data.n_classes,) and torch.allclose(labels.sum(1), torch.ones(()).to(labels))
+        if not fits or labels.min() < 0:
+            allowed = f"integers, or (N, {data.n_classes}), none below 0, with rows of sum 1"
+            raise SettingError("labels", f"floats {tuple(labels.shape)}", allowed)
     elif labels.dtype != torch.int64:
         raise SettingError("labels", str(labels.dtype).removeprefix("torch."), "int64, or floats: a distribution a row")
     elif labels.ndim != 1 or labels.min() < 0 or labels.max() >= data.n_classes:

@@ -60,7 +60,8 @@ def balanced_sizes(part: Partition, labels: Tensor, n_classes: int) -> list[int]
     counts = _by_class(part, labels, n_classes, None)
     counted = counts >= LEAST
     inverse = torch.where(counted, 1 / counts.clamp_min(1), 0).sum(1)
-    return torch.where(inverse > 0, counted.sum(1) ** 2 / inverse, 0).floor().long().tolist()
+    sizes = torch.where(inverse > 0, counted.sum(1) ** 2 / inverse, 0)
+    return (sizes + 1e-9).floor().long().tolist()  # 15 is 15, also where it comes out as 14.999...
 
 
 def _by_class(part: Partition, labels: Tensor, n_classes: int, weights: Tensor | None) -> Tensor:
@@ -92,6 +93,9 @@ class TestBench:
         corruptions: bool = False,
     ) -> TestBench:
         """Standard and (`shifts`) shifted images; `k` published groups and (`honest`) the others.
+
+        Noise and blur have the numbers of CIFAR-10 on every data set, on the images as the network sees them; the
+        released ones of ImageNet act on the photograph (`shifts.shifted_as_defined`).
 
         `corruptions`: twelve kinds at severities 1, 3 and 5 and the matched shifts, of at most 2,000 test images, the
         same number of each class. Groups are looked for in `folders`; those that must be made are saved in the last.

@@ -130,8 +130,7 @@ class Experiment(DistillSettings, EvaluateSettings):
             idle |= {"max_centres", "centre_choice"}
         if self.real_choice != "representative":
             idle |= {"real_choice_interval", "real_pool"}
-        uses_groups = self.risk != "control" or self.match_groups == "equal"
-        if not (uses_groups or self.real_choice == "balanced" or self.start == "covering"):
+        if not self.uses_groups:
             idle |= {"groups_from"}
         if self.groups_from != "found" or "groups_from" in idle:
             idle |= {"found_groups"}

@@ -58,7 +58,7 @@ def as_png(distilled: SyntheticSet, folder: str | Path, stored: bool = False) ->
     images, labels = _images(distilled, stored)
     numbers = [0] * (int(labels.max()) + 1)
     with _whole_folder(folder) as place:  # some classes of a set are no set
-        for image, label in zip(_eight_bits(images), labels.tolist(), strict=True):
+        for image, label in zip(synthetic.levels(images), labels.tolist(), strict=True):
             pixels = image.permute(1, 2, 0).numpy()
             buffer = io.BytesIO()
             Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels).save(buffer, "PNG")
@@ -92,7 +92,7 @@ def as_grid(distilled: SyntheticSet, file: str | Path, stored: bool = False) -> 
     """Write all images as one PNG, a row a class; the number of images."""
     images, labels = _images(distilled, stored)
     n_classes = int(labels.max()) + 1
-    sheet(_eight_bits(images).unflatten(0, (n_classes, -1)), _new(file, "grid"))
+    sheet(synthetic.levels(images).unflatten(0, (n_classes, -1)), _new(file, "grid"))
     return len(images)
 
 
@@ -113,7 +113,3 @@ def _new(file: str | Path, option: str) -> Path:
     if file.exists():
         raise SettingError(option, file.name, "a file that is not there yet")
     return file
-
-
-def _eight_bits(images: Tensor) -> Tensor:
-    return (images * 255).round().clamp(0, 255).to(torch.uint8)

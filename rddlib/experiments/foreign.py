@@ -149,7 +149,8 @@ def _npz(path: Path) -> _Raw:
     pack = files.read_npz(path, "an .npz with the entries images and labels", ("images", "labels"), most=sys.maxsize)
     if {"ipc", "factor"} <= set(pack):
         own = synthetic.read(path)
-        return _Raw((own.images * 255).round().to(torch.uint8), own.labels, own.factor)
+        notes = () if own.targets is None else ("its learned labels left out, one class an image",)
+        return _Raw(own.levels, own.labels, own.factor, notes)
     arrays = [np.ascontiguousarray(pack[name]) for name in ("images", "labels")]
     if any(array.dtype.kind not in "uif" for array in arrays):
         raise DataError(f"{path}: images and labels are not both numbers")

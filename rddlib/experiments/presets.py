@@ -49,6 +49,9 @@ METHOD_NUMBERS: dict[str, dict[str, dict[str, Any]]] = {
         "glad": {"outer_steps": 60, "inner_steps": 2, "net_steps": 4, "lr_image": 1.0},
     },
 }
+# DC's published image steps, and its passes over the set after each, by images a class (utils.py); others take those
+# of ten.
+DC_LOOPS = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}
 METHOD_NUMBERS["cpu"] = METHOD_NUMBERS["laptop"] | {"glad": METHOD_NUMBERS["laptop"]["glad"] | {"net_steps": 40}}
 
 
@@ -150,7 +153,7 @@ def _long(known: dict[str, Any], n_classes: int) -> dict[str, Any]:
     if method == "dc":
         result |= {"start": "noise"}
     if method in ("dc", "dsa"):
-        inner, epochs = {1: (1, 1), 50: (50, 10)}.get(ipc, (10, 50))
+        inner, epochs = DC_LOOPS.get(ipc, DC_LOOPS[10])
         result |= {"outer_steps": 1000, "inner_steps": inner, "net_steps": epochs * math.ceil(n_classes * ipc / 256),
                   "lr_image": 0.1, "batch_real": 256}  # fmt: skip
     if method == "dm":

@@ -39,8 +39,8 @@ def make(
 
     `folder` (default priors/ of the store) gets NAME.safetensors, NAME.json and NAME.png. `judge`: seed, steps and
     width of the classifier that scores (`training.score`). `replace` lets a generator of other data or settings go.
-    A second process that asks for the same waits and gets the same. Cost: about 16 minutes on one core for CIFAR-10
-    with the defaults, scoring included. Before any work: SettingError for what cannot be trained or scored,
+    A second process waits, and gets the same where it asks for the same. Cost: about 16 minutes on one core for
+    CIFAR-10 with the defaults, scoring included. Before any work: SettingError for what cannot be trained or scored,
     StoreError where another generator is kept or nothing can be written.
     """
     folder = Path(folder or store.root / "priors").expanduser()
@@ -52,7 +52,8 @@ def make(
     store.check_writable()
     _check_writable(folder)
     key = f"prior-{digest(json.dumps(asdict(settings), sort_keys=True), data.sha256)[:16]}"
-    with store.lock(key):
+    place = f"prior-{digest(str(folder.resolve()), data.name)[:16]}"  # one training at a time for one file
+    with store.lock(place):
         kept = _kept(folder, data, settings, judge, replace)  # another process may have made it since
         if kept is None:
             kept = _make(data, settings, store.work(key), folder, judge, progress or (lambda *_: None))

@@ -20,7 +20,7 @@ from ..distillation.settings import DistillSettings
 from ..distillation.synthetic import SyntheticSet
 from . import provenance
 from .provenance import Clock
-from .records import Store
+from .records import Store, StoreError
 
 Progress = Callable[[str, int, int, dict[str, Any]], None]  # part, done, of, last figures
 
@@ -63,7 +63,8 @@ def distilled(
 ) -> SmallSet:
     """The distilled set of `key`: the stored one if today's code made it, else made now, resuming where it was.
 
-    `begun`: the set that it begins from, where the settings name one.
+    `begun`: the set that it begins from, where the settings name one. Raises StoreError where records rest on the
+    stored one and it was made from other data of the same name.
     """
     with store.lock(key):
         stored = _stored(store, key, data)
@@ -77,7 +78,8 @@ def distilled(
         every = 1 if of_kip else max(1, steps // 50)
 
         def note(done: int, entry: dict[str, float]) -> None:
-            clock.save()
+            if done % every == 0:
+                clock.save()
             progress("distill", done, steps, entry)
 
         with clock.part("distill"):
@@ -104,8 +106,15 @@ def _stored(store: Store, key: str, data: DataSet) -> SmallSet | None:
         return None
     about = synthetic.about(path)
     version = provenance.version_of(int(about.get("results", 1)), about.get("source_hash", ""))
-    if version != provenance.RESULTS or about.get("data_sha256") != data.sha256:
+    if version != provenance.RESULTS:
         return None
+    if about.get("data_sha256") != data.sha256:
+        if not any(record.set_name == key for record in store.records()):
+            return None
+        raise StoreError(
+            f"{path.name}: this set was distilled from other data called {data.name!r} than lie here now, and records "
+            "rest on it. Give the data another name, or name another store"
+        )
     made = synthetic.read(path).to(data.train_images.device)
     price = json.loads(about["seconds"])
     return SmallSet(*made.decoded(), made, json.loads(about["history"]), price["wall"], price["cpu"])

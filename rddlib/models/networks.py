@@ -155,6 +155,8 @@ def _fill(module: nn.Module, generator: torch.Generator, he: bool) -> set[str]:
 def arithmetic(precision: str, device: torch.device) -> Iterator[None]:
     """Within the block, the arithmetic of the networks: float32, or bfloat16 products with float32 weights and images.
 
+    On a card float32 is as PyTorch has it by default: convolutions round their products to TF32 where they can.
+
     bfloat16 is PyTorch's autocast, so norms, losses and sums stay in float32; it halves memory traffic and doubles or
     more the rate of products where the device has them (H100-class cards, AVX-512 processors), and is slow elsewhere.
     """

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -83,7 +84,7 @@ class StylePrior:
         starts = STARTS if self.invert is not None else STARTS[:2]
         check_choice("prior_start", self.start, starts)
 
-    @property
+    @cached_property
     def sha256(self) -> str:
         """64 hex digits: hash of names and values of the network's weights."""
         weights = self.network.state_dict()
