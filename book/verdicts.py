@@ -34,7 +34,7 @@ from rddlib.experiments.grid import Ledger, duration  # noqa: E402
 from rddlib.experiments.records import Record, Store  # noqa: E402
 from rddlib.stats import Interval  # noqa: E402
 
-GRIDS = (*(f"table{n}" for n in range(1, 6)), "figure4", "gate", "real_groups", "real_groups_cifar10")
+GRIDS = (*(f"table{n}" for n in range(1, 6)), "figure4", "gate", "gate_1", "real_groups", "real_groups_cifar10")
 TABLES = {
     "1": "Table 1",
     "2": "Table 2",

@@ -26,7 +26,7 @@ FILE = ROOT / "data" / "claims.csv"
 ALL = claims.read()
 REPORTED = pd.read_csv(ROOT / "data" / "paper" / "reported.csv")
 FIXED = ("table", "claim", "reading", "paper", "rule", "test", "margin", "scales", "stand_in")
-GRIDS = [*(f"table{n}" for n in range(1, 6)), "figure4", "gate", "real_groups", "real_groups_cifar10"]
+GRIDS = [*(f"table{n}" for n in range(1, 6)), "figure4", "gate", "gate_1", "real_groups", "real_groups_cifar10"]
 PLAN = Plan(GRIDS)  # read when first asked for
 ROW = dict.fromkeys(COLUMNS, "") | {
     "id": "a-b",
@@ -331,6 +331,9 @@ def test_a_claim_on_the_term_needs_a_network_that_learns_and_a_gate(tmp_path: Pa
     smaller = {k: dataclasses.replace(r, experiment=r.experiment | {"size": 16}) for k, r in learnt.items()}
     (found,) = verdicts.judge([row], smaller | keyed(gate), Scaled(3))
     assert found.why.startswith("gate not run")  # the gate is of another loop
+    own = {k.replace("gate", "gate_1"): r for k, r in gate.items()}
+    own = {k: dataclasses.replace(r, experiment=r.experiment | {"size": 16}) for k, r in own.items()}
+    assert verdicts.judge([row], smaller | keyed(gate | own), Scaled(3))[0].verdict == "supported"
     assert verdicts.judge([claim(tmp_path, scales="cpu")], told(arms, cross_entropy=2.3), Scaled(3))[0].verdict == (
         "supported"
     )

@@ -354,6 +354,12 @@ def test_half_a_run_on_other_data_never_enters_a_record(
     assert sum(record.seconds.values()) < 60 and not list(store.root.glob("work/*/*"))
 
 
+def test_a_setting_without_effect_does_not_make_a_checkpoint_another_runs(digits: DataSet) -> None:
+    for risk, same in (("control", True), ("upper", False)):
+        origins = {distill.origin(digits, tiny(risk=risk, alpha=alpha)) for alpha in (0.5, 0.8)}
+        assert (len(origins) == 1) is same
+
+
 def test_a_set_that_a_record_rests_on_is_not_replaced_by_one_of_other_data(tmp_path: Path) -> None:
     one, two = mine(tmp_path / "one", 1), mine(tmp_path / "two", 2)
     e = dataclasses.replace(tiny(batch_real=8, net_batch=16, outer_steps=1), dataset="mine", eval_groups=2)

@@ -16,7 +16,8 @@ import pandas as pd
 from scipy import stats
 
 from ..base import SettingError
-from ..experiments.experiment import OF_THE_TERM, Experiment
+from ..distillation.settings import OF_THE_TERM
+from ..experiments.experiment import Experiment
 from .results import by_run
 
 CHOICES = ("tail", "alpha", "scope", "space", "images a class", "network", "width")

@@ -129,7 +129,9 @@ def thinned(history: list[dict[str, float]]) -> list[dict[str, float]]:
 
 def origin(data: DataSet, settings: DistillSettings, prior_sha256: str = "") -> str:
     """64 hex digits of all that a checkpoint depends on: data, settings, generator, and the results version."""
-    return files.origin(data.sha256, prior_sha256, settings.part(DistillSettings))
+    idle = settings.idle_in_loop()
+    matter = {name: value for name, value in settings.part(DistillSettings).items() if name not in idle}
+    return files.origin(data.sha256, prior_sha256, matter)
 
 
 def save_state(path: str | Path, state: State, of: str) -> None:

@@ -65,6 +65,11 @@ DISTILLED = (*LOOPED, "kip")
 Method = Literal["idc", "dc", "dsa", "dm", "glad", "kip", "mix", "random", "first_n", "herding", "full", "foreign"]
 METHODS = get_args(Method)
 OVERRIDES = ("objective", "metric", "net_data", "image_step", "coordinates", "augment_rule", "prior")
+# What shapes the risk term and is idle where there is none; `risk` itself says whether there is one.
+OF_THE_TERM = frozenset(
+    {"where", "alpha", "average", "worst", "scope", "space", "max_centres", "centre_choice", "centres_in_all"}
+    | {"risk_images", "worst_step", "divide_loss"}
+)
 
 
 class RiskSettings(TermWeights):
@@ -235,6 +240,31 @@ class DistillSettings(RiskSettings, KipSettings):
         """Whether anything asks which group a training image is in."""
         by_groups = self.match_groups == "equal" or self.real_choice == "balanced" or self.start == "covering"
         return self.risk != "control" or by_groups
+
+    def idle_in_loop(self) -> set[str]:
+        """Settings of the loop without effect on what it makes: alpha under control, a layer of no generator."""
+        idle = {name for name in OVERRIDES if not self.differs(name)}
+        if self.risk == "control":
+            idle |= OF_THE_TERM
+        if self.where == "matching":
+            idle |= {"risk_images", "worst_step", "divide_loss"}
+        if self.centres_in_all is not None:
+            idle |= {"max_centres", "centre_choice"}
+        if self.real_choice != "representative":
+            idle |= {"real_choice_interval", "real_pool"}
+        if not self.uses_groups:
+            idle |= {"groups_from"}
+        if self.groups_from != "found" or "groups_from" in idle:
+            idle |= {"found_groups"}
+        if self.ipc <= self.max_centres:
+            idle.add("centre_choice")
+        if self.start_sha256 is not None:
+            idle.add("start")
+        if self.parts().prior == "none":
+            idle |= {"prior_layer", "prior_start"}
+        if self.network in networks.FIXED_DEPTH:
+            idle.add("depth")
+        return idle
 
     def one_by_one(self) -> str:
         """Why the classes have to be taken one after another, "" if they need not."""

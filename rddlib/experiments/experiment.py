@@ -43,11 +43,6 @@ from .small_sets import Progress, SmallSet
 
 MODES = ("load", "run", "live")
 HELD_OUT = 0.1  # share of the training part that eval_part "validation" tests on
-# What shapes the risk term and is idle where there is none; `risk` itself says whether there is one.
-OF_THE_TERM = frozenset(
-    {"where", "alpha", "average", "worst", "scope", "space", "max_centres", "centre_choice", "centres_in_all"}
-    | {"risk_images", "worst_step", "divide_loss"}
-)
 log = logging.getLogger(__name__)
 
 
@@ -114,35 +109,11 @@ class Experiment(DistillSettings, EvaluateSettings):
         of_kip = set(KipSettings.declared()) - {"ipc", "seed"}
         fixed = {"eval_depth"} if self.eval_network in networks.FIXED_DEPTH else set()
         if self.method in settings.LOOPED:
-            return of_kip | fixed | self._idle_in_loop()
+            return of_kip | fixed | self.idle_in_loop()
         used = {"method", "seed"} | ({"ipc"} if self.method != "full" else set())
         used |= {"factor"} if self.method in ("mix", "foreign") else set()
         used |= of_kip if self.method == "kip" else set()
         return set(DistillSettings.declared()) - used | fixed
-
-    def _idle_in_loop(self) -> set[str]:
-        idle = {name for name in settings.OVERRIDES if not self.differs(name)}
-        if self.risk == "control":
-            idle |= OF_THE_TERM
-        if self.where == "matching":
-            idle |= {"risk_images", "worst_step", "divide_loss"}
-        if self.centres_in_all is not None:
-            idle |= {"max_centres", "centre_choice"}
-        if self.real_choice != "representative":
-            idle |= {"real_choice_interval", "real_pool"}
-        if not self.uses_groups:
-            idle |= {"groups_from"}
-        if self.groups_from != "found" or "groups_from" in idle:
-            idle |= {"found_groups"}
-        if self.ipc <= self.max_centres:
-            idle.add("centre_choice")
-        if self.start_sha256 is not None:
-            idle.add("start")
-        if self.parts().prior == "none":
-            idle |= {"prior_layer", "prior_start"}
-        if self.network in networks.FIXED_DEPTH:
-            idle.add("depth")
-        return idle
 
     @classmethod
     def preset(cls, scale: str = "smoke", **chosen: Any) -> Experiment:
