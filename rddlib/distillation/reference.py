@@ -199,7 +199,8 @@ class Step:
         """Cross-entropy + average + largest CVaR over the groups (Eq. 2)."""
         literal = self.s.risk == "literal"  # as printed: minus the lower tail
         tail, sign = ("lower", -1) if literal else (self.s.risk, 1)
-        cvars = [sign * risk.cvar(F_[c == i], self.s.alpha, tail) for i in c.unique()]
+        alpha = self.s.alpha
+        cvars = [sign * risk.cvar(F_[c == i], alpha, tail) for i in c.unique()]
         mean, largest = torch.stack(cvars).mean(), torch.stack(cvars).max()
         return F_.mean() + self.s.average * mean + self.s.worst * largest
 
