@@ -259,7 +259,9 @@ class Search(Settings):
 
     epochs: int = setting(100, "steps taken; the paper leaves the number open", low=0)
     probes: int = setting(32, "M, directions of one gradient estimate", low=1)
-    sigma: float = setting(0.1, "step of a probe: its length, or for Gaussian ones the spread of each number; in units of the features", above=0.0)
+    sigma: float = setting(
+        0.1, "step of a probe (of Gaussian ones in each coordinate), in units of the features", above=0.0
+    )
     method: Estimator = setting("gaussian_forward", "gradient estimator")
     first_step: float = setting(0.1, "s = first_step / sqrt(1 + E); 0.1 is the paper's", above=0.0)
 
