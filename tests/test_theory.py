@@ -204,6 +204,18 @@ def test_eq8_kl_predictor_disappoints_at_rate_r_at_least_for_every_law_and_size(
         assert (relative_entropy(counts[event(counts)], p) > r - 1e-7).all()
 
 
+@pytest.mark.equation("9")
+def test_eq9_the_bound_for_the_sample_does_not_hold_with_the_synthetic_set_in_the_pool() -> None:
+    """Nine pooled losses of 0 beside 20 samples of a loss that is 1 with probability 0.9: more often than the bound."""
+    n, pool, r, law = 20, 9, 0.5, np.array([0.1, 0.9])
+    pooled = disappointment(lambda x: kl_predictor((n * x + [pool, 0]) / (n + pool), COIN, r), COIN, law)
+    alone = disappointment(lambda x: kl_predictor(x, COIN, r), COIN, law)
+    bound = math.log(n + 1) - n * r
+    chances = [exact_log_probability(event, law, n) for event in (alone, pooled)]
+    assert chances[0] <= bound < chances[1]
+    assert (f"{math.exp(chances[1]):.4f}", f"{math.exp(bound):.5f}") == ("0.0113", "0.00095")
+
+
 @pytest.mark.equation("8")
 @pytest.mark.parametrize("r", [0.03, 0.1])
 def test_eq8_kl_predictor_meets_the_rate_r_exactly(r: float) -> None:
@@ -437,6 +449,20 @@ def test_step2_minimising_cvar_need_not_minimise_eq10(alpha: float) -> None:
             return exact_log_probability(event, p, 50)
 
         assert chance(often) < math.log(0.4) < math.log(0.6) < chance(rare)
+
+
+@pytest.mark.equation("Step 2")
+@pytest.mark.parametrize("alpha", [0.3, 0.8])
+def test_step2_holds_among_losses_of_one_mean_and_shape_with_a_margin(alpha: float) -> None:
+    """The least spread has the least CVaR, and the sample mean plus a margin disappoints least often."""
+    shape, law, margin = np.array([-1.0, 0.0, 1.0]), np.array([0.3, 0.4, 0.3]), 0.05
+    risks, chances = [], []
+    for spread in (0.2, 0.3, 0.4):
+        losses = 0.5 + spread * shape
+        risks.append(float(cvar_predictor(law, losses, alpha)))
+        event = disappointment(lambda x, f=losses: x @ f + margin, losses, law)
+        chances.append(exact_log_probability(event, law, 60))
+    assert risks[0] < risks[1] < risks[2] and chances[0] < chances[1] < chances[2]
 
 
 @pytest.mark.equation("Step 3")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.dataset import DataSet
-from ..models import features
+from ..models import features, networks
 from . import synthetic
 from .settings import DistillSettings
 
@@ -47,9 +47,8 @@ class Representatives:
         if self.s.real_pool is not None:
             pool = pool[torch.randperm(len(pool), generator=self.stream)[: self.s.real_pool]]
         images = self.data.train_images
-        net.eval()  # no dropout here
-        points = features.embedded(net, images[pool.to(images.device)], self.data)
-        net.train()
+        with networks.evaluating(net):
+            points = features.embedded(net, images[pool.to(images.device)], self.data)
         seed = int(torch.randint(2**31 - 1, (), generator=self.stream))
         return pool[nearest_to_centres(points, self.s.batch_real, seed)]
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..base import DivergenceError, generator, to_device, to_device_together, to_host
 from ..data import augment
 from ..data.dataset import DataSet, by_channel
-from ..models import fused
+from ..models import fused, networks
 from ..risk import group_risk, group_weights, robust_loss
 from . import clusters, matching, synthetic
 from .batches import Representatives, batch_of_groups
@@ -472,11 +472,9 @@ class Loop:
         """
         number = min(most, len(self.data.test_labels))
         places = torch.linspace(0, len(self.data.test_labels) - 1, number, device=self.device).long()
-        self.net.eval()
-        with torch.no_grad():
+        with torch.no_grad(), networks.evaluating(self.net):
             images = self.data.normalise(self.data.test_images[places]).to(next(self.net.parameters()).dtype)
             predicted = self.net(images).argmax(1)
-        self.net.train()
         right: Tensor = predicted == self.data.test_labels[places]
         return right.double().mean()
 
@@ -582,9 +580,8 @@ class Loop:
         """Where normalised images lie in the space in which the nearest one is sought; no dropout, so no draw."""
         if self.s.space != "feature":
             return x
-        self.net.eval()
-        points: Tensor = self.net.embed(x)  # type: ignore[operator]
-        self.net.train()
+        with networks.evaluating(self.net):
+            points: Tensor = self.net.embed(x)  # type: ignore[operator]
         return points
 
     def _groups(

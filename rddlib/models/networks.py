@@ -152,6 +152,16 @@ def _fill(module: nn.Module, generator: torch.Generator, he: bool) -> set[str]:
 
 
 @contextmanager
+def evaluating(net: nn.Module) -> Iterator[None]:
+    """Within the block the network is in evaluation mode, so that dropout draws nothing; after it, in training mode."""
+    net.eval()
+    try:
+        yield
+    finally:
+        net.train()
+
+
+@contextmanager
 def arithmetic(precision: str, device: torch.device) -> Iterator[None]:
     """Within the block, the arithmetic of the networks: float32, or bfloat16 products with float32 weights and images.
 

@@ -36,8 +36,9 @@ def worst_case(losses: Array, masses: Array, ball: str, radius: float) -> Worst:
 
     losses (n,), masses (n,) summing to 1 -> value, q (n,). kl: sum q log(q/p) <= radius. chi2: sum (q - p)^2 / p <=
     radius (twice the f-divergence of Duchi & Namkoong for k = 2). cvar: q <= p / radius, i.e. CVaR of tail mass
-    `radius`. The dual is one-dimensional in each case and solved to rounding. Cost O(n log n) or some 50 passes over
-    n. Raises SettingError for an unknown ball, a negative radius, or a tail mass outside (0, 1].
+    `radius`. Atoms without mass take no part. The dual is one-dimensional in each case and solved to rounding. Cost
+    O(n log n) or some 50 passes over n. Raises SettingError for an unknown ball, a negative radius, or a tail mass
+    outside (0, 1].
     """
     check_choice("ball", ball, BALLS)
     if not (0 < radius <= 1 if ball == "cvar" else radius >= 0):
