@@ -109,6 +109,13 @@ def test_notebook_was_run_from_top_to_bottom(path: Path) -> None:
     assert counts == list(range(1, len(counts) + 1))
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_no_committed_page_has_left_its_statements_unchecked(path: Path) -> None:
+    """A page whose text speaks of other runs than its numbers says "Not checked"; new records make it say so."""
+    outputs = [output for cell in read(path)["cells"] for output in cell.get("outputs", [])]
+    assert not any("not checked" in "".join(output.get("text", "")).lower() for output in outputs)
+
+
 # --- prose ------------------------------------------------------------------------------------------------------
 
 
