@@ -170,6 +170,18 @@ def test_the_released_term_trains_as_control_whatever_stands_beside_it(digits: D
     assert torch.equal(plain.images, released.images)
 
 
+@pytest.mark.parametrize("more", [{}, {"centres_in_all": 5}, {"average": 0.0}, {"where": "matching"}], ids=str)
+def test_at_tail_mass_one_both_tails_are_the_same_run(digits: DataSet, more: dict[str, Any]) -> None:
+    """Bit for bit, so that Figure 4 needs no runs of the lower tail there; just below one they part."""
+    made = {
+        (tail, alpha): distill.distill(digits, settings(risk=tail, alpha=alpha, **more))[0].images
+        for tail in ("upper", "lower")
+        for alpha in (1.0, 0.9)
+    }
+    assert torch.equal(made["upper", 1.0], made["lower", 1.0])
+    assert not torch.equal(made["upper", 0.9], made["lower", 0.9])
+
+
 def test_weights_of_groups_are_refused_where_the_released_term_would_not_use_them() -> None:
     with pytest.raises(SettingError, match="worst_step"):
         settings(risk="released", worst_step=0.1)
