@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -24,7 +25,12 @@ COLUMNS = [
 
 
 def record(experiment: Experiment, accuracy: float, least: float) -> Record:
-    metrics = {"accuracy": [accuracy, accuracy + 1], "cluster_min": [least, least], "group_sizes": [1000] * 10}
+    metrics = {
+        "accuracy": [accuracy, accuracy + 1],
+        "cluster_min": [least, least],
+        "cluster_accuracy": [[least, *[accuracy] * 9]] * 2,
+        "group_sizes": [1000] * 10,
+    }
     return unmade(experiment, metrics)
 
 
@@ -99,9 +105,25 @@ def test_a_drop_that_shrinks_lies_below_zero(page: Page) -> None:
 
 def test_worst_groups_stand_beside_their_nulls(page: Page) -> None:
     table = tables.worst_groups(page, tables.LINES, COLUMNS[:1])
-    assert table.columns.tolist() == ["accuracy", "worst cluster", "by chance alone", "place"]
+    assert table.columns.tolist() == ["accuracy", "worst cluster", "smallest mean", "by chance alone", "place"]
     assert table.loc[("standard", "IDC"), "place"] == "below"
     assert ("standard", "IDC, lower tail") not in table.index
+
+
+@pytest.mark.parametrize(("least", "smallest", "place"), [(47.0, "49.0", "inside"), (37.0, "44.0", "below")])
+def test_a_training_that_scatters_does_not_make_groups_differ(
+    page: Page, least: float, smallest: str, place: str
+) -> None:
+    """Each training has another weak cluster, so that a minimum lies low in every training and in no cluster."""
+    scattered = {
+        "cluster_min": [least, least],
+        "cluster_accuracy": [[least, *[51.0] * 9], [*[51.0] * 9, least]],
+    }
+    records = {k: dataclasses.replace(one, metrics=one.metrics | scattered) for k, one in page.records.items()}
+    table = tables.worst_groups(Page(page.jobs, records, page.store), tables.LINES, COLUMNS[:1])
+    own = table.loc[("standard", "IDC")]
+    assert own["worst cluster"].startswith(f"{least}")
+    assert (own["smallest mean"], own["place"]) == (smallest, place)
 
 
 def test_the_papers_numbers_are_read_by_table() -> None:

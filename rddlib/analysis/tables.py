@@ -208,21 +208,28 @@ def gains(comparisons: Sequence[Gap]) -> pd.DataFrame:
 
 
 def worst_groups(page: Page, lines: Sequence[Line], columns: Sequence[Column]) -> pd.DataFrame:
-    """The worst published cluster of each arm that has been run, and the minimum that chance alone gives."""
+    """The worst published cluster of each arm that has been run, and the minimum that chance alone gives.
+
+    Chance is the sampling of test images. A training scatters as well, which lowers the minimum of each training. So
+    what is held against chance is the smallest of the clusters' mean accuracies over all sets and trainings.
+    """
     rows = {}
     for column, line in itertools.product(columns, lines):
         own = arm(page, line, column)
         null, least = own.null(), own.level("cluster_min")
         if null is None or least is None:
             continue
-        outside = "below" if least.mean < null.low else "above"
+        of_clusters = own.rows[own.rows["test"] == "cluster_accuracy"].groupby("group")["value"].mean()
+        smallest = float(of_clusters.min())
+        outside = "below" if smallest < null.low else "above"
         rows[column.name, line.name] = {
             "accuracy": str(own.level()),
             "worst cluster": str(least),
+            "smallest mean": f"{smallest:.1f}",
             "by chance alone": f"{null.mean:.1f} ({null.low:.1f} to {null.high:.1f})",
-            "place": "inside" if null.low <= least.mean <= null.high else outside,
+            "place": "inside" if null.low <= smallest <= null.high else outside,
         }
-    names = ["accuracy", "worst cluster", "by chance alone", "place"]
+    names = ["accuracy", "worst cluster", "smallest mean", "by chance alone", "place"]
     index = pd.MultiIndex.from_tuples(rows, names=["where", "arm"])
     return pd.DataFrame(list(rows.values()), index=index, columns=names)
 
