@@ -150,7 +150,7 @@ def floor_and_ceiling(finding: Finding, records: dict[str, Record]) -> str:
             if r.experiment.get("method") == method and metric in r.metrics:
                 e = DEFAULTS | r.experiment
                 if all(e[n] == sample[n] for n in shared):
-                    by_seed[e["seed"]] = float(np.mean(r.metrics[metric]))
+                    by_seed[e["seed"]] = float(claims.metric_of(claims.measured([r]), metric).iloc[0])
         if by_seed:
             found.append(f"{name} {np.mean(list(by_seed.values())):.1f}")
     return ", ".join(found)
@@ -269,13 +269,22 @@ def table(found: Sequence[Verdict], ledger: Ledger, root: Path) -> str:
 
 
 def summary(found: Sequence[Verdict]) -> str:
-    """One row a family of claims: how many have each verdict."""
+    """One row a family of claims: how many have each verdict; then, which supported ones do not speak of the term."""
     counts = verdicts.tally(found)
     lines = ["| claims on | " + " | ".join(COLUMNS) + " |", "|---" + "|--:" * len(COLUMNS) + "|"]
     for family, own in sorted(counts.items(), key=lambda item: claims.FAMILIES.index(item[0])):
         cells = [sum(own[name] for name in names) for names in COLUMNS.values()]
         lines.append(f"| {FAMILIES[family]} | " + " | ".join(str(c) if c else "" for c in cells) + " |")
-    return "\n".join(lines) + "\n"
+    beside = []
+    for family in claims.FAMILIES:
+        own = [
+            v for v in found if v.claim.family == family and v.verdict == rules.SUPPORTED and v.claim.rule != "proof"
+        ]
+        without = [v for v in own if v.claim.reading == "-"]
+        if without:
+            beside.append(f"{FAMILIES[family]} {len(without)} of {len(own)}")
+    note = f"\nSupported, but on base methods without the term: {', '.join(beside)}.\n" if beside else ""
+    return "\n".join(lines) + "\n" + note
 
 
 def effects(found: Sequence[Verdict], records: dict[str, Record]) -> list[Finding]:

@@ -283,10 +283,18 @@ def test_decided_claims_come_first_and_else_the_order_of_the_paper() -> None:
 def test_the_summary_counts_every_claim_once() -> None:
     found = verdicts.judge(claims.read(), {}, claims.Plan(pages.GRIDS))
     rows = [line.split("|") for line in pages.summary(found).splitlines()[2:]]
+    assert "without the term" not in pages.summary(found)  # no runs: nothing to say of those supported
     assert sum(int(cell) for row in rows for cell in row[2:-1] if cell.strip()) == len(found)
     assert [row[1].strip() for row in rows] == list(pages.FAMILIES.values())
     assert list(pages.FAMILIES) == list(claims.FAMILIES)
     assert set(rules.VERDICTS) == {name for names in pages.COLUMNS.values() for name in names}
+
+
+def test_the_summary_says_which_supported_claims_do_not_speak_of_the_term() -> None:
+    plain, term = (next(c for c in claims.read() if c.family == "accuracy" and c.reading == r) for r in ("-", "upper"))
+    found = [verdicts.Verdict(claim, rules.SUPPORTED, "") for claim in (plain, term, term)]
+    assert pages.summary(found).endswith("without the term: accuracy 1 of 3.\n")
+    assert "without the term" not in pages.summary(found[1:])
 
 
 def test_the_page_of_the_short_loop_says_of_the_details_what_their_records_show() -> None:

@@ -29,7 +29,9 @@ def arm(settings: Mapping[Any, Any]) -> str:
     if settings["where"] == "matching":
         name += " in the matched gradient"
     in_all = settings["centres_in_all"]
-    return f"{name}, {in_all} groups" if in_all else f"{name}, {settings['max_centres']} groups a class"
+    where = "" if in_all else " a class"
+    count = in_all or settings["max_centres"]
+    return f"{name}, {count} group{'s' * (count > 1)}{where}"
 
 
 def with_arms(frame: pd.DataFrame) -> pd.DataFrame:
