@@ -223,7 +223,7 @@ def row(v: Verdict, ledger: Ledger, root: Path, p: tuple[float, float] | None = 
     body = f"<details><summary>details</summary><ul>{details}</ul></details>" if details else ""
     planned = f"planned: {', '.join(c.scales)}" if c.scales else "-"
     price = f"{', '.join(scales)}; {duration(costs.seconds(records))}" if scales else planned
-    why = "" if v.why == single else v.why
+    why = "; ".join(filter(None, ["" if v.why == single else v.why, c.why if with_runs else ""]))
     return (
         f'<tr id="claim-{e(c.id)}" data-table="{c.table}" data-family="{c.family}" data-verdict="{v.verdict}" '
         f'data-reading="{c.reading}">'

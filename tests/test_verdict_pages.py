@@ -214,6 +214,8 @@ def test_a_row_shows_both_numbers_floor_ceiling_null_and_links(tmp_path: Path) -
     assert "if all clusters were equally hard" in text and "2 clusters of 400 to 600" in text
     assert all(f'records.html#record-{k}"' in text for k in found.keys())  # noqa: SIM118 (a method)
     assert "laptop; " in text and "5 of the seeds were there when the threshold was fixed" in text
+    noted = dataclasses.replace(found, claim=dataclasses.replace(claim, why="at <another> arm's rate"))
+    assert "; at &lt;another&gt; arm&#x27;s rate</span></td>" in pages.row(noted, ledger, ROOT)
 
 
 def test_the_figure_names_what_the_term_changes_and_leaves_out_what_cannot_be_judged(tmp_path: Path) -> None:
