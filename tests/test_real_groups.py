@@ -179,7 +179,8 @@ def test_every_interval_in_the_prose_of_the_page_is_one_that_the_records_give(
     measured: pd.DataFrame, natural: pd.DataFrame
 ) -> None:
     known = set()
-    for table, ipc in ((measured, 5), (natural, 10)):
+    planned = measured[measured.index.get_level_values("seed") < 10]
+    for table, ipc in ((measured, 5), (planned, 5), (natural, 10)):
         arms = real_groups.present(table, ipc)
         pairs = itertools.product(arms, arms, ("common", "rare", "worst cluster"))
         known |= {str(real_groups.against(table, ipc, *pair)) for pair in pairs}
