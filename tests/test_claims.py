@@ -74,7 +74,9 @@ def records(**arms: NDArray[np.float64]) -> dict[str, Record]:
     """Records of arms (D, E) of accuracies."""
     return {
         f"{name}{seed}": unmade(
-            {"seed": seed}, {"accuracy": list(own), "noise": list(own / 2)}, key=f"{name}{seed}"
+            {"seed": seed},
+            {"accuracy": list(own), "cluster_min": list(own - 5), "noise": list(own / 2)},
+            key=f"{name}{seed}",
         )
         for name, table in arms.items() for seed, own in enumerate(table)
     }  # fmt: skip
@@ -426,20 +428,37 @@ def test_a_row_that_refers_to_others_counts_their_comparisons(tmp_path: Path) ->
     assert found[0].p <= bh <= holm <= 2 * found[0].p
 
 
-def test_the_primary_rows_wait_for_their_looks(tmp_path: Path) -> None:
-    """Five seeds: what is clear is supported, what is not yet clear waits; without all four rows no look is taken."""
-    rows = [ROW | {"id": name, "reading": "upper", "scales": "cpu"} for name in verdicts.PRIMARY]
-    rows[1]["test"] = "accuracy: +[g/b] -[g/a]"
+class Primary(Scaled):
+    """As Scaled; a and c are the two tails of the primary comparison, b is its control."""
+
+    def select(self, selector: str, scale: str) -> dict[int, str]:
+        arm, _, risk = selector.partition(" risk=")
+        if arm.startswith("table1/"):
+            selector = "g/" + {"upper": "a", "lower": "c", "control": "b"}[risk]
+            return super().select(selector, scale) if arm == "table1/cifar10_idc" else {}
+        return super().select(selector, scale)
+
+
+def test_what_the_looks_decide_waits_for_them_in_whatever_row_it_stands(tmp_path: Path) -> None:
+    """Five seeds: what is clear is supported, what is not yet clear waits; other measures and signs have no looks."""
+    tests = {
+        "clear": "accuracy: +[g/a] -[g/b]",
+        "not-clear": "accuracy: +[g/c] -[g/b]",
+        "turned": "accuracy: +[g/b] -[g/c]",
+        "another-measure": "noise: +[g/c] -[g/b]",
+    }
+    rows = [ROW | {"id": name, "reading": "upper", "scales": "cpu", "test": test} for name, test in tests.items()]
     own = claims.read(written(tmp_path, *rows))
     noise = numpy_generator(1, "looks").normal(0, 0.1, (5, 1))
-    made = told(at("cpu", a=53.0 + noise, b=np.full((5, 1), 50.0)), cross_entropy=1.5, probe_last=0.5)
+    arms = at("cpu", a=53.0 + noise, b=np.full((5, 1), 50.0), c=47.0 + noise)
+    made = told(arms, cross_entropy=1.5, probe_last=0.5)
     gate = {f"cpu-gate-control{s}": v for s, v in enumerate(records(c=np.full((5, 1), 54.0)).values())}
     gate |= {f"cpu-gate-untrained{s}": v for s, v in enumerate(records(c=np.full((5, 1), 50.0)).values())}
-    found = verdicts.judge(own, made | keyed(gate), Scaled(5))
-    assert [v.verdict for v in found] == ["supported", "undecided", "supported", "supported"]
-    assert "look of 5" in found[0].why and "5 of 10 seeds" in found[1].why
-    alone = verdicts.judge(own[:2], made | keyed(gate), Scaled(5))
-    assert [v.verdict for v in alone] == ["supported", "contradicted"]
+    found = verdicts.judge(own, made | keyed(gate), Primary(5))
+    assert [v.verdict for v in found] == ["supported", "undecided", "supported", "contradicted"]
+    assert "look of 5" in found[0].why and "5 of 10 seeds" in found[1].why and found[2].why == "above zero"
+    (alone,) = verdicts.judge(own[1:2], made | keyed(gate), Primary(5))
+    assert alone.verdict == "undecided"
 
 
 def test_without_records_no_claim_has_runs_and_all_say_why() -> None:

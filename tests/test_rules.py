@@ -22,7 +22,7 @@ from rddlib.base import SettingError, numpy_generator, repository_root
 ROOT = repository_root()
 RULE = json.loads((ROOT / "data" / "claims_rule.json").read_text())
 DECIDES = {"mechanism", "t_interval", "decide", "_rose", "_place", "combine", "one_sided", "holm", "looks", "at_looks"}
-NUMBERS = {"LEAST_SEEDS", "ROOM", "GATE", "FALL", "LOOKS"}
+NUMBERS = {"LEAST_SEEDS", "ROOM", "GATE", "FALL", "LOOKS", "ONE_LOOK"}
 
 ON, OFF, NO_GATE = Mechanism("on", ""), Mechanism("off", "chance"), Mechanism("gate not run", "not measured")
 
@@ -178,6 +178,11 @@ def test_planned_looks_decide_what_is_supported_and_what_has_to_wait() -> None:
     decided = {name: rules.decide(own, 1.0, term=ON) for name, own in seen_once.items()}
     held = rules.at_looks(decided, seen_once)["b"]
     assert decided["b"].verdict == "supported" and held.verdict == "undecided" and "correction" in held.why
+    assert rules.at_looks({"b": decided["b"]}, seen_once) == {"b": held}  # the others count though they are not asked
+    early = rules.at_looks(decided, {name: own[:7] for name, own in seen_once.items()}, {8: 0.025})
+    assert {d.verdict for d in early.values()} == {"undecided"} and "7 of 8 seeds" in early["a"].why
+    once = rules.at_looks(decided, seen_once, {8: 0.025})
+    assert once["a"].verdict == "supported" and "4 tests" in once["b"].why
     off = {name: rules.decide(own, 1.0, term=OFF) for name, own in ten.items()}
     assert {d.verdict for d in rules.at_looks(off, ten).values()} == {"mechanism off"}
 

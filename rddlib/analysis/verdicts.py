@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -18,13 +19,10 @@ from . import rules
 from .claims import PROOF, Claim, Comparison, Measures, Plan, comparisons, measured, metric_of
 from .rules import LEAST_SEEDS, NEEDS, NO_RUNS, Decision, Mechanism
 
-# The four hypotheses that are looked at twice, at this scale, and the arms whose differences are its gates.
-PRIMARY = (
-    "t1-cifar10-10-idc-upper",
-    "t1-cifar10-10-idc-lower",
-    "t2-cifar10-cluster_min-idc-upper",
-    "t2-cifar10-cluster_min-idc-lower",
-)
+# Arms whose tails are looked at as planned in these measures, four hypotheses each, at the scale of the gates.
+PLANNED = {"table1/cifar10_idc": rules.LOOKS, "table1/cifar10_idc_1": rules.ONE_LOOK}
+LOOKED_AT = ("accuracy", "cluster_min")
+# The scale and the arms whose differences are its gates.
 GATES = {"cpu": (("gate/control", "gate/untrained"), ("gate_1/control", "gate_1/untrained"))}
 # What a run shares with those of the gate, or the gate says nothing about it: its data and the length of its loop.
 OF_THE_GATE = ("dataset", "size", "ipc", "network", "width", "outer_steps", "inner_steps", "net_steps")
@@ -131,7 +129,7 @@ def judge(
     tests = {claim.id: comparisons(claim, by_id) for claim in claims}
     each = dict.fromkeys(test for own in tests.values() for test in own)
     found = {test: find(test, evidence) for test in each}
-    found |= _after_looks(found)
+    found |= _after_looks(found, evidence)
     return [_verdict(claim, tuple(found[test] for test in tests[claim.id])) for claim in claims]
 
 
@@ -233,14 +231,29 @@ def _rise(comparison: Comparison, evidence: Evidence, keys: pd.DataFrame) -> np.
     return difference
 
 
-def _after_looks(found: Mapping[Comparison, Finding]) -> dict[Comparison, Finding]:
-    """The primary comparisons as the planned looks decide them; {} unless all four stand at the scale of the gate."""
-    primary = {c.claim.id: (c, f) for c, f in found.items() if c.claim.id in PRIMARY and f.scale in GATES}
-    if len(primary) < len(PRIMARY):
-        return {}
-    decisions = {name: Decision(f.verdict, f.why, f.difference) for name, (_, f) in primary.items()}
-    after = rules.at_looks(decisions, {name: f.values for name, (_, f) in primary.items()})
-    return {c: replace(f, verdict=after[name].verdict, why=after[name].why) for name, (c, f) in primary.items()}
+def _after_looks(found: Mapping[Comparison, Finding], evidence: Evidence) -> dict[Comparison, Finding]:
+    """What the planned looks decide, in whichever claims it stands and on however many of the seeds."""
+    decided: dict[Comparison, Finding] = {}
+    for (arm, plan), scale in itertools.product(PLANNED.items(), GATES):
+        differences: dict[str, pd.Series] = {}
+        same: dict[str, dict[Comparison, Finding]] = {}
+        for tail, metric in itertools.product(("upper", "lower"), LOOKED_AT):
+            keys = evidence.keys([f"{arm} risk={tail}", f"{arm} risk=control"], scale)
+            values = evidence.values(keys, metric)
+            name, pairs = f"{metric}, {tail}", set(keys.itertuples(index=False, name=None))
+            differences[name] = values[0] - values[1]
+            same[name] = {c: f for c, f in found.items() if c.metric == metric and _is_of(pairs, f)}
+        for name, own in same.items():
+            for comparison, f in own.items():
+                after = rules.at_looks({name: Decision(f.verdict, f.why, f.difference)}, differences, plan)[name]
+                decided[comparison] = replace(f, verdict=after.verdict, why=after.why)
+    return decided
+
+
+def _is_of(pairs: Set[tuple[str, str]], finding: Finding) -> bool:
+    """Whether a finding is the difference within these pairs of runs, first less second, or within some of them."""
+    is_difference = bool(finding.keys) and tuple(finding.comparison.weights) == (1, -1)
+    return is_difference and set(zip(*finding.keys, strict=True)) <= pairs
 
 
 def _verdict(claim: Claim, findings: tuple[Finding, ...]) -> Verdict:
