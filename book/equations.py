@@ -24,7 +24,8 @@ HEAD = """<!-- Made by book/equations.py from data/paper/equations.toml and the 
 The table lists every numbered equation, algorithm, assumption and step of a proof of
 {cite:t}`vahidian2025group`, in the order of the paper. Each row has what the item says, what in `rddlib` computes or
 demonstrates it, how many tests bear its number, and the page that shows it. A test that bears a number need not
-*confirm* the statement: some tests show where it fails. The page says which.
+*confirm* the statement: some tests show where it fails. The page says which. The displays of Section 3.3 that are no
+copy of another have no row: {doc}`theory` says why they cannot be tested.
 """
 
 

@@ -512,6 +512,31 @@ def test_prop33_closes_with_a_margin_and_a_fixed_theta() -> None:
         assert ((tables @ samples.T).min(0) < 0.4).mean() > 0.8  # as printed: the plain mean, without a margin
 
 
+@pytest.mark.equation("Proposition 3.3")
+@calm
+@given(laws, laws, arrays(float, 4, elements=st.floats(-1, 1)), st.floats(0, 1), st.sampled_from([0.2, 0.5, 0.8]))
+def test_prop33_the_balls_of_theorem_closed_lose_half_of_the_margin_at_most(
+    p: Array, q: Array, slopes: Array, chosen: float, alpha: float
+) -> None:
+    """A theta chosen in any way has a centre next to it that exceeds its promise by half as much."""
+    margin, steepest = 0.4, 2.0
+    radius = margin / (4 * steepest)
+    centres = radius * (2 * np.arange(math.ceil(1 / (2 * radius))) + 1)  # of [0, 1]
+    assert covering_radius(np.linspace(0, 1, 999)[:, None], centres[:, None]) <= radius + 1e-12
+    start = np.array([0.0, 0.3, 0.6, 1.0])
+
+    def excess(theta: float, slopes: Array = slopes, p: Array = p, q: Array = q) -> float:
+        losses = start + steepest * slopes * theta
+        return float(p @ losses - cvar_predictor(q, losses, alpha))
+
+    nearest = float(centres[np.abs(centres - chosen).argmin()])
+    assert excess(nearest) >= excess(chosen) - margin / 2 - 1e-9
+    # the loss falls where the truth is and rises where the sample is: all of it is lost
+    opposed, truth, sample = np.array([0.0, -1.0, 0.0, 1.0]), np.eye(4)[1], np.eye(4)[3]
+    at = [excess(theta, opposed, truth, sample) for theta in (chosen, chosen + radius)]
+    assert at[0] - at[1] == pytest.approx(margin / 2)
+
+
 # --- the assumptions ---------------------------------------------------------------------------------------------
 
 
