@@ -30,7 +30,7 @@ from .experiments import experiment as runs
 from .experiments import export as forms
 from .experiments import foreign, priors
 from .experiments import grid as grids
-from .experiments.experiment import Experiment
+from .experiments.experiment import HELD_OUT, Experiment
 from .experiments.grid import Job, Ledger, Tally
 from .experiments.merge import merge as merge_folder
 from .experiments.presets import SCALES
@@ -393,6 +393,7 @@ def prior(
     *,
     dataset: str,
     size: int | None = None,
+    eval_part: str = "test",
     out: str | None = None,
     replace: bool = False,
     score_steps: int = priors.JUDGE["steps"],
@@ -405,6 +406,7 @@ def prior(
     Args:
         dataset: as for `run`; the generator bears its name
         size: resize images to this many pixels a side
+        eval_part: test: of all training images; validation: without those that are held out for choosing settings
         out: where it is kept (default: priors/ of the store)
         replace: let go the one that is kept there under this name
         score_steps: updates of the classifier that scores
@@ -414,7 +416,9 @@ def prior(
     figures = looks.base_name(dataset).partition("_")[0] in ("digits", "svhn")
     chosen = {"flip": not figures} | GeneratorSettings.checked(settings, texts=True)
     judge = {"steps": score_steps, "width": score_width}
-    images = datasets.load(dataset, at.data_root, at.device, size, download=at.download)
+    check_choice("eval_part", eval_part, ("test", "validation"))
+    held_out = HELD_OUT if eval_part == "validation" else None
+    images = datasets.load(dataset, at.data_root, at.device, size, download=at.download, held_out=held_out)
     with progress_bars() as progress:
         made = priors.make(images, GeneratorSettings(**chosen), Store(at.store), out, judge, replace, progress)
     print(priors.summary(made))

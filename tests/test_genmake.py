@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from rddlib import cli
-from rddlib.base import SettingError
+from rddlib.base import DataError, SettingError
 from rddlib.data import dataset
 from rddlib.data.dataset import DataSet
 from rddlib.distillation.glad import generator as generators
@@ -20,6 +20,7 @@ from rddlib.distillation.glad import prior
 from rddlib.distillation.glad import training as gentrain
 from rddlib.distillation.glad.generator import GeneratorSettings
 from rddlib.experiments import priors
+from rddlib.experiments.experiment import HELD_OUT
 from rddlib.experiments.records import Store, StoreError
 
 TINY = GeneratorSettings(latent=4, width=8, convs=1, steps=12, batch=8, judge_steps=3, flip=True)
@@ -99,6 +100,27 @@ def test_a_generator_is_trained_scored_and_kept_once(
     assert made(digits, store) == kept
 
 
+def test_settings_are_chosen_with_a_generator_that_has_not_seen_the_held_out_images(
+    digits: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A held-out part has a generator of its own beside that of the whole, and neither stands in for the other."""
+    monkeypatch.setattr(prior, "resources", lambda: tmp_path)
+    held = digits.validation()
+    made(digits, Store(tmp_path))
+    with pytest.raises(SettingError, match="generator of digits_validation.*digits; or train it"):
+        prior.load("generator", held, layer=1)
+    record = made(held, Store(tmp_path))
+    assert (record["dataset"], record["data_sha256"]) == ("digits", held.sha256) != ("digits", digits.sha256)
+    files = ["digits.json", "digits.png", "digits.safetensors"]
+    both = sorted([*files, *(name.replace("digits", "digits_validation") for name in files)])
+    assert sorted(p.name for p in (tmp_path / "priors").iterdir()) == both
+    own = [prior.load("generator", data, layer=1).sha256 for data in (digits, held)]
+    assert own[0] != own[1]
+    (tmp_path / "priors" / files[2]).replace(tmp_path / "priors" / both[-1])
+    with pytest.raises(DataError, match="trained on other data"):
+        prior.load("generator", held, layer=1)
+
+
 def test_interrupted_in_scoring_it_is_kept_and_trained_no_further(
     digits: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -163,6 +185,9 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert cli.main(options) == 0 and "train" not in capsys.readouterr().err
     assert cli.main([*options, "--seed", "1"]) == 2
     assert "seed 0 (not 1) is kept there" in capsys.readouterr().err
+    assert cli.main([*options, "--eval-part", "validation"]) == 0
+    record = json.loads((tmp_path / "priors" / "digits_validation.json").read_text())
+    assert record["data_sha256"] == dataset.load("digits", held_out=HELD_OUT).sha256
 
 
 @pytest.mark.parametrize(
@@ -174,6 +199,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         (["--dataset", "absent"], "absent"),
         (["--size", "12"], "size = 12"),
         (["--score-width", "0"], "score_width = 0"),
+        (["--eval-part", "train"], "eval_part = 'train'"),
     ],
 )
 def test_refusals_on_the_command_line(

@@ -38,6 +38,7 @@ class DataSet:
     Images are uint8 (N, C, H, W), labels int64 (N,) in [0, n_classes). `mean` and `std` are per channel, of
     images scaled to [0, 1]. Where the group of each image is known, `train_groups` and `test_groups` are int64 (N,) in
     [0, len(group_names)); either may be None. `sha256` covers images, labels and groups of both parts as they are here.
+    `held_out`: the test part was held out from the training part (`validation`).
     """
 
     name: str
@@ -53,6 +54,7 @@ class DataSet:
     train_groups: Tensor | None = None
     test_groups: Tensor | None = None
     group_names: tuple[str, ...] = ()
+    held_out: bool = False
 
     @property
     def n_classes(self) -> int:
@@ -115,7 +117,8 @@ class DataSet:
             if values is not None:
                 parts |= {f"train_{kind}": values[keep], f"test_{kind}": values[~keep]}
         source = f"{self.source}, validation part (share {share}, seed {seed})"
-        return replace(self, **({"test_groups": None} | parts), source=source, sha256=content_hash(parts))
+        parts = {"test_groups": None} | parts | {"sha256": content_hash(parts)}
+        return replace(self, **parts, source=source, held_out=True)
 
 
 def content_hash(parts: Mapping[str, Tensor]) -> str:
@@ -168,7 +171,7 @@ def load(
     _check(arrays, source)
     arrays["group_names"] = _checked_group_names(arrays, source)
     limits = {"train": train_limit, "test": test_limit}
-    parts: dict[str, Tensor] = {}
+    parts: dict[str, Any] = {}
     for part, limit in limits.items():
         images, labels = arrays.pop(f"{part}_images"), arrays[f"{part}_labels"].astype(np.int64)
         keep = balanced(labels, limit, part)

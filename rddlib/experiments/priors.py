@@ -17,7 +17,7 @@ from .. import files
 from ..base import SettingError, digest, write_atomic
 from ..data.dataset import DataSet
 from ..distillation.glad import training
-from ..distillation.glad.generator import Generator, GeneratorSettings
+from ..distillation.glad.generator import Generator, GeneratorSettings, file_stem
 from . import provenance
 from .provenance import Clock
 from .records import PROBE, Store, StoreError, plain_name
@@ -37,11 +37,11 @@ def make(
 ) -> dict[str, Any]:
     """The training record of a generator for `data`: the kept one, else trained now, scored and kept in `folder`.
 
-    `folder` (default priors/ of the store) gets NAME.safetensors, NAME.json and NAME.png. `judge`: seed, steps and
-    width of the classifier that scores (`training.score`). `replace` lets a generator of other data or settings go.
-    A second process waits, and gets the same where it asks for the same. Cost: about 16 minutes on one core for
-    CIFAR-10 with the defaults, scoring included. Before any work: SettingError for what cannot be trained or scored,
-    StoreError where another generator is kept or nothing can be written.
+    `folder` (default priors/ of the store) gets STEM.safetensors, STEM.json and STEM.png (`generator.file_stem`).
+    `judge`: seed, steps and width of the classifier that scores (`training.score`). `replace` lets a generator of other
+    data or settings go. A second process waits, and gets the same where it asks for the same. Cost: about 16 minutes on
+    one core for CIFAR-10 with the defaults, scoring included. Before any work: SettingError for what cannot be trained
+    or scored, StoreError where another generator is kept or nothing can be written.
     """
     folder = Path(folder or store.root / "priors").expanduser()
     judge = JUDGE | (judge or {})
@@ -52,7 +52,7 @@ def make(
     store.check_writable()
     _check_writable(folder)
     key = f"prior-{digest(json.dumps(asdict(settings), sort_keys=True), data.sha256)[:16]}"
-    place = f"prior-{digest(str(folder.resolve()), data.name)[:16]}"  # one training at a time for one file
+    place = f"prior-{digest(str(folder.resolve()), file_stem(data))[:16]}"  # one training at a time for one file
     with store.lock(place):
         kept = _kept(folder, data, settings, judge, replace)  # another process may have made it since
         if kept is None:
@@ -110,7 +110,7 @@ def _kept(
 
     Raises StoreError where it is damaged, or of other images or settings.
     """
-    file = folder / f"{data.name}.json"
+    file = folder / f"{file_stem(data)}.json"
     if replace or not file.is_file():
         return None
     try:
@@ -123,7 +123,7 @@ def _kept(
         raise StoreError(
             f"{file}: a generator of {other} is kept there. Take another folder with --out, or --replace it"
         )
-    whole = "scores" in record and (folder / f"{data.name}.safetensors").is_file()
+    whole = "scores" in record and (folder / f"{file_stem(data)}.safetensors").is_file()
     return record if whole and record["score_settings"] == judge else None
 
 

@@ -195,6 +195,11 @@ class Generator(nn.Module):
 # --- files ------------------------------------------------------------------------------------------------
 
 
+def file_stem(data: DataSet) -> str:
+    """The name of the file of a generator for `data`: NAME, or NAME_validation where a part is held out from it."""
+    return f"{data.name}_validation" if data.held_out else data.name
+
+
 def save(path: str | Path, net: Generator, data: DataSet) -> Path:
     """Write a generator and what it was trained on: tensors, and a head with settings, data, its hash and a checksum.
 

@@ -139,8 +139,9 @@ Prior = Identity | StylePrior
 def load(name: str, data: DataSet, layer: int, start: str = "latent", same_data: bool = True) -> Prior:
     """The prior `name` for `data`, on its device.
 
-    ``none``: pixels. ``generator``: ours, as committed for a data set of this name; ``generator:FILE.safetensors``:
-    one that you trained. ``stylegan:FILE.py``: a StyleGAN-XL of yours (see `from_file`). `layer`: where it is cut.
+    ``none``: pixels. ``generator``: ours, as committed for a data set of this name, and for what is left of it where a
+    part is held out; ``generator:FILE.safetensors``: one that you trained. ``stylegan:FILE.py``: a StyleGAN-XL of yours
+    (see `from_file`). `layer`: where it is cut.
     With `same_data` our generator must have been trained on these very images; else on ones of this shape and classes.
     Raises SettingError for an unknown name, layer or start, DataError for a missing, damaged or foreign file.
     """
@@ -148,20 +149,20 @@ def load(name: str, data: DataSet, layer: int, start: str = "latent", same_data:
     if name == "none":
         return Identity()
     if kind == "generator":
-        file = Path(path) if path else committed(data.name)
+        file = Path(path) if path else committed(generator.file_stem(data))
         return from_generator(generator.read(file, data, same_data), data, layer, start)
     if kind == "stylegan" and path:
         return from_file(path, data, layer, start)
     raise SettingError("prior", name, "none, generator, generator:FILE.safetensors or stylegan:FILE.py")
 
 
-def committed(dataset: str) -> Path:
-    """Where the generator of a data set lies; raises SettingError where none is kept."""
+def committed(stem: str) -> Path:
+    """Where the generator of a data set lies (`generator.file_stem`); raises SettingError where none is kept."""
     folder = resources() / "priors"
     names = sorted(p.stem for p in folder.glob("*.safetensors"))
-    if dataset not in names:
-        raise SettingError("prior", f"generator of {dataset}", f"a data set with one: {', '.join(names)}; or train it")
-    return folder / f"{dataset}.safetensors"
+    if stem not in names:
+        raise SettingError("prior", f"generator of {stem}", f"a data set with one: {', '.join(names)}; or train it")
+    return folder / f"{stem}.safetensors"
 
 
 def from_generator(network: Generator, data: DataSet, layer: int, start: str = "latent") -> StylePrior:

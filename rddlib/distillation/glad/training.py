@@ -23,7 +23,7 @@ from ...base import SettingError, digest, generator, write_atomic
 from ...data.dataset import DataSet
 from ...models import networks
 from ..synthetic import class_labels
-from .generator import Generator, GeneratorSettings, save
+from .generator import Generator, GeneratorSettings, file_stem, save
 
 
 def train_generator(
@@ -253,13 +253,13 @@ SHEET_BYTES = 150_000
 def keep(
     folder: str | Path, net: Generator, data: DataSet, history: Sequence[dict[str, float]], **about: Any
 ) -> dict[str, Any]:
-    """Write <dataset>.safetensors, its training record <dataset>.json and a sheet of samples <dataset>.png; the record.
+    """Write STEM.safetensors, its training record STEM.json and a sheet of samples STEM.png (`file_stem`); the record.
 
     `history`: the losses of every update, kept as means of fifty stretches. `about`: what the caller knows, such as
     seconds, device, versions and `score`. Nothing in the record names a folder.
     """
-    folder = Path(folder)
-    weights = save(folder / f"{data.name}.safetensors", net, data).read_bytes()
+    folder, stem = Path(folder), file_stem(data)
+    weights = save(folder / f"{stem}.safetensors", net, data).read_bytes()
     length = max(len(history) // 50, 1)
     stretches = [history[i : i + length] for i in range(0, len(history), length)]
     losses = {k: [round(sum(h[k] for h in part) / len(part), 4) for part in stretches] for k in history[0]}
@@ -275,8 +275,8 @@ def keep(
         "updates_a_stretch": length,
         "losses": losses,
     } | about
-    write_atomic(folder / f"{data.name}.json", files.to_json(record))
-    write_atomic(folder / f"{data.name}.png", sheet(net))
+    write_atomic(folder / f"{stem}.json", files.to_json(record))
+    write_atomic(folder / f"{stem}.png", sheet(net))
     return record
 
 
