@@ -330,6 +330,9 @@ def test_a_claim_on_the_term_needs_a_network_that_learns_and_a_gate(tmp_path: Pa
         gate = {f"cpu-gate-control{s}": v for s, v in enumerate(records(c=np.full((3, 1), 50.0 + moved)).values())}
         gate |= {f"cpu-gate-untrained{s}": v for s, v in enumerate(records(c=np.full((3, 1), 50.0)).values())}
         assert verdicts.judge([row], learnt | keyed(gate), Scaled(3))[0].verdict == verdict
+    other = {k: dataclasses.replace(r, experiment=r.experiment | {"method": "glad"}) for k, r in learnt.items()}
+    (found,) = verdicts.judge([row], other | keyed(gate), Scaled(3))
+    assert found.why.startswith("gate not run")  # the gate is of another method
     smaller = {k: dataclasses.replace(r, experiment=r.experiment | {"size": 16}) for k, r in learnt.items()}
     (found,) = verdicts.judge([row], smaller | keyed(gate), Scaled(3))
     assert found.why.startswith("gate not run")  # the gate is of another loop

@@ -24,8 +24,8 @@ PLANNED = {"table1/cifar10_idc": rules.LOOKS, "table1/cifar10_idc_1": rules.ONE_
 LOOKED_AT = ("accuracy", "cluster_min")
 # The scale and the arms whose differences are its gates.
 GATES = {"cpu": (("gate/control", "gate/untrained"), ("gate_1/control", "gate_1/untrained"))}
-# What a run shares with those of the gate, or the gate says nothing about it: its data and the length of its loop.
-OF_THE_GATE = ("dataset", "size", "ipc", "network", "width", "outer_steps", "inner_steps", "net_steps")
+# What a run shares with those of the gate, or the gate says nothing about it: its method, data and length of the loop.
+OF_THE_GATE = ("method", "dataset", "size", "ipc", "network", "width", "outer_steps", "inner_steps", "net_steps")
 LARGE = ("gpu", "paper")  # scales that need data or a machine that a laptop lacks
 
 
