@@ -319,16 +319,16 @@ def part_of(one: Finding, other: Finding) -> bool:
 
 
 def of_the_term(found: Sequence[Verdict], records: dict[str, Record]) -> list[Finding]:
-    """The comparisons of two arms of one method of which one is control and the other has the whole term.
+    """The comparisons of two arms of one method of which one is control and the other has the paper's term.
 
-    A part of the term, as in Table 4, is no answer to whether the term helps.
+    A part of the term, as in Table 4, or another tail mass, as in Figure 4, is no answer to whether the term helps.
     """
     chosen = []
     for finding in own_findings(found):
         arms = [costs.DEFAULTS | records[keys[0]].experiment for keys in finding.keys]
         terms = [e for e in arms if e["risk"] != "control"]
-        whole = len(terms) == 1 and terms[0]["average"] > 0 and terms[0]["worst"] > 0
-        if len(arms) == 2 and len({e["method"] for e in arms}) == 1 and whole:
+        papers = all(e[name] == costs.DEFAULTS[name] for e in terms for name in ("average", "worst", "alpha"))
+        if (len(arms), len(terms)) == (2, 1) and len({e["method"] for e in arms}) == 1 and papers:
             chosen.append(finding)
     return chosen
 
