@@ -199,18 +199,20 @@ def _seeds(seeds: str | None, settings: dict[str, str]) -> list[dict[str, int]]:
         raise SettingError("seeds", seeds, "given instead of --seed, not beside it")
     chosen: list[int] = []
     for part in seeds.split(","):
-        low, _, high = part.partition("-")
-        if not (low.isdecimal() and (high or low).isdecimal() and int(low) <= int(high or low)):
+        low, dash, high = part.partition("-")
+        high = high if dash else low
+        if not (low.isdecimal() and high.isdecimal() and int(low) <= int(high)):
             raise SettingError("seeds", seeds, "a range as 0-4, or a list as 0,3,7")
-        chosen += range(int(low), int(high or low) + 1)
+        chosen += range(int(low), int(high) + 1)
     return [{"seed": seed} for seed in dict.fromkeys(chosen)]
 
 
 def _estimate(experiment: Experiment, ledger: Ledger) -> str:
     """One line: key, settings, and what a run would cost by the records most like it."""
     line = f"{experiment.key}  {describe(dataclasses.asdict(experiment))}  "
-    if ledger.state(experiment.key) == "done":
-        return line + "is there: nothing to compute"
+    state = ledger.state(experiment.key)
+    if state in ("done", "stale"):
+        return line + f"is there{', made by earlier code' * (state == 'stale')}: nothing to compute"
     seconds = ledger.cost(Job(experiment, 0.0, ()))
     if seconds is None:
         return line + "to compute; no record is like it, so its cost is unknown"
@@ -220,6 +222,8 @@ def _estimate(experiment: Experiment, ledger: Ledger) -> str:
 def _tell_where(record: Record, store: Store, found: bool) -> None:
     """Print whether a record was computed or found, where it and its set lie, and how to train on the set."""
     print(f"  {'found, nothing was computed' if found else 'computed now'}: {store.file(record.key)}")
+    if not record.current:
+        print("  made by earlier code, which gives other numbers; delete the file to have it made again")
     if record.set_key and store.distilled(record.set_key).is_file():
         file = store.distilled(record.set_key)
         print(f"  its set: {file}")
@@ -437,10 +441,11 @@ def data(name: str, /, *, size: int | None = None, picture: str | None = None, d
     """
     if picture is not None and Path(picture).suffix.lower() != ".png":
         raise SettingError("picture", picture, "a name that ends in .png")
+    sheet = None if picture is None else forms.new_file(picture, "picture")
     held = datasets.load(name, data_root, size=size)
     print("\n".join(summary.lines(held)))
-    if picture is not None:
-        print(f"samples: {summary.sheet(summary.samples(held), Path(picture).expanduser())}")
+    if sheet is not None:
+        print(f"samples: {summary.sheet(summary.samples(held), sheet)}")
 
 
 @takes(Experiment, [*JUDGED, *(name for name in BY_HAND if name.startswith("eval_"))])

@@ -18,6 +18,7 @@ import rddlib
 from rddlib import cli
 from rddlib.base import SettingError
 from rddlib.distillation import synthetic
+from rddlib.experiments import provenance
 from rddlib.experiments.experiment import Experiment, gather, identified, run
 from rddlib.experiments.records import Store
 
@@ -62,7 +63,7 @@ def test_run_says_what_it_did_and_its_last_line_loads_the_set(tmp_path: Path, to
     assert all(torch.equal(a, b) for a, b in zip(loaded, (names["images"], names["labels"]), strict=True))
 
 
-def test_several_seeds_and_what_they_would_cost(tmp_path: Path, told: Any) -> None:
+def test_several_seeds_and_what_they_would_cost(tmp_path: Path, told: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert told(*words("run", tmp_path, "--dry-run")).endswith("no record is like it, so its cost is unknown\n")
     assert list(tmp_path.iterdir()) == []
     told(*words("run", tmp_path, "--seeds", "1-2,5"))
@@ -70,7 +71,11 @@ def test_several_seeds_and_what_they_would_cost(tmp_path: Path, told: Any) -> No
     estimates = told(*words("run", tmp_path, "--seeds", "4-5", "--dry-run")).splitlines()
     assert re.search(r"to compute: about \d+ s, the median of the records most like it$", estimates[0])
     assert estimates[1].endswith("is there: nothing to compute") and len(Store(tmp_path).files()) == 3
-    for seeds in ("2-1", "a", "", "1,", "-3"):
+    monkeypatch.setattr(provenance, "RESULTS", provenance.RESULTS + 1)
+    assert "made by earlier code: nothing to compute" in told(*words("run", tmp_path, "--dry-run", seed=5))
+    assert "made by earlier code, which gives other numbers" in told(*words("run", tmp_path, seed=5))
+    monkeypatch.undo()
+    for seeds in ("2-1", "a", "", "1,", "-3", "0-"):
         assert f"seeds = {seeds!r}" in told(*words("run", tmp_path, f"--seeds={seeds}"), status=2)
     assert "instead of --seed" in told(*words("run", tmp_path, "--seeds", "0-1", seed=3), status=2)
 

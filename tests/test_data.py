@@ -283,6 +283,35 @@ def test_other_files_are_passed_over_and_cut_photographs_named(tmp_path: Path) -
             dataset.load(f"folder:{root}", size=8)
 
 
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_an_image_of_several_frames_is_not_taken_for_its_first(tmp_path: Path, kind: str) -> None:
+    root = folder(tmp_path)
+    frames = [Image.fromarray(wide((60, 60))), Image.new("RGB", (60, 60))]
+    frames[0].save(root / "train" / "cat" / f"many.{kind.lower()}", kind, save_all=True, append_images=frames[1:])
+    with pytest.raises(DataError, match=r"many\.\w+: cannot be read as an image \(2 frames"):
+        dataset.load(f"folder:{root}", size=8)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"classes": np.array("one text")}, "classes is no list of different names"),
+        ({"classes": np.array([["a", "b"]])}, "classes is no list of different names"),
+        ({"classes": np.array(["a", "a"])}, "classes is no list of different names"),
+        ({"train_groups": np.zeros(4, int), "group_names": np.array("fog")}, "group_names is no list"),
+        ({f"{part}_images": np.zeros((4, 0, 0, 1), np.uint8) for part in ("train", "test")}, "needed is uint8"),
+    ],
+)
+def test_names_and_sizes_of_own_archives_are_checked(tmp_path: Path, changed: dict[str, np.ndarray], said: str) -> None:
+    images, labels = np.zeros((4, 8, 8, 1), np.uint8), np.array([0, 0, 1, 1])
+    good = {
+        f"{part}_{kind}": own for part in ("train", "test") for kind, own in (("images", images), ("labels", labels))
+    }
+    np.savez(tmp_path / "own.npz", **(good | {"classes": np.array(["a", "b"])} | changed))
+    with pytest.raises(DataError, match=said):
+        dataset.load(f"npz:{tmp_path / 'own.npz'}")
+
+
 @pytest.mark.parametrize("place", ["imagenet", "imagenet_b", "."])
 def test_imagenet_subset_by_wnid_keeps_the_label_order(tmp_path: Path, place: str) -> None:
     wnids = sources.SUBSETS["imagenet_b"]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rddlib.base import SettingError, generator
+from rddlib.base import DivergenceError, SettingError, generator
 from rddlib.data import dataset
 from rddlib.data.dataset import DataSet
 from rddlib.evaluation import evaluate, groups
@@ -101,6 +101,13 @@ def test_steps_are_matched_unless_asked_to_grow(digits: DataSet) -> None:
         assert evaluate.evaluate(x, y, digits, one, 0, factor=factor)["steps"] == steps
 
 
+@pytest.mark.parametrize("recipe", ["idc", "glad"])
+def test_a_training_that_diverges_gives_no_accuracy(digits: DataSet, recipe: str) -> None:
+    settings = dataclasses.replace(SMALL, eval_recipe=recipe, eval_lr=1e20)
+    with pytest.raises(DivergenceError, match=r"not finite after \d+ updates\. A smaller eval_lr \(now 1e\+20\)"):
+        evaluate.evaluate(digits.train_images, digits.train_labels, digits, settings, 0)
+
+
 def test_what_the_data_cannot_serve_is_refused_before_training(
     digits: DataSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -111,6 +118,11 @@ def test_what_the_data_cannot_serve_is_refused_before_training(
         with pytest.raises(SettingError, match=f"{name} = "):
             evaluate.evaluate(x, y, digits, dataclasses.replace(SMALL, **change), 0)
     few = dataclasses.replace(digits, test_images=digits.test_images[:9], test_labels=digits.test_labels[:9])
+    small = dataset.load("digits", size=6, train_limit=30, test_limit=20)
+    asked = dataclasses.replace(SMALL, eval_corruptions=True, eval_depth=1)
+    assert [str(e) for e in evaluate.conflicts(small, asked)] == [
+        "eval_corruptions = True: allowed is false for images of 6 pixels a side (least: 8)"
+    ]
     with pytest.raises(SettingError, match="eval_honest_groups = True"):
         evaluate.evaluate(x, y, few, dataclasses.replace(SMALL, eval_honest_groups=True), 0)
     (conflict,) = evaluate.conflicts(digits, dataclasses.replace(SMALL, eval_audit=2), whole=True)

@@ -125,6 +125,24 @@ def test_several_sets_in_one_file(digits: DataSet, tmp_path: Path) -> None:
         foreign.read(tmp_path / "res.pt", digits, number=3)
 
 
+def test_an_option_that_would_not_be_looked_at_is_refused(digits: DataSet, tmp_path: Path) -> None:
+    images, labels = some(digits)
+    torch.save([images, labels], tmp_path / "pair.pt")
+    np.savez(tmp_path / "set.npz", images=images.numpy(), labels=labels.numpy())
+    for place in (tmp_path / "pair.pt", tmp_path / "set.npz", write_folder(tmp_path / "f", images, labels, str)):
+        with pytest.raises(SettingError, match="labels = '/absent': allowed is"):
+            foreign.read(place, digits, labels="/absent")
+        with pytest.raises(SettingError, match="number = 5: allowed is 1"):
+            foreign.read(place, digits, number=5)
+
+
+def test_what_a_folder_holds_beside_images_is_told(digits: DataSet, tmp_path: Path) -> None:
+    place = write_folder(tmp_path / "f", *some(digits), str)
+    (place / "0" / "more.tif").touch()
+    (place / "3" / "notes.txt").touch()
+    assert "not taken: 1 .tif, 1 .txt" in foreign.read(place, digits).words
+
+
 def test_tiles_are_decoded_as_told(digits: DataSet, tmp_path: Path) -> None:
     images, labels = some(digits, 1)
     found = foreign.read(write("idc", tmp_path, images, labels, digits), digits, factor=2)
@@ -188,6 +206,8 @@ def broken(path: Path, x: Tensor, y: Tensor, fault: str) -> None:
         "whitened": [torch.randn(x.shape) * 30, y],
         "signed": [x / 255 - 0.1, y],
         "infinite labels": [x / 255, torch.full((20, 10), torch.inf)],
+        "complex": [x / 255 + 0j, y],
+        "sparse": [(x / 255).to_sparse(), y],
     }
     if fault == "pickled":
         path.write_bytes(pickle.dumps(Evil()))
@@ -219,6 +239,8 @@ def broken(path: Path, x: Tensor, y: Tensor, fault: str) -> None:
         ("half labels", "fractions"),
         ("soft of nine", "fractions"),
         ("infinite labels", "finite"),
+        ("complex", "dense tensors of real numbers"),
+        ("sparse", "dense tensors of real numbers"),
         ("nan", "finite numbers"),
         ("between", "values = '0 to 4'"),
         ("whitened", "whitened"),
@@ -251,6 +273,11 @@ def test_archives_and_folders_that_do_not_fit(digits: DataSet, tmp_path: Path) -
     np.savez(tmp_path / "object.npz", images=np.array([Evil()], dtype=object), labels=np.array([0]))
     with pytest.raises(DataError, match="cannot be read as an .npz"):
         foreign.read(tmp_path / "object.npz", digits)
+    np.savez(tmp_path / "long.npz", images=images.numpy().astype(np.longdouble), labels=labels.numpy())
+    with pytest.raises(DataError, match=r"long\.npz: numbers of a kind that PyTorch lacks"):
+        foreign.read(tmp_path / "long.npz", digits)
+    np.savez(tmp_path / "big.npz", images=images.numpy().astype(">f4"), labels=labels.numpy().astype(">i8"))
+    assert torch.equal(foreign.read(tmp_path / "big.npz", digits).images, images / 255)
     for name in ("absent.pt", "set.csv"):
         with pytest.raises(DataError, match=f"{name}: is not there, or no"):
             foreign.read(tmp_path / name, digits)
@@ -392,6 +419,8 @@ def test_a_data_set_at_a_glance(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert (second == data.train_images[10].permute(1, 2, 0).numpy()).all()
     assert (pixels[step:, 2 + 4 * step :] == 255).all()  # there are four dogs
     assert cli.main(["data", "digits", "--picture", str(tmp_path / "a.bmp")]) == 2
+    before = sheet.read_bytes()
+    assert cli.main(["data", "digits", "--picture", str(sheet)]) == 2 and sheet.read_bytes() == before
 
 
 def test_groups_are_counted(coloured: DataSet) -> None:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from rddlib.analysis import report
@@ -52,6 +53,18 @@ def test_quickstart_takes_every_parameter(tmp_path: Path) -> None:
     before = {r.key: r for r in records}
     papermill(QUICK, tmp_path / "again.ipynb", tmp_path, **(chosen | {"mode": "load"}))
     assert {r.key: r for r in Store(tmp_path / "store").records()} == before
+
+
+def test_quickstart_takes_data_of_the_readers_own(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    parts: dict[str, np.ndarray] = {"classes": np.array(["dark", "light"])}
+    for part in ("train", "test"):
+        labels = np.arange(24) % 2
+        level = rng.integers(0, 100, (24, 8, 8, 1)) + 150 * labels[:, None, None, None]
+        parts |= {f"{part}_images": level.astype(np.uint8), f"{part}_labels": labels}
+    np.savez(tmp_path / "own.npz", **parts)
+    cells = papermill(QUICK, tmp_path / "out.ipynb", tmp_path, dataset=f"npz:{tmp_path / 'own.npz'}", seeds=2)
+    assert "nothing to compare with" in text_of(cells, "cell-13-check")
 
 
 @pytest.mark.realdata

@@ -217,11 +217,14 @@ def _with_looks(base: DataSet, recipe: looks.Recipe, name: str) -> DataSet:
 
 def _check(arrays: sources.Arrays, source: str) -> None:
     """Shapes, dtypes and label ranges; the message names the file and the array."""
+    for name in {"classes", "group_names"} & arrays.keys():
+        if arrays[name].ndim != 1 or len(set(arrays[name].tolist())) < len(arrays[name]):
+            raise sources.DataError(f"{source}: {name} is no list of different names")
     n_classes = len(arrays["classes"])
     for part in PARTS:
         images, labels = arrays[f"{part}_images"], arrays[f"{part}_labels"]
         square = images.ndim == 4 and images.shape[3] in (1, 3) and images.shape[1] == images.shape[2]
-        if images.dtype != np.uint8 or not square:
+        if images.dtype != np.uint8 or not square or images.shape[1] == 0:
             given = f"{part}_images is {images.dtype} {images.shape}"
             raise sources.DataError(f"{source}: {given}; needed is uint8 (N, S, S, 1 or 3)")
         _check_integers(f"{part}_labels", labels, len(images), n_classes, "classes", source)

@@ -60,8 +60,7 @@ def read_folder(path: Path, size: int | None = None, classes: tuple[str, ...] | 
                 raise DataError(f"{path / 'groups.csv'}: {unlisted[0]} is not listed; each image needs a group")
             arrays[f"{part}_groups"] = np.searchsorted(arrays["group_names"], [group_of[name] for name in paths])
     if left.total():
-        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted((+left).items()))
-        log.warning("%s: not taken: %s", path.name, kinds)
+        log.warning("%s: not taken: %s", path.name, kinds(left))
     return arrays
 
 
@@ -83,6 +82,11 @@ def image_files(folder: Path, left: Counter[str] | None = None) -> list[Path]:
     images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
     left.update(_kind(file) for file in files if file.suffix.lower() not in IMAGE_SUFFIXES)
     return images
+
+
+def kinds(left: Counter[str]) -> str:
+    """What was not taken, in words: '2 .tif, 1 folder'."""
+    return ", ".join(f"{count} {kind}" for kind, count in sorted((+left).items()))
 
 
 def _kind(file: Path) -> str:
@@ -188,6 +192,9 @@ def read_image(file: Path, size: int | None = None) -> NDArray[np.uint8]:
 
     try:
         with Image.open(file) as image:
+            frames = getattr(image, "n_frames", 1)
+            if frames > 1 and image.format != "MPO":  # a camera's JPEG with previews behind its image
+                raise ValueError(f"{frames} frames; save the one that is meant")
             image.load()
             rgb = _rgb(ImageOps.exif_transpose(image), image.format)
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError ... for damaged files

@@ -90,6 +90,8 @@ def conflicts(data: DataSet, settings: EvaluateSettings, whole: bool = False) ->
     yield from networks.conflicts(s.eval_network, data.shape, s.eval_depth, s.eval_width, "eval_")
     if s.eval_groups > len(data.test_labels):
         yield SettingError("eval_groups", s.eval_groups, f"at most {len(data.test_labels)}, the tested images")
+    if s.eval_corruptions and data.shape[-1] < 8:
+        yield SettingError("eval_corruptions", True, f"false for images of {data.shape[-1]} pixels a side (least: 8)")
     if s.eval_honest_groups and len(data.test_labels) < data.n_classes:
         yield SettingError("eval_honest_groups", True, f"for at least {data.n_classes} tested images, one a class")
     if s.eval_audit and (whole or round(SHARE * int(data.train_labels.bincount().max())) == 0):

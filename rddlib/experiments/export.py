@@ -92,7 +92,7 @@ def as_grid(distilled: SyntheticSet, file: str | Path, stored: bool = False) -> 
     """Write all images as one PNG, a row a class; the number of images."""
     images, labels = _images(distilled, stored)
     n_classes = int(labels.max()) + 1
-    sheet(synthetic.levels(images).unflatten(0, (n_classes, -1)), _new(file, "grid"))
+    sheet(synthetic.levels(images).unflatten(0, (n_classes, -1)), new_file(file, "grid"))
     return len(images)
 
 
@@ -104,11 +104,12 @@ def as_tensors(distilled: SyntheticSet, file: str | Path, stored: bool = False) 
     images, labels = _images(distilled, stored)
     buffer = io.BytesIO()
     torch.save([images.clone(), labels.clone()], buffer)
-    write_atomic(_new(file, "pt"), buffer.getvalue())
+    write_atomic(new_file(file, "pt"), buffer.getvalue())
     return len(images)
 
 
-def _new(file: str | Path, option: str) -> Path:
+def new_file(file: str | Path, option: str) -> Path:
+    """The path that an option names, refused where something is there already (SettingError)."""
     file = Path(file).expanduser()
     if file.exists():
         raise SettingError(option, file.name, "a file that is not there yet")

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import sys
 import zipfile
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,8 @@ def read(
     path = Path(path).expanduser()
     if factor not in (None, 1, 2, 3):
         raise SettingError("factor", factor, "1, 2 or 3 tiles a side of a stored image")
+    if path.is_dir() or path.suffix == ".npz":
+        _refuse_unused(labels, number, f"its own, as {path.name} has them")
     if path.is_dir():
         raw = _folder(path, data)
     elif path.suffix == ".npz" and path.is_file():
@@ -92,6 +95,14 @@ def read(
         return _interpreted(raw, data, value_range, factor, path.name)
     except SettingError as error:
         raise DataError(f"{path}: {error}") from error
+
+
+def _refuse_unused(labels: str | Path | None, number: int, own: str) -> None:
+    """A file of labels, or the number of a set, that would not be looked at is refused."""
+    if labels is not None:
+        raise SettingError("labels", str(labels), own)
+    if number != 1:
+        raise SettingError("number", number, "1 where there is one set")
 
 
 @dataclass(frozen=True)
@@ -111,8 +122,9 @@ def _folder(path: Path, data: DataSet) -> _Raw:
     """One folder a class, all called as the classes or all by their numbers."""
     images: list[np.ndarray[Any, Any]] = []
     labels: list[int] = []
+    left: Counter[str] = Counter()
     for label, place in enumerate(_places(path, data)):
-        for file in folders.image_files(place):
+        for file in folders.image_files(place, left):
             images.append(folders.read_image(file))
             labels.append(label)
             if images[-1].shape != images[0].shape:
@@ -124,7 +136,8 @@ def _folder(path: Path, data: DataSet) -> _Raw:
         if (pixels != pixels[:, :1]).any():
             raise DataError(f"{path}: images have colours, those of {data.name} are grey")
         pixels = pixels[:, :1].contiguous()
-    return _Raw(pixels, torch.tensor(labels))
+    notes = (f"not taken: {folders.kinds(left)}",) if left.total() else ()
+    return _Raw(pixels, torch.tensor(labels), notes=notes)
 
 
 def _places(path: Path, data: DataSet) -> list[Path]:
@@ -154,7 +167,10 @@ def _npz(path: Path) -> _Raw:
     arrays = [np.ascontiguousarray(pack[name]) for name in ("images", "labels")]
     if any(array.dtype.kind not in "uif" for array in arrays):
         raise DataError(f"{path}: images and labels are not both numbers")
-    images, labels = (torch.from_numpy(array) for array in arrays)
+    try:
+        images, labels = (torch.from_numpy(array.astype(array.dtype.newbyteorder("="))) for array in arrays)
+    except TypeError as error:
+        raise DataError(f"{path}: numbers of a kind that PyTorch lacks ({error})") from error
     return _Raw(images, labels)
 
 
@@ -187,7 +203,10 @@ def _tensors(path: Path, labels: str | Path | None, number: int) -> _Raw:
     """DC's dict, IDC's pair, or MTT's images with their labels in another file."""
     content = _load(path)
     notes: tuple[str, ...] = ()
-    if isinstance(content, dict) and isinstance(content.get("data"), list):
+    several = isinstance(content, dict) and isinstance(content.get("data"), list)
+    apart = isinstance(content, Tensor)
+    _refuse_unused(None if apart else labels, 1 if several else number, f"those that {path.name} has")
+    if several:
         sets = content["data"]
         if not 1 <= number <= len(sets):
             raise SettingError("number", number, f"1 to {len(sets)}, the sets in {path.name}")
@@ -203,6 +222,8 @@ def _tensors(path: Path, labels: str | Path | None, number: int) -> _Raw:
         notes = (f"labels from {file.name}",)
     if not (isinstance(content, list | tuple) and len(content) == 2 and all(isinstance(t, Tensor) for t in content)):
         raise DataError(f"{path}: is neither [images, labels], a dict with 'data' or 'images' and 'labels', nor images")
+    if any(t.is_complex() or t.is_quantized or t.layout != torch.strided for t in content):
+        raise DataError(f"{path}: images and labels are not both dense tensors of real numbers")
     return _Raw(content[0].detach(), content[1].detach(), notes=notes)
 
 

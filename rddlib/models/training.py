@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..base import SettingError, check_choice, generator, to_device, to_device_together
+from ..base import DivergenceError, SettingError, check_choice, generator, to_device, to_device_together
 from ..data import augment
 from ..data.dataset import DataSet
 
@@ -154,7 +154,10 @@ def _descend(
     at: Collection[int] = (),
     callback: Callback | None = None,
 ) -> nn.Module:
-    """Train `net` on `n` images by the recipe, an update a loss, computed in its turn; returns what is tested."""
+    """Train `net` on `n` images by the recipe, an update a loss, computed in its turn; returns what is tested.
+
+    Raises DivergenceError where weights end without being finite: such a network puts every image into one class.
+    """
     optimiser = torch.optim.SGD(net.parameters(), lr=how.lr, momentum=0.9, weight_decay=5e-4)
     decay = AVERAGED[how.recipe]
     average = None if decay is None else Average(net, decay)
@@ -173,7 +176,11 @@ def _descend(
             net.eval()
             callback(done, average.net if average and average.updates else net)
             net.train()
-    return average.net if average else net.eval()
+    trained = average.net if average else net.eval()
+    if not all(bool(weights.isfinite().all()) for weights in trained.parameters()):
+        lower = f"A smaller eval_lr (now {how.lr:g}) may help"
+        raise DivergenceError(f"training on {n} images: weights are not finite after {how.steps} updates. {lower}")
+    return trained
 
 
 def batches(n: int, size: int, steps: int, stream: torch.Generator) -> list[Tensor]:
