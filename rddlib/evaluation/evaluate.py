@@ -176,8 +176,8 @@ def evaluate(
     """
     raise_all(conflicts(data, settings))
     fused.keep_memory()
-    steps = settings.training(len(images), factor).steps
-    at = checkpoints(steps, settings.eval_audit)
+    how = settings.training(len(images), factor)
+    at = checkpoints(how.steps, settings.eval_audit)
     validation = held_out(data, images) if at else None  # refused, if it must be, before the first training
     bench = TestBench.of(
         data,
@@ -193,16 +193,16 @@ def evaluate(
     if seeds and side_by_side(settings, images.device):
         fresh = [settings.build_eval_network(data, each, images.device) for each in seeds]
         with networks.arithmetic(settings.eval_precision, images.device):
-            how = settings.training(len(images), factor)
             trained = recipes.train_together(fresh, images, labels, data, how, seeds)
     for number, each in enumerate(seeds):
         audit = Audit(data, *validation) if validation else None
         with networks.arithmetic(settings.eval_precision, images.device):
             net = trained[number] if trained else train(images, labels, data, settings, each, factor, at, audit)
+            recipes.check_finite(net, how)
             row = bench.score(net, data)
         rows.append(row | audit.row() if audit else row)
         if on_seed is not None:
             on_seed(rows)
     metrics: Metrics = {name: [row[name] for row in rows] for name in rows[0]}
-    metrics |= bench.facts(data) | {"steps": steps}
+    metrics |= bench.facts(data) | {"steps": how.steps}
     return metrics | {"audit_steps": at} if at else metrics

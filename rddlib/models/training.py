@@ -154,10 +154,7 @@ def _descend(
     at: Collection[int] = (),
     callback: Callback | None = None,
 ) -> nn.Module:
-    """Train `net` on `n` images by the recipe, an update a loss, computed in its turn; returns what is tested.
-
-    Raises DivergenceError where weights end without being finite: such a network puts every image into one class.
-    """
+    """Train `net` on `n` images by the recipe, an update a loss, computed in its turn; returns what is tested."""
     optimiser = torch.optim.SGD(net.parameters(), lr=how.lr, momentum=0.9, weight_decay=5e-4)
     decay = AVERAGED[how.recipe]
     average = None if decay is None else Average(net, decay)
@@ -176,11 +173,17 @@ def _descend(
             net.eval()
             callback(done, average.net if average and average.updates else net)
             net.train()
-    trained = average.net if average else net.eval()
-    if not all(bool(weights.isfinite().all()) for weights in trained.parameters()):
+    return average.net if average else net.eval()
+
+
+def check_finite(net: nn.Module, how: Training) -> None:
+    """Raise DivergenceError where a trained network's weights are not finite: it puts every image into one class.
+
+    Cost: one pass over the weights, and a device's host waits once.
+    """
+    if not bool(torch.stack([weights.isfinite().all() for weights in net.parameters()]).all()):
         lower = f"A smaller eval_lr (now {how.lr:g}) may help"
-        raise DivergenceError(f"training on {n} images: weights are not finite after {how.steps} updates. {lower}")
-    return trained
+        raise DivergenceError(f"evaluation: weights are not finite after {how.steps} updates. {lower}")
 
 
 def batches(n: int, size: int, steps: int, stream: torch.Generator) -> list[Tensor]:
