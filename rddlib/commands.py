@@ -34,7 +34,7 @@ from .experiments.experiment import HELD_OUT, Experiment
 from .experiments.grid import Job, Ledger, Tally
 from .experiments.merge import merge as merge_folder
 from .experiments.presets import SCALES
-from .experiments.records import Record, Store
+from .experiments.records import Record, Store, plain_name
 from .experiments.small_sets import Progress
 from .experiments.workers import Scheduler, Where
 
@@ -149,6 +149,8 @@ def run(
         group: folder of the record under runs/ (default: DATASET_SCALE)
     """
     store = Store(at.store)
+    if group is not None:
+        plain_name(group)
     chosen = Experiment.checked(settings, texts=True)
     begun = None
     if from_set is not None:
@@ -159,8 +161,7 @@ def run(
     if dry_run:
         ledger = Ledger(store, at.device)
         planned = [runs.identified(experiment) for experiment in asked]
-        for experiment in [e for e in planned if ledger.state(e.key) != "done"][:1]:  # they differ in the seed alone
-            runs.check(experiment, at.data_root, begun)
+        runs.check((e for e in planned if ledger.state(e.key) != "done"), at.data_root, begun)
         for experiment in planned:
             print(_estimate(experiment, ledger))
         return
@@ -329,6 +330,7 @@ def grid(
     counts = ", ".join(f"{n} {state}" for state, n in tally.counts.items())
     print(f"{' '.join(grid)}, {scale}: {len(wanted)} experiments, {counts}")
     print(f"to run: {len(todo)}, cost {tally.price()} in all, {jobs} side by side")
+    runs.check((job.experiment for job in todo), at.data_root)
     if dry_run or not todo:
         for job in scheduler.queue:
             cost = ledger.cost(job)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import logging
 import re
 from pathlib import Path
@@ -78,6 +79,17 @@ def test_several_seeds_and_what_they_would_cost(tmp_path: Path, told: Any, monke
     for seeds in ("2-1", "a", "", "1,", "-3", "0-"):
         assert f"seeds = {seeds!r}" in told(*words("run", tmp_path, f"--seeds={seeds}"), status=2)
     assert "instead of --seed" in told(*words("run", tmp_path, "--seeds", "0-1", seed=3), status=2)
+
+
+def test_what_the_data_do_not_have_is_refused_before_the_first_run(tmp_path: Path, told: Any) -> None:
+    common = "".join(f"{name} = {json.dumps(value)}\n" for name, value in (QUICK | {"dataset": "digits"}).items())
+    arms = "".join(f"[[arm]]\nname = 'a{ipc}'\nwhy = 'a test'\nvalue = 1\nipc = {ipc}\n" for ipc in (1, 500))
+    (tmp_path / "own.toml").write_text(f"[common]\n{common}{arms}")
+    for more in ([], ["--dry-run"]):
+        command = ["grid", str(tmp_path / "own.toml"), "--scale", "smoke", "--store", str(tmp_path / "store"), *more]
+        assert "ipc = 500" in told(*command, status=2)
+    assert not list(tmp_path.rglob("*.json"))
+    assert "group = 'a/b'" in told(*words("run", tmp_path, "--dry-run", "--group", "a/b"), status=2)
 
 
 def test_list_is_sorted_filtered_and_a_spreadsheet(tmp_path: Path, told: Any) -> None:

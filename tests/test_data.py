@@ -116,6 +116,9 @@ def test_groups_are_a_part_of_the_hash_and_their_absence_is_not(tmp_path: Path) 
     assert unnamed.validation(0.4).test_groups.bincount().tolist() == [4, 4]
 
 
+EVERY_IMAGE = [f"{part}/{name}/{i}.png,a" for part in ("train", "val") for name in ("cat", "dog") for i in range(3)]
+
+
 def test_groups_of_a_folder_are_listed_beside_it(tmp_path: Path) -> None:
     root = folder(tmp_path)
     lines = [f"{part}/{name}/{i}.png,{'night' if i == 1 else 'day'}"
@@ -132,6 +135,7 @@ def test_groups_of_a_folder_are_listed_beside_it(tmp_path: Path) -> None:
         (["path,group", "train/cat/0.png,a"], "train/cat/1.png is not listed"),
         (["path,group", "train/cat/0.png,a", "train/cat/0.png,b"], "train/cat/0.png is listed twice"),
         (["path,group", "train/cat/0.png,"], "line 2 lacks"),
+        (["path,group", *EVERY_IMAGE, "train/cat/7.png,a"], "train/cat/7.png is no image that is read"),
         (["train/cat/0.png,a", "train/cat/1.png,a"], "the first line is path,group"),
     ],
 )
@@ -193,7 +197,7 @@ def test_missing_data_says_what_where_and_how(tmp_path: Path) -> None:
         dataset.load(f"npz:{tmp_path / 'absent.npz'}")
 
 
-@pytest.mark.parametrize("limit", [{"size": 0}, {"train_limit": -1}, {"test_limit": 0}, {"train_limit": 3}])
+@pytest.mark.parametrize("limit", [{"size": 0}, {"train_limit": -1}, {"test_limit": 0}, {"train_limit": 3}, {"test_limit": 9999}])
 def test_bad_limits(limit: dict) -> None:
     with pytest.raises(SettingError, match=next(iter(limit))):
         dataset.load("digits", **limit)

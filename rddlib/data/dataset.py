@@ -174,6 +174,8 @@ def load(
     parts: dict[str, Any] = {}
     for part, limit in limits.items():
         images, labels = arrays.pop(f"{part}_images"), arrays[f"{part}_labels"].astype(np.int64)
+        if limit is not None and limit > len(labels):
+            raise SettingError(f"{part}_limit", limit, f"at most {len(labels)}, the images there are; None for all")
         keep = balanced(labels, limit, part)
         if len(keep) < len(labels):
             images = images[keep]

@@ -40,25 +40,21 @@ def read_folder(path: Path, size: int | None = None, classes: tuple[str, ...] | 
     val/ and test/ are there (with `classes`, as ImageNet has them, val/ is taken).
 
     Groups: a file `groups.csv` beside train/, with the columns path and group, e.g. ``train/cat/17.jpg,night``. Paths
-    are relative to the folder, groups are any text; each image that is read must be listed once, in any order.
+    are relative to the folder, groups are any text; each image that is read must be listed once, in any order, and
+    nothing else (with `classes` the table may be that of all classes).
     """
     parts = {"train": path / "train", "test": _held_out(path, named=classes is not None)}
     left: Counter[str] = Counter()
     names = classes or _class_names(parts, left)
     arrays: Arrays = {"classes": np.array(names)}
     group_of = _read_group_table(path / "groups.csv") if (path / "groups.csv").is_file() else None
+    found = {part: _labelled_files(folder, names, left) for part, folder in parts.items()}
     if group_of is not None:
-        arrays["group_names"] = np.array(sorted(set(group_of.values())))
-    for part, folder in parts.items():
-        files, labels = _labelled_files(folder, names, left)
+        paths = {part: [f.relative_to(path).as_posix() for f in files] for part, (files, _) in found.items()}
+        arrays |= _groups_of(paths, group_of, path / "groups.csv", whole=classes is None)
+    for part, (files, labels) in found.items():
         arrays[f"{part}_images"] = _read_images(files, size)
         arrays[f"{part}_labels"] = np.array(labels)
-        if group_of is not None:
-            paths = [f.relative_to(path).as_posix() for f in files]
-            unlisted = [name for name in paths if name not in group_of]
-            if unlisted:
-                raise DataError(f"{path / 'groups.csv'}: {unlisted[0]} is not listed; each image needs a group")
-            arrays[f"{part}_groups"] = np.searchsorted(arrays["group_names"], [group_of[name] for name in paths])
     if left.total():
         log.warning("%s: not taken: %s", path.name, kinds(left))
     return arrays
@@ -166,6 +162,20 @@ def _read_group_table(file: Path) -> dict[str, str]:
             raise DataError(f"{file}: {path} is listed twice")
         group_of[path] = group
     return group_of
+
+
+def _groups_of(paths: dict[str, list[str]], group_of: dict[str, str], file: Path, whole: bool) -> Arrays:
+    """The names of the groups and the group of each image of each part. `whole`: the table may list nothing else."""
+    read = [name for part in paths.values() for name in part]
+    unlisted = [name for name in read if name not in group_of]
+    if unlisted:
+        raise DataError(f"{file}: {unlisted[0]} is not listed; each image needs a group")
+    unknown = sorted(group_of.keys() - set(read))
+    if whole and unknown:
+        raise DataError(f"{file}: {unknown[0]} is no image that is read; each row names one, as train/cat/17.jpg")
+    names = np.array(sorted({group_of[name] for name in read}))
+    groups = {f"{part}_groups": np.searchsorted(names, [group_of[n] for n in own]) for part, own in paths.items()}
+    return {"group_names": names} | groups
 
 
 # --- images -----------------------------------------------------------------------------------------------

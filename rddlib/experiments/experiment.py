@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -180,19 +180,27 @@ def run(
     return record
 
 
-def check(experiment: Experiment, data_root: str | Path | None = None, begun: SyntheticSet | None = None) -> None:
+def check(
+    experiments: Iterable[Experiment], data_root: str | Path | None = None, begun: SyntheticSet | None = None
+) -> None:
     """Raise what `run` would refuse of the settings: SettingError, and DataError for the user's own data.
 
-    Where a data set that has a name is not here, only the name is checked.
+    Each data set is read once. Where one that has a name is not here, only the name is checked.
     """
-    sources.check_name(base_name(experiment.dataset), datasets.data_root(data_root))
-    try:
-        data = load_data(experiment, root=data_root)
-    except DataError:
-        if sources.own_path(experiment.dataset) is not None:
-            raise
-        return
-    _check_fits(data, experiment, begun)
+    on_same: dict[tuple[Any, ...], list[Experiment]] = {}
+    for experiment in experiments:
+        on_same.setdefault(_asked(experiment, data_root), []).append(experiment)
+    for same in on_same.values():
+        name = same[0].dataset
+        sources.check_name(base_name(name), datasets.data_root(data_root))
+        try:
+            data = load_data(same[0], root=data_root)
+        except DataError:
+            if sources.own_path(name) is not None:
+                raise
+            continue
+        for experiment in same:
+            _check_fits(data, experiment, begun)
 
 
 def _check_fits(data: DataSet, experiment: Experiment, begun: SyntheticSet | None) -> None:

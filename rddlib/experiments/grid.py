@@ -3,7 +3,7 @@
 A grid file is TOML. `[common]` holds settings of an Experiment; each `[[arm]]` has a `name`, a `why` of one line, a
 `value` (the larger, the earlier it runs) and settings of its own; a list of values is crossed with every other list.
 `[scale.NAME]` and, within an arm, `[arm.scale.NAME]` override at one scale, the latter last; `scales` limits an arm to
-some scales. Experiments that several arms or files ask for are one job.
+some scales. Blocks of one name are one arm. Experiments that several arms or files ask for are one job.
 """
 
 from __future__ import annotations
