@@ -197,7 +197,9 @@ def test_missing_data_says_what_where_and_how(tmp_path: Path) -> None:
         dataset.load(f"npz:{tmp_path / 'absent.npz'}")
 
 
-@pytest.mark.parametrize("limit", [{"size": 0}, {"train_limit": -1}, {"test_limit": 0}, {"train_limit": 3}, {"test_limit": 9999}])
+@pytest.mark.parametrize(
+    "limit", [{"size": 0}, {"train_limit": -1}, {"test_limit": 0}, {"train_limit": 3}, {"test_limit": 9999}]
+)
 def test_bad_limits(limit: dict) -> None:
     with pytest.raises(SettingError, match=next(iter(limit))):
         dataset.load("digits", **limit)
