@@ -344,6 +344,19 @@ def test_a_claim_on_the_term_needs_a_network_that_learns_and_a_gate(tmp_path: Pa
     )
 
 
+def test_an_arm_at_the_image_rate_of_another_decides_nothing(tmp_path: Path) -> None:
+    row = claim(tmp_path, reading="upper", scales="cpu")
+    made = told(at("cpu", a=np.full((3, 1), 53.0), b=np.full((3, 1), 50.0)), cross_entropy=1.5, probe_last=0.5)
+    gate = {f"cpu-gate-control{s}": v for s, v in enumerate(records(c=np.full((3, 1), 54.0)).values())}
+    gate |= {f"cpu-gate-untrained{s}": v for s, v in enumerate(records(c=np.full((3, 1), 50.0)).values())}
+    for changed, why in (({"alpha": 0.8}, "above zero"), ({"alpha": 0.2}, "another"), ({"worst": 0.0}, "another")):
+        for key in [key for key in made if key.startswith("cpu-a")]:
+            settings = {**made[key].experiment, "alpha": 0.8, "risk": "upper"} | changed
+            made[key] = dataclasses.replace(made[key], experiment=settings)
+        (found,) = verdicts.judge([row], made | keyed(gate), Scaled(3))
+        assert why in found.why
+
+
 def test_another_methods_loop_says_nothing_of_the_terms(tmp_path: Path) -> None:
     """DM trains no network: where it stands beside a method with the term, the mechanism is that method's."""
     rows = [

@@ -22,7 +22,7 @@ from rddlib.base import SettingError, numpy_generator, repository_root
 ROOT = repository_root()
 RULE = json.loads((ROOT / "data" / "claims_rule.json").read_text())
 DECIDES = {"mechanism", "t_interval", "decide", "_rose", "_place", "combine", "one_sided", "holm", "looks", "at_looks"}
-NUMBERS = {"LEAST_SEEDS", "ROOM", "GATE", "FALL", "LOOKS", "ONE_LOOK"}
+NUMBERS = {"LEAST_SEEDS", "ROOM", "GATE", "FALL", "LOOKS", "ONE_LOOK", "RATED"}
 
 ON, OFF, NO_GATE = Mechanism("on", ""), Mechanism("off", "chance"), Mechanism("gate not run", "not measured")
 
@@ -49,6 +49,8 @@ def around(mean: float, half: float) -> list[float]:
         (2.0, 1.0, 1.1, {"term": OFF}, "mechanism off", "chance"),
         (-2.0, 1.0, 1.1, {"term": OFF}, "mechanism off", "chance"),
         (2.0, 1.0, 1.1, {"term": NO_GATE}, "undecided", "gate not run"),
+        (2.0, 1.0, 1.1, {"own_rate": False}, "undecided", "chosen for another"),
+        (-2.0, 1.0, 1.1, {"own_rate": False, "term": OFF}, "mechanism off", "chance"),
         (2.0, 1.0, 1.1, {"above_chance": 4.9}, "no room", "above chance"),
         (2.0, 1.0, 1.1, {"above_chance": 4.9, "term": OFF}, "no room", "above chance"),
         (2.0, 1.0, 1.1, {"rise": around(0.0, 0.3)}, "undecided", "standard accuracy fell"),

@@ -1,7 +1,7 @@
 """The rule that turns a comparison into a verdict, and the corrections for looking more than once.
 
-Everything here was fixed before the runs of the scale `cpu` were compared on the test part (book/fair_test.md). The
-verdicts, in the order in which they are considered:
+All but `ONE_LOOK` and `RATED` was fixed before the runs of the scale `cpu` were compared on the test part
+(book/fair_test.md). The verdicts, in the order in which they are considered:
 
 no runs          fewer than three distillation seeds are shared by both arms
 no room          the test leaves no room: the better arm is less than 5 points above chance
@@ -9,7 +9,8 @@ mechanism off    the claim is about the term, and the loop's network has not lea
 supported        the interval of the paired differences lies above zero
 contradicted     the interval lies below zero, or excludes the paper's gain; the reason says which
 no difference    the interval lies within the margin on both sides of zero
-undecided        anything else, and a claim about the term whose gate has not been run
+undecided        anything else; before that, a claim about the term whose gate has not been run, or one with an arm
+                 whose image rate was chosen for another arm
 
 An interval within the margin is "no difference" even where it also excludes the paper's gain. A drop from the standard
 test that shrank only because the standard accuracy fell is undecided, not supported. `combine` says what several
@@ -43,6 +44,9 @@ FALL = 0.2  # share of ln(n_classes) by which the cross-entropy of an old record
 # 2.56 % of the time (at most 2.75 % by Bonferroni); alone, it finds a point with power .98 at a paired spread of .70.
 LOOKS = {5: 0.005, 10: 0.0225}
 ONE_LOOK = {8: 0.025}  # the same for one image a class
+# Scale -> (alpha, weight of the average, weight of the largest) of the terms whose image rate was chosen there. Each arm
+# must have a rate of its own; one that has borrowed another's decides nothing.
+RATED = {"cpu": {(0.8, 1.0, 1.0)}}
 
 
 @dataclass(frozen=True)
@@ -113,6 +117,7 @@ def decide(
     above_chance: float = math.inf,
     term: Mechanism | None = None,
     rise: ArrayLike | None = None,
+    own_rate: bool = True,
     level: float = 0.95,
 ) -> Decision:
     """The verdict on "this difference is above zero".
@@ -121,6 +126,7 @@ def decide(
     above_chance: points of the better arm above chance on this test. term: what is known of the mechanism, None for
     a claim that is not about the term. rise: for a drop that gets smaller, the differences (D,) of the accuracy under
     the shifted test; at least half of the change has to come from it, or its own interval has to lie above zero.
+    own_rate: whether the image rate of every arm was chosen for it (`RATED`).
     """
     if not margin > 0:
         raise SettingError("margin", margin, "a value above 0")
@@ -134,6 +140,8 @@ def decide(
         return Decision(MECHANISM_OFF, term.why, interval)
     if term is not None and term.state == "gate not run":
         return Decision(UNDECIDED, f"gate not run: {term.why}", interval)
+    if not own_rate:
+        return Decision(UNDECIDED, "an arm has the image rate that was chosen for another", interval)
     if interval.low > 0 and rise is not None and not _rose(np.asarray(rise, dtype=np.float64), interval.mean, level):
         return Decision(UNDECIDED, "the drop is smaller because the standard accuracy fell", interval)
     return Decision(*_place(interval, margin, gain), interval)

@@ -14,6 +14,7 @@ import pandas as pd
 
 from ..experiments.presets import SIAMESE
 from ..experiments.records import Record
+from ..risk import TAILS
 from ..stats import Interval, effect_size
 from . import rules
 from .claims import PROOF, Claim, Comparison, Measures, Plan, comparisons, measured, metric_of
@@ -26,6 +27,7 @@ LOOKED_AT = ("accuracy", "cluster_min")
 GATES = {"cpu": (("gate/control", "gate/untrained"), ("gate_1/control", "gate_1/untrained"))}
 # What a run shares with those of the gate, or the gate says nothing about it: its method, data and length of the loop.
 OF_THE_GATE = ("method", "dataset", "size", "ipc", "network", "width", "outer_steps", "inner_steps", "net_steps")
+TERM = {"alpha": 0.8, "average": 1.0, "worst": 1.0}  # of the paper, and of what does not say: see rules.RATED
 LARGE = ("gpu", "paper")  # scales that need data or a machine that a laptop lacks
 
 
@@ -155,6 +157,7 @@ def find(comparison: Comparison, evidence: Evidence) -> Finding:
         above_chance=_above_chance(comparison.metric, evidence, keys),
         term=_mechanism(scale, evidence, keys) if acts else None,
         rise=_rise(comparison, evidence, keys) if acts else None,
+        own_rate=_have_own_rates(scale, evidence, keys),
     )
     return Finding(
         comparison,
@@ -194,6 +197,13 @@ def _mechanism(scale: str, evidence: Evidence, keys: pd.DataFrame) -> Mechanism 
     if not any(histories):
         return None
     return rules.mechanism(histories, _classes(every[0]), _gate(scale, evidence, (control or every)[0]))
+
+
+def _have_own_rates(scale: str, evidence: Evidence, keys: pd.DataFrame) -> bool:
+    """Whether the image rate was chosen for the term of every arm, at a scale where rates are chosen (rules.RATED)."""
+    every = [evidence.records[key].experiment for term in keys for key in keys[term]]
+    terms = {tuple(e.get(name, usual) for name, usual in TERM.items()) for e in every if e.get("risk") in TAILS}
+    return terms <= rules.RATED.get(scale, terms)
 
 
 def _history(record: Record) -> list[dict[str, Any]]:

@@ -3,7 +3,8 @@
 One loop serves all of them. A method is a row of `PARTS`: what is matched, on which data the network is trained
 between the image steps, how the images move. Each part can be overridden by the setting of its name, so that one
 difference between two methods can be studied alone. Sources: IDC (Kim et al. 2022), DC (Zhao et al. 2021), DSA (Zhao &
-Bilen 2021), DM (Zhao & Bilen 2023), GLaD (Cazenavette et al. 2023), as their released code runs them.
+Bilen 2021), DM (Zhao & Bilen 2023), GLaD (Cazenavette et al. 2023), as their released code runs them;
+GLaD's network is trained as in RDD's fork of it, the original's never is.
 """
 
 from __future__ import annotations
