@@ -30,11 +30,13 @@ SOLUTION = re.compile(r"^```\{solution\} (\S+)\n:class: dropdown\n(.*?)^```\n?",
 GATED_EXERCISE = re.compile(r"^```\{exercise-start\} ?([^\n]*)\n:label: (\S+)\n```(?:\n|\Z)", re.MULTILINE)
 GATED_SOLUTION = re.compile(r"^```\{solution-start\} (\S+)\n:class: dropdown\n```(?:\n|\Z)", re.MULTILINE)
 GATE_CLOSED = re.compile(r"^```\{(?:exercise|solution)-end\}\n```\n?", re.MULTILINE)
+# The answer at the head of a page stands above the prediction that it would spoil; it ends where "Rests on" begins.
+ANSWER = re.compile(r"^\*\*Answer\.\*\*.*?(?=^\*\*Rests on\.\*\*)", re.MULTILINE | re.DOTALL)
 END_OF_SOLUTION = "```{solution-end}\n```"
 PICTURE = re.compile(r"!\[([^]]+)\]\((\w+)#([\w-]+)\)")
 COURSE = """This is what `make class` made of an open, executable replication of a paper on robust dataset distillation.
 
-* student/: notebooks without solutions and outputs.
+* student/: notebooks without solutions, outputs and the answers at their heads.
 * instructor/: the same notebooks with solutions and outputs.
 * slides/: nine lessons; open one in a browser, press S for the speaker's notes. lessons/ has their sources.
 
@@ -48,7 +50,7 @@ Notebook = dict[str, Any]
 
 
 def without_solutions(notebook: Notebook) -> Notebook:
-    """The notebook of a student: no solution in text or code, no output, nothing folded."""
+    """The notebook of a student: no answer at its head, no solution in text or code, no output, nothing folded."""
     made, inside = copy.deepcopy(notebook), False
     kept = []
     for cell in made["cells"]:
@@ -58,7 +60,7 @@ def without_solutions(notebook: Notebook) -> Notebook:
                 continue
             cell |= {"outputs": [], "execution_count": None}
         else:
-            text, inside = _outside_solutions("".join(cell["source"]), inside)
+            text, inside = _outside_solutions(ANSWER.sub("", "".join(cell["source"])), inside)
             if not text.strip():
                 continue
             cell["source"] = text
