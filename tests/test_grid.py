@@ -61,7 +61,8 @@ OF_THE_RISK = ("risk", "where", "alpha", "average", "worst", "scope", "space", "
 # do at the scale cpu.
 GROUPS = ("real_groups", "real_groups_rates", "real_groups_curves", "real_groups_cifar10", "real_groups_cifar10_rates")
 OWN_RATES = (*GROUPS, "rates")
-AROUND = {"real_groups_curves": "real_groups"}  # a grid whose arms move one setting of another's
+# A grid whose arms move one setting of another's.
+AROUND = {"real_groups_curves": "real_groups", "rates_mass": "rates", "single_step": "rates_1"}
 
 
 @pytest.mark.parametrize("name", grid.names())

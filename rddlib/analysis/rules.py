@@ -44,8 +44,8 @@ FALL = 0.2  # share of ln(n_classes) by which the cross-entropy of an old record
 # 2.56 % of the time (at most 2.75 % by Bonferroni); alone, it finds a point with power .98 at a paired spread of .70.
 LOOKS = {5: 0.005, 10: 0.0225}
 ONE_LOOK = {8: 0.025}  # the same for one image a class
-# Scale -> (alpha, weight of the average, weight of the largest) of the terms whose image rate was chosen there. Each arm
-# must have a rate of its own; one that has borrowed another's decides nothing.
+# Scale -> (alpha, weight of the average, weight of the largest) of the terms whose image rate was chosen there. Each
+# arm must have a rate of its own; one that has borrowed another's decides nothing.
 RATED = {"cpu": {(0.8, 1.0, 1.0)}}
 
 
