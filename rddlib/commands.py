@@ -330,7 +330,7 @@ def grid(
     counts = ", ".join(f"{n} {state}" for state, n in tally.counts.items())
     print(f"{' '.join(grid)}, {scale}: {len(wanted)} experiments, {counts}")
     print(f"to run: {len(todo)}, cost {tally.price()} in all, {jobs} side by side")
-    runs.check((job.experiment for job in todo), at.data_root)
+    runs.check((job.experiment for job in todo), at.data_root, unknown=True)
     if dry_run or not todo:
         for job in scheduler.queue:
             cost = ledger.cost(job)

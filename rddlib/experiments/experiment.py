@@ -181,18 +181,27 @@ def run(
 
 
 def check(
-    experiments: Iterable[Experiment], data_root: str | Path | None = None, begun: SyntheticSet | None = None
+    experiments: Iterable[Experiment],
+    data_root: str | Path | None = None,
+    begun: SyntheticSet | None = None,
+    unknown: bool = False,
 ) -> None:
     """Raise what `run` would refuse of the settings: SettingError, and DataError for the user's own data.
 
-    Each data set is read once. Where one that has a name is not here, only the name is checked.
+    Each data set is read once. Where one that has a name is not here, only the name is checked; with `unknown` not even
+    that, because the packs of another machine have names that are not known here.
     """
     on_same: dict[tuple[Any, ...], list[Experiment]] = {}
     for experiment in experiments:
         on_same.setdefault(_asked(experiment, data_root), []).append(experiment)
     for same in on_same.values():
         name = same[0].dataset
-        sources.check_name(base_name(name), datasets.data_root(data_root))
+        try:
+            sources.check_name(base_name(name), datasets.data_root(data_root))
+        except SettingError:
+            if unknown:
+                continue
+            raise
         try:
             data = load_data(same[0], root=data_root)
         except DataError:
