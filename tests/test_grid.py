@@ -62,7 +62,7 @@ OF_THE_RISK = ("risk", "where", "alpha", "average", "worst", "scope", "space", "
 GROUPS = ("real_groups", "real_groups_rates", "real_groups_curves", "real_groups_cifar10", "real_groups_cifar10_rates")
 OWN_RATES = (*GROUPS, "rates")
 # A grid whose arms move one setting of another's.
-AROUND = {"real_groups_curves": "real_groups", "rates_mass": "rates", "single_step": "rates_1"}
+AROUND = {"real_groups_curves": "real_groups", "rates_mass": "rates", "again_1": "rates_1"}
 
 
 @pytest.mark.parametrize("name", grid.names())
