@@ -36,6 +36,7 @@ def words(source: str) -> dict:
 
 PAGE = {
     "cells": [
+        words("**Question.** Why?\n\n**Answer.** Told.\n\n* At once.\n\n**Rests on.** Runs.\n\n**Predict.** What?"),
         words("# Title\n\n```{exercise} By hand\n:label: ex-a\nWhat is it?\n```\n"
               "\n```{solution} ex-a\n:class: dropdown\nForty-two.\n```\nBetween."),
         words("```{exercise-start}\n:label: ex-b\n```\nFill the gap.\n```{exercise-end}\n```"),
@@ -52,9 +53,20 @@ PAGE = {
 def test_a_student_sees_exercises_and_gaps_and_no_solution() -> None:
     made = classroom.without_solutions(PAGE)
     said = text_of(made)
-    for kept in ("# Title", "What is it?", "Between.", "Fill the gap.", "x = ...", "check(x)", "After.", "y = 1"):
+    for kept in (
+        "**Question.** Why?\n\n**Rests on.** Runs.",
+        "**Predict.** What?",
+        "# Title",
+        "What is it?",
+        "Between.",
+        "Fill the gap.",
+        "x = ...",
+        "check(x)",
+        "After.",
+        "y = 1",
+    ):
         assert kept in said
-    for gone in ("Forty-two", "It is so", "x = 42", "Because", "```{"):
+    for gone in ("Told", "At once", "Forty-two", "It is so", "x = 42", "Because", "```{"):
         assert gone not in said
     assert all(c["outputs"] == [] for c in made["cells"] if c["cell_type"] == "code")
 
@@ -71,6 +83,7 @@ def test_no_solution_of_the_book_reaches_a_student(path: Path) -> None:
     whole, said = text_of(notebook), text_of(classroom.without_solutions(notebook))
     labels = re.findall(r"```\{exercise(?:-start)?\}[^\n]*\n:label: (\S+)", whole)
     assert labels and all(f"**Exercise {label}.**" in said for label in labels)
+    assert "**Answer.**" not in said
     assert "solution" not in re.findall(r"\{(\w+)", said)
     worked = re.compile(r"```\{solution(?:-start)?\} \S+\n:class: dropdown\n(?:```\n)?([^\n`][^\n]+)")
     solutions = [text for c in notebook["cells"] for text in worked.findall("".join(c["source"]))]

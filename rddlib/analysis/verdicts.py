@@ -27,7 +27,8 @@ LOOKED_AT = ("accuracy", "cluster_min")
 GATES = {"cpu": (("gate/control", "gate/untrained"), ("gate_1/control", "gate_1/untrained"))}
 # What a run shares with those of the gate, or the gate says nothing about it: its method, data and length of the loop.
 OF_THE_GATE = ("method", "dataset", "size", "ipc", "network", "width", "outer_steps", "inner_steps", "net_steps")
-TERM = {"alpha": 0.8, "average": 1.0, "worst": 1.0}  # of the paper, and of what does not say: see rules.RATED
+# What tells one term from another in rules.RATED, and the paper's values, which a record without them has.
+TERM = {"alpha": 0.8, "average": 1.0, "worst": 1.0}
 LARGE = ("gpu", "paper")  # scales that need data or a machine that a laptop lacks
 
 

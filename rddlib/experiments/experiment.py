@@ -188,8 +188,9 @@ def check(
 ) -> None:
     """Raise what `run` would refuse of the settings: SettingError, and DataError for the user's own data.
 
-    Each data set is read once. Where one that has a name is not here, only the name is checked; with `unknown` not even
-    that, because the packs of another machine have names that are not known here.
+    Where a data set that has a name is not here, only the name is checked; with `unknown` not even that, because the
+    packs of another machine have names that are not known here. `begun`: the set that they begin from, as in `run`.
+    Cost: each data set is read once.
     """
     on_same: dict[tuple[Any, ...], list[Experiment]] = {}
     for experiment in experiments:

@@ -1,8 +1,8 @@
 """The numbers of each scale: what a data set, a method and a budget ask for. Any of them can be set by hand.
 
 smoke: digits, seconds on two cores. laptop: minutes on two cores, a short loop. cpu: IDC's inner loop whole, so that
-the loop's network learns; narrow networks, six outer steps. gpu: the paper's networks and data, a
-shorter outer loop. paper: the full published protocol (IDC, DC, DSA, DM, GLaD as the released code of each runs it).
+the loop's network learns; narrow networks, six outer steps. gpu: the paper's networks and data, a shorter outer loop.
+paper: the full published protocol (IDC, DC, DSA, DM, GLaD as the released code of each runs it).
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ SIAMESE = ("dc", "dsa", "dm", "glad")  # one image a tile, DSA's augmentation, n
 
 # Widths for the short scales: a training step takes about as long as that of a ConvNet of 32 channels.
 NARROW = {"resnet10": 8, "resnetap10": 8, "resnet18": 8, "resnetap18": 8, "vgg11": 16, "vit": 32}
-# IDC at the short scales. `cpu` has its inner loop whole: 100 steps, and for its 32 updates of 64
-# images the paper's batch, 8 of 256. The image rate of
-# laptop and cpu was chosen at ten images a class, and follows their number as IDC's own does.
+# IDC at the short scales. `cpu` has its inner loop whole: 100 steps, and for its 32 updates of 64 images the paper's
+# batch, 8 of 256. The image rate of laptop and cpu was chosen at ten images a class, and follows their number as IDC's
+# own does.
 SHORT: dict[str, dict[str, Any]] = {
     "smoke": {"outer_steps": 3, "inner_steps": 10, "net_steps": 1, "lr_image": 0.02,
               "eval_steps": 120, "eval_seeds": 2, "batch_real": 32, "net_batch": 128, "factor": 1, "ipc": 1},
