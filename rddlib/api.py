@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .base import SettingError
+from .base import SettingError, check_type
 from .data.dataset import DataSet
 from .data.dataset import load as load_dataset
 from .distillation import distill as loop
@@ -23,6 +23,8 @@ from .experiments.records import Record, Store
 
 __all__ = ["distill", "evaluate", "load_dataset", "run"]
 
+LOADED = "a DataSet, as load_dataset returns"
+
 
 def distill(data: DataSet, scale: str = "smoke", on_images: OnImages | None = None, **settings: Any) -> SyntheticSet:
     """Distil a data set, on its device, and return the synthetic images as a record has them: rounded to 256 levels.
@@ -33,6 +35,7 @@ def distill(data: DataSet, scale: str = "smoke", on_images: OnImages | None = No
     the start. Nothing is written; for runs that are recorded and can be stopped and resumed use `run`. Raises
     SettingError for a setting that is unknown, out of range, or does not fit the data.
     """
+    check_type("data", data, DataSet, LOADED)
     if unknown := sorted(set(settings) - set(DistillSettings.declared())):
         raise SettingError(unknown[0], settings[unknown[0]], "a setting of the distillation")
     chosen = fitted(Experiment.preset(scale, **({"dataset": data.name} | settings)), Content.of(data))
@@ -52,6 +55,7 @@ def evaluate(images: SyntheticSet | Tensor, data: DataSet, labels: Tensor | None
     one entry a training, accuracies in per cent: `accuracy`, `cluster_min` (worst k-means group), `class_min`, shifts.
     Raises SettingError for unknown settings, images of another size, order or range, and labels that do not fit.
     """
+    check_type("data", data, DataSet, LOADED)
     scale = settings.pop("scale", "smoke")
     seed: int = Experiment.checked({"seed": settings.pop("seed", 0)})["seed"]
     if unknown := [name for name in settings if not name.startswith("eval_")]:
@@ -65,8 +69,10 @@ def evaluate(images: SyntheticSet | Tensor, data: DataSet, labels: Tensor | None
             raise SettingError("labels", tuple(labels.shape), "None beside a SyntheticSet, which has its own")
         factor = images.factor
         images, labels = images.decoded()
+    check_type("images", images, Tensor, "a SyntheticSet, or a tensor")
     if labels is None:
         raise SettingError("labels", None, f"one for each of {len(images)} images")
+    check_type("labels", labels, Tensor, "a tensor")
     judge.check_images(images, labels, data)
     images, labels = (t.to(data.train_images.device) for t in (images, labels))
     chosen = fitted(Experiment.preset(scale, dataset=data.name, **settings), Content.of(data))
@@ -79,4 +85,5 @@ def run(experiment: Experiment, store: Store | str | Path | None = None, **chang
     `changes`: fields that are to differ, as in ``run(Experiment.preset("smoke"), seed=3)``. Errors as
     `rddlib.experiments.experiment.run`.
     """
+    check_type("experiment", experiment, Experiment, "an Experiment, as Experiment.preset returns")
     return runs.run(replace(experiment, **changes), Store.of(store))

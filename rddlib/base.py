@@ -61,6 +61,12 @@ def check_choice(name: str, value: object, choices: Collection[str]) -> None:
         raise SettingError(name, value, f"one of {', '.join(choices)}")
 
 
+def check_type(name: str, value: object, kind: type, allowed: str) -> None:
+    """Raise SettingError, with the type of `value`, unless it is of this class: library calls are not typed by all."""
+    if not isinstance(value, kind):
+        raise SettingError(name, type(value).__name__, allowed)
+
+
 class DataError(RuntimeError):
     """Data that is missing or damaged. The message names the file, what is wrong, and what to do."""
 

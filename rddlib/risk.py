@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
-from .base import SettingError, Settings, check_choice, setting
+from .base import SettingError, Settings, check_choice, check_type, setting
 
 Tail = Literal["upper", "lower"]
 TAILS = get_args(Tail)
@@ -262,6 +262,8 @@ def _checked(losses: Tensor, alpha: float, tail: str, groups: Tensor | None = No
     """The losses, at least float32, after the checks that cost no look at the data."""
     RiskTerm.checked({"alpha": alpha, "tail": tail})
     losses = _floats(losses)
+    if groups is not None:
+        check_type("groups", groups, Tensor, "a tensor")
     if groups is not None and (groups.dtype != torch.int64 or groups.shape != losses.shape):
         raise SettingError("groups", (groups.dtype, tuple(groups.shape)), "int64, shaped as the losses")
     if isinstance(n_groups, bool) or not isinstance(n_groups, int) or n_groups < 1:
@@ -270,7 +272,8 @@ def _checked(losses: Tensor, alpha: float, tail: str, groups: Tensor | None = No
 
 
 def _floats(losses: Tensor) -> Tensor:
-    """The losses, at least float32; SettingError unless they are floats of shape (n,)."""
+    """The losses, at least float32; SettingError unless they are a tensor of floats of shape (n,)."""
+    check_type("losses", losses, Tensor, "a tensor")
     if losses.dim() != 1 or not losses.is_floating_point() or not 0 < len(losses) < 2**31:
         raise SettingError("losses", (losses.dtype, tuple(losses.shape)), "floats of shape (n,), 1 <= n < 2^31")
     return losses.float() if losses.dtype in (torch.float16, torch.bfloat16) else losses

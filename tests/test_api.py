@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -87,6 +89,29 @@ def test_what_does_not_fit_is_refused() -> None:
         rddlib.evaluate(torch.zeros(3, 1, 8, 8), data, torch.zeros(3).long(), width=3)
     with pytest.raises(SettingError, match="seed"):
         rddlib.evaluate(torch.zeros(3, 1, 8, 8), data, torch.zeros(3).long(), seed=0.5)
+
+
+ONES, CLASSES = torch.ones(10, 1, 8, 8), torch.arange(10)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda data: rddlib.load_dataset(5), "name = 'int'"),
+        (lambda data: rddlib.load_dataset("digits", size="32"), "size = '32'"),
+        (lambda data: rddlib.distill("digits"), "data = 'str': allowed is a DataSet"),
+        (lambda data: rddlib.evaluate(ONES, "digits", CLASSES), "data = 'str': allowed is a DataSet"),
+        (lambda data: rddlib.evaluate(ONES.numpy(), data, CLASSES), "images = 'ndarray'"),
+        (lambda data: rddlib.evaluate(ONES, data, list(range(10))), "labels = 'list'"),
+        (lambda data: rddlib.run("smoke"), "experiment = 'str': allowed is an Experiment"),
+        (lambda data: rddlib.cvar([1.0, 2.0], 0.5), "losses = 'list': allowed is a tensor"),
+        (lambda data: rddlib.group_cvar(torch.ones(2), [0, 1], 2, 0.5), "groups = 'list': allowed is a tensor"),
+        (lambda data: rddlib.robust_loss(np.ones(2), CLASSES, 2, rddlib.RiskTerm()), "losses = 'ndarray'"),
+    ],
+)
+def test_an_argument_of_another_type_is_named(call: Callable[[rddlib.DataSet], object], words: str) -> None:
+    with pytest.raises(SettingError, match=f"^{words}"):
+        call(rddlib.load_dataset("digits"))
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..base import SettingError, digest, home, numpy_generator
+from ..base import SettingError, check_type, digest, home, numpy_generator
 from . import looks, sources
 
 # Channel statistics as the field uses them (IDC data.py; the std is the mean of per-image stds).
@@ -159,8 +159,9 @@ def load(
     Raises SettingError for an unknown name or limit, DataError for missing or damaged data. Cost on one core, packs:
     CIFAR-10 1 s, 184 MB (peak 0.5 GB); Imagenette at 64 px 7 s, 165 MB (peak 1.2 GB).
     """
+    check_type("name", name, str, "the name of a data set, a text")
     for key, value in {"size": size, "train_limit": train_limit, "test_limit": test_limit}.items():
-        if value is not None and value < 1:
+        if value is not None and (not isinstance(value, int | np.integer) or value < 1):
             raise SettingError(key, value, "an integer of at least 1")
     recipe = looks.recipe(name)
     if recipe is not None:
