@@ -63,6 +63,14 @@ def test_the_best_rate_is_chosen_over_both_seeds_and_an_end_is_said() -> None:
     assert mechanism.chosen_rates(mechanism.rates(tidy(equal))).loc["control"].tolist() == [0.02, 48, 3, True]
 
 
+def test_the_table_of_rates_has_a_gap_where_none_was_tried() -> None:
+    records = [run(40 + i, risk="upper", lr_image=rate, seed=100) for i, rate in enumerate((0.02, 0.05, 0.15, 0.005))]
+    records += [run(30, risk="lower", lr_image=0.02, seed=seed) for seed in (100, 101)]
+    shown = mechanism.rates_table(mechanism.rates(tidy(records)))
+    assert shown.loc["upper, 10 groups"].tolist() == ["43.00", "40.00", "41.00", "42.00", 0.005, False]
+    assert shown.loc["lower, 10 groups"].tolist() == ["", "30.00", "", "", 0.02, False]
+
+
 def test_a_history_is_a_table_of_arms_steps_and_quantities() -> None:
     records = [run(47, 0.5), run(46, 0.29, risk="upper"), run(45, None, net_steps=0)]
     history = mechanism.with_arms(histories(records))

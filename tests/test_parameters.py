@@ -36,6 +36,7 @@ CHANGED: dict[str, dict[str, object]] = {
     "26_fair_test": {"grid": "sanity", "scale": "smoke"},
     "27_real_groups": {"seeds": 3},
     "28_losing_a_group": {"seed": 1},
+    "29_one_image": {"rates": "sanity", "scale": "smoke"},
     "23_kip": {"points": [1], "seeds": 1, "steps": 2, "batch": 50, "zca": False, "depth": 2},
 }
 READERS = {
@@ -86,6 +87,7 @@ MISTYPED: list[tuple[str, dict[str, object]]] = [
     ("25_time_to_accuracy", {"dataset": "cifra10"}),
     ("26_fair_test", {"grid": "fair"}),
     ("27_real_groups", {"scale": "huge"}),
+    ("29_one_image", {"gate": "gate_2"}),
     ("41_figure3_same_start", {"method": "icd"}),
     ("43_figures5_8_galleries", {"method": "icd"}),
     ("44_power", {"dataset": "cifra10"}),

@@ -24,7 +24,7 @@ from rddlib.base import SettingError
 from rddlib.experiments import provenance
 from rddlib.experiments.experiment import Experiment
 from rddlib.experiments.records import Record, Store
-from rddlib.stats import Interval
+from rddlib.stats import Interval, mean_interval
 
 GRID = """
 title = "Two arms"
@@ -340,6 +340,21 @@ def test_what_does_not_fit_a_slider_is_refused() -> None:
         report.slider([], 2, ["a", "b"], [], "alt")
     with pytest.raises(SettingError, match="frames"):
         report.slider([frame], 3, ["a", "b"], ["0"], "alt")
+
+
+def test_a_row_of_differences_shows_every_seed_the_mean_and_the_paper() -> None:
+    _, axes = plt.subplots()
+    report.paired_row(axes, 2, [1.0, 2.0, 6.0], "red", paper=1.1)
+    seeds, mean, *_, cross = axes.lines
+    assert list(seeds.get_xdata()) == [1, 2, 6]
+    assert (list(mean.get_xdata()), list(cross.get_xdata())) == ([3], [1.1])
+    (bar,) = axes.containers[0].lines[2]
+    low, high = bar.get_segments()[0][:, 0]
+    told = mean_interval([1.0, 2.0, 6.0])
+    assert (low, high) == pytest.approx((told.low, told.high))
+    report.paired_row(axes, 1, [4.0], "red")  # one seed has no interval
+    assert len(axes.containers) == 1
+    plt.close()
 
 
 def test_tests_are_named_in_words_on_either_side_of_a_table() -> None:

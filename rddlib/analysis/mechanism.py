@@ -71,6 +71,17 @@ def chosen_rates(trials: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index", columns=["lr_image", "value", "trials", "inside"])
 
 
+def rates_table(trials: pd.DataFrame) -> pd.DataFrame:
+    """The accuracy of every arm at every image rate as text, beside the rate that is chosen and whether it lies inside.
+
+    `trials` as from `rates`; the accuracies are means over seeds.
+    """
+    wide = trials.pivot_table(index="arm", columns="lr_image", values="value")
+    chosen = chosen_rates(trials)[["lr_image", "inside"]].rename(columns={"lr_image": "chosen"})
+    shown = wide.map("{:.2f}".format, na_action="ignore").fillna("")
+    return shown.join(chosen).rename_axis(index=None, columns="image rate")
+
+
 def detail(images: Tensor) -> float:
     """Share of the variance of images that lies above a quarter of a cycle a pixel, averaged over images and channels.
 

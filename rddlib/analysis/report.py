@@ -458,6 +458,20 @@ def dots(axes: Axes, rows: pd.DataFrame, arms: Sequence[str], test: str) -> None
     axes.set_xlabel(f"{words_of_test(test)} (%)")
 
 
+def paired_row(axes: Axes, y: float, values: Sequence[float], colour: str, paper: float | None = None) -> None:
+    """A row of a figure of differences: a dot a seed and, below them, the mean with its interval.
+
+    `values`: one a distillation seed; fewer than two have no interval. `paper`: its gain, a cross.
+    """
+    axes.plot(values, np.full(len(values), y - 0.22), "o", ms=4, color=colour, alpha=0.5)
+    if len(values) > 1:
+        own = mean_interval(values)
+        span = [[own.mean - own.low], [own.high - own.mean]]
+        axes.errorbar(own.mean, y, xerr=span, fmt="o", color=colour, capsize=3)
+    if paper is not None:
+        axes.plot(paper, y, "x", color=COLOURS[-1], ms=8, mew=2)
+
+
 def difference_map(one: Tensor, other: Tensor, factor: float) -> Tensor:
     """`other` less `one`, `factor` times, on mid grey: float64 of their shape, clipped to [0, 1].
 
