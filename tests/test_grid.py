@@ -56,13 +56,19 @@ def test_every_grid_of_the_book_can_be_made_of_experiments(name: str) -> None:
         assert len({job.key for job in jobs}) == len(jobs)
 
 
-OF_THE_RISK = ("risk", "where", "alpha", "average", "worst", "scope", "space", "centres_in_all", "groups_from")
+OF_THE_RISK = {"risk", "where", "alpha", "average", "worst", "scope", "space"}
+OF_THE_RISK |= {"centres_in_all", "groups_from", "divide_loss"}
 # Grids in which one procedure chose each arm's image rate, so that an arm and its control have each its own; all grids
 # do at the scale cpu.
 GROUPS = ("real_groups", "real_groups_rates", "real_groups_curves", "real_groups_cifar10", "real_groups_cifar10_rates")
 OWN_RATES = (*GROUPS, "rates")
 # A grid whose arms move one setting of another's.
-AROUND = {"real_groups_curves": "real_groups", "rates_mass": "rates", "again_1": "rates_1"}
+AROUND = {
+    "real_groups_curves": "real_groups",
+    "rates_mass": "rates",
+    "step_length": "rates",
+    "again_1": "rates_1",
+}
 
 
 @pytest.mark.parametrize("name", grid.names())
