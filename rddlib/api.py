@@ -53,7 +53,7 @@ def evaluate(images: SyntheticSet | Tensor, data: DataSet, labels: Tensor | None
     float (N, n_classes), a distribution a row. `settings`: fields of
     an Experiment that begin with ``eval_``, and ``scale`` (default smoke) and ``seed`` (default 0). Returns lists with
     one entry a training, accuracies in per cent: `accuracy`, `cluster_min` (worst k-means group), `class_min`, shifts.
-    Raises SettingError for unknown settings, images of another size, order or range, and labels that do not fit.
+    Raises SettingError for unknown settings, images of another type, size, order or range, and labels that do not fit.
     """
     check_type("data", data, DataSet, LOADED)
     scale = settings.pop("scale", "smoke")

@@ -264,8 +264,8 @@ def _checked(losses: Tensor, alpha: float, tail: str, groups: Tensor | None = No
     losses = _floats(losses)
     if groups is not None:
         check_type("groups", groups, Tensor, "a tensor")
-    if groups is not None and (groups.dtype != torch.int64 or groups.shape != losses.shape):
-        raise SettingError("groups", (groups.dtype, tuple(groups.shape)), "int64, shaped as the losses")
+        if groups.dtype != torch.int64 or groups.shape != losses.shape:
+            raise SettingError("groups", (groups.dtype, tuple(groups.shape)), "int64, shaped as the losses")
     if isinstance(n_groups, bool) or not isinstance(n_groups, int) or n_groups < 1:
         raise SettingError("n_groups", n_groups, "an int of at least 1")
     return losses

@@ -99,6 +99,7 @@ ONES, CLASSES = torch.ones(10, 1, 8, 8), torch.arange(10)
     [
         (lambda data: rddlib.load_dataset(5), "name = 'int'"),
         (lambda data: rddlib.load_dataset("digits", size="32"), "size = '32'"),
+        (lambda data: rddlib.load_dataset("digits", train_limit=True), "train_limit = True"),
         (lambda data: rddlib.distill("digits"), "data = 'str': allowed is a DataSet"),
         (lambda data: rddlib.evaluate(ONES, "digits", CLASSES), "data = 'str': allowed is a DataSet"),
         (lambda data: rddlib.evaluate(ONES.numpy(), data, CLASSES), "images = 'ndarray'"),

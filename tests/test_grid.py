@@ -56,8 +56,10 @@ def test_every_grid_of_the_book_can_be_made_of_experiments(name: str) -> None:
         assert len({job.key for job in jobs}) == len(jobs)
 
 
-OF_THE_RISK = {"risk", "where", "alpha", "average", "worst", "scope", "space"}
-OF_THE_RISK |= {"centres_in_all", "groups_from", "divide_loss"}
+OF_THE_RISK = {
+    *("risk", "where", "alpha", "average", "worst", "divide_loss"),
+    *("scope", "space", "centres_in_all", "groups_from"),
+}
 # Grids in which one procedure chose each arm's image rate, so that an arm and its control have each its own; all grids
 # do at the scale cpu.
 GROUPS = ("real_groups", "real_groups_rates", "real_groups_curves", "real_groups_cifar10", "real_groups_cifar10_rates")

@@ -461,7 +461,8 @@ def dots(axes: Axes, rows: pd.DataFrame, arms: Sequence[str], test: str) -> None
 def paired_row(axes: Axes, y: float, values: Sequence[float], colour: str, paper: float | None = None) -> None:
     """A row of a figure of differences: a dot a seed and, below them, the mean with its interval.
 
-    `values`: one a distillation seed; fewer than two have no interval. `paper`: its gain, a cross.
+    `y`: where the mean stands. `values`: points, one a distillation seed; fewer than two have no interval. `paper`: its
+    gain, a cross.
     """
     axes.plot(values, np.full(len(values), y - 0.22), "o", ms=4, color=colour, alpha=0.5)
     if len(values) > 1:

@@ -156,12 +156,12 @@ def load(
     `train_limit`, `test_limit`: keep that many images, the same number of each class, drawn with a fixed seed.
     `held_out`: test on that share of the training part instead (`DataSet.validation`). What `looks` makes is made of
     what these leave: a limit counts images before each test image gets its two looks, held-out ones get both too.
-    Raises SettingError for an unknown name or limit, DataError for missing or damaged data. Cost on one core, packs:
-    CIFAR-10 1 s, 184 MB (peak 0.5 GB); Imagenette at 64 px 7 s, 165 MB (peak 1.2 GB).
+    Raises SettingError for an unknown name, size or limit, DataError for missing or damaged data. Cost on one core,
+    packs: CIFAR-10 1 s, 184 MB (peak 0.5 GB); Imagenette at 64 px 7 s, 165 MB (peak 1.2 GB).
     """
     check_type("name", name, str, "the name of a data set, a text")
     for key, value in {"size": size, "train_limit": train_limit, "test_limit": test_limit}.items():
-        if value is not None and (not isinstance(value, int | np.integer) or value < 1):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1):
             raise SettingError(key, value, "an integer of at least 1")
     recipe = looks.recipe(name)
     if recipe is not None:
