@@ -104,7 +104,7 @@ class RiskSettings(TermWeights):
         0.0, "step of group DRO's running weights, whose weighted mean stands for the largest; 0: the largest", low=0
     )
     divide_loss: bool = setting(
-        False, "divide the network's loss by 1 + average + worst: the term turns the step and does not lengthen it"
+        False, "divide the network's loss by 1 + average + worst: the weights no longer lengthen the step"
     )
     groups_from: Literal["nearest", "labels", "found"] = setting(
         "nearest",
